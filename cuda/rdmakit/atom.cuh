@@ -1,0 +1,281 @@
+// rdmakit/atom.cuh — memory operations with an order and a scope, MMIO, warp collectives: every line of PTX in the
+// project, each next to its host twin.
+// Layer: atom (leans on config). Source: PTX ISA 8.x, "Memory Consistency Model", "ld", "st", "fence", "atom".
+#pragma once
+#include "config.cuh"
+#if !RDMAKIT_GPU
+#include "cost.cuh"
+#endif
+
+namespace rdmakit {
+
+#if RDMAKIT_GPU
+#define RDMAKIT_BY_SCOPE(S, STATEMENT_CTA, STATEMENT_GPU, STATEMENT_SYS) \
+    if constexpr (S == Scope::cta) { STATEMENT_CTA; }                    \
+    else if constexpr (S == Scope::gpu) { STATEMENT_GPU; }               \
+    else { STATEMENT_SYS; }
+
+// One asm statement for each scope and width, so the text of an instruction stands in one place.
+#define RDMAKIT_LD(ORDER, TYPE, REG, OUT, P)                                                        \
+    RDMAKIT_BY_SCOPE(S, asm volatile("ld." ORDER ".cta." TYPE " %0, [%1];" : REG(OUT) : "l"(P) : "memory"), \
+                     asm volatile("ld." ORDER ".gpu." TYPE " %0, [%1];" : REG(OUT) : "l"(P) : "memory"),    \
+                     asm volatile("ld." ORDER ".sys." TYPE " %0, [%1];" : REG(OUT) : "l"(P) : "memory"))
+#define RDMAKIT_ST(ORDER, TYPE, REG, P, V)                                                          \
+    RDMAKIT_BY_SCOPE(S, asm volatile("st." ORDER ".cta." TYPE " [%0], %1;" ::"l"(P), REG(V) : "memory"), \
+                     asm volatile("st." ORDER ".gpu." TYPE " [%0], %1;" ::"l"(P), REG(V) : "memory"),    \
+                     asm volatile("st." ORDER ".sys." TYPE " [%0], %1;" ::"l"(P), REG(V) : "memory"))
+#define RDMAKIT_ATOM(OP, TYPE, REG_OUT, REG, OUT, P, V)                                                       \
+    RDMAKIT_BY_SCOPE(S, asm volatile("atom." OP(cta) TYPE " %0, [%1], %2;" : REG_OUT(OUT) : "l"(P), REG(V) : "memory"), \
+                     asm volatile("atom." OP(gpu) TYPE " %0, [%1], %2;" : REG_OUT(OUT) : "l"(P), REG(V) : "memory"),    \
+                     asm volatile("atom." OP(sys) TYPE " %0, [%1], %2;" : REG_OUT(OUT) : "l"(P), REG(V) : "memory"))
+#define RDMAKIT_ADD(SCOPE) "relaxed." #SCOPE ".add."
+#define RDMAKIT_MAX(SCOPE) "relaxed." #SCOPE ".max."
+#define RDMAKIT_SWAP(SCOPE) "acq_rel." #SCOPE ".exch."
+#define RDMAKIT_CAS(T, TYPE, REG_OUT, REG)                                                                                                \
+    RDMAKIT_BY_SCOPE(S, asm volatile("atom.acq_rel.cta.cas." TYPE " %0, [%1], %2, %3;" : REG_OUT(old) : "l"(p), REG(expected), REG(desired) : "memory"), \
+                     asm volatile("atom.acq_rel.gpu.cas." TYPE " %0, [%1], %2, %3;" : REG_OUT(old) : "l"(p), REG(expected), REG(desired) : "memory"),    \
+                     asm volatile("atom.acq_rel.sys.cas." TYPE " %0, [%1], %2, %3;" : REG_OUT(old) : "l"(p), REG(expected), REG(desired) : "memory"))
+#else
+namespace host {
+// The twins. One OS thread runs the whole world, so a plain access is atomic; what remains is when others see it.
+template <class T> T load(const T* p) {
+    T value;
+#if RDMAKIT_POLICY == RDMAKIT_EXPLORE
+    cpu::self().api->load_own(&cpu::self(), p, &value, sizeof(T));
+#else
+    if constexpr (std::is_scalar_v<T>) value = *static_cast<const volatile T*>(p);
+    else value = *p;
+#endif
+    return value;
+}
+template <class T> void store_now(T* p, T value) {
+    if constexpr (std::is_scalar_v<T>) *static_cast<volatile T*>(p) = value;
+    else *p = value;
+    cpu::written(p, sizeof(T));
+}
+template <class T> void store_plain(T* p, T value) {
+#if RDMAKIT_POLICY == RDMAKIT_EXPLORE
+    cpu::self().api->store_late(&cpu::self(), p, &value, sizeof(T));
+#else
+    store_now(p, value);
+#endif
+}
+// Explore: pending stores of this fibre become visible, all of them or those that touch [p, p + bytes).
+inline void drain([[maybe_unused]] const void* p = nullptr, [[maybe_unused]] u32 bytes = 0) {
+#if RDMAKIT_POLICY == RDMAKIT_EXPLORE
+    cpu::self().api->drain(&cpu::self(), p, bytes);
+#endif
+}
+}  // namespace host
+#endif
+
+// ---- loads ------------------------------------------------------------------------------------------------------
+template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T load_relaxed(const T* p) {
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8, "ordered accesses are 4 or 8 bytes");
+#if RDMAKIT_GPU
+    if constexpr (sizeof(T) == 4) {
+        u32 v;
+        RDMAKIT_LD("relaxed", "u32", "=r", v, p);
+        return static_cast<T>(v);
+    } else {
+        u64 v;
+        RDMAKIT_LD("relaxed", "u64", "=l", v, p);
+        return static_cast<T>(v);
+    }
+#else
+    cpu::step(cost::kLoad);
+    return host::load(p);
+#endif
+}
+template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T load_acquire(const T* p) {
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8, "ordered accesses are 4 or 8 bytes");
+#if RDMAKIT_GPU
+    if constexpr (sizeof(T) == 4) {
+        u32 v;
+        RDMAKIT_LD("acquire", "u32", "=r", v, p);
+        return static_cast<T>(v);
+    } else {
+        u64 v;
+        RDMAKIT_LD("acquire", "u64", "=l", v, p);
+        return static_cast<T>(v);
+    }
+#else
+    cpu::step(cost::kLoad);
+    return host::load(p);
+#endif
+}
+
+// ---- stores -----------------------------------------------------------------------------------------------------
+template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE void store_relaxed(T* p, T value) {
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8, "ordered accesses are 4 or 8 bytes");
+#if RDMAKIT_GPU
+    if constexpr (sizeof(T) == 4) {
+        RDMAKIT_ST("relaxed", "u32", "r", p, static_cast<u32>(value));
+    } else {
+        RDMAKIT_ST("relaxed", "u64", "l", p, static_cast<u64>(value));
+    }
+#else
+    cpu::step(cost::kStore);
+    host::store_plain(p, value);
+#endif
+}
+template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE void store_release(T* p, T value) {
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8, "ordered accesses are 4 or 8 bytes");
+#if RDMAKIT_GPU
+    if constexpr (sizeof(T) == 4) {
+        RDMAKIT_ST("release", "u32", "r", p, static_cast<u32>(value));
+    } else {
+        RDMAKIT_ST("release", "u64", "l", p, static_cast<u64>(value));
+    }
+#else
+    cpu::step(cost::kStore + (S == Scope::cta ? cost::kFenceCta : S == Scope::gpu ? cost::kFenceGpu : cost::kFenceSys));
+    host::drain();
+    host::store_now(p, value);
+#endif
+}
+// One segment of a WQE: a plain (weak) store. Only the fence before the doorbell orders it.
+RDMAKIT_DEVICE void store_segment(void* p, const Vec16& v) {
+#if RDMAKIT_GPU
+    asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)), "r"(v.w[0]),
+                 "r"(v.w[1]), "r"(v.w[2]), "r"(v.w[3])
+                 : "memory");
+#else
+    cpu::step(cost::kStore);
+    host::store_plain(static_cast<Vec16*>(p), v);
+#endif
+}
+
+// ---- fences -----------------------------------------------------------------------------------------------------
+// Orders everything before it against everything after it, for observers within the scope.
+template <Scope S> RDMAKIT_DEVICE void fence() {
+#if RDMAKIT_GPU
+    RDMAKIT_BY_SCOPE(S, asm volatile("fence.acq_rel.cta;" ::: "memory"),
+                     asm volatile("fence.acq_rel.gpu;" ::: "memory"), asm volatile("fence.acq_rel.sys;" ::: "memory"))
+#else
+    cpu::step(S == Scope::cta ? cost::kFenceCta : S == Scope::gpu ? cost::kFenceGpu : cost::kFenceSys);
+    host::drain();
+#endif
+}
+
+// ---- read-modify-write ------------------------------------------------------------------------------------------
+template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T fetch_add(T* p, T value) {  // relaxed
+#if RDMAKIT_GPU
+    T old;
+    if constexpr (sizeof(T) == 4) {
+        RDMAKIT_ATOM(RDMAKIT_ADD, "u32", "=r", "r", old, p, value);
+    } else {
+        RDMAKIT_ATOM(RDMAKIT_ADD, "u64", "=l", "l", old, p, value);
+    }
+    return old;
+#else
+    cpu::step(cost::kAtomic);
+    host::drain(p, sizeof(T));
+    const T old = *p;
+    host::store_now(p, static_cast<T>(old + value));
+    return old;
+#endif
+}
+template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T fetch_max(T* p, T value) {  // relaxed, unsigned
+#if RDMAKIT_GPU
+    T old;
+    if constexpr (sizeof(T) == 4) {
+        RDMAKIT_ATOM(RDMAKIT_MAX, "u32", "=r", "r", old, p, value);
+    } else {
+        RDMAKIT_ATOM(RDMAKIT_MAX, "u64", "=l", "l", old, p, value);
+    }
+    return old;
+#else
+    cpu::step(cost::kAtomic);
+    host::drain(p, sizeof(T));
+    const T old = *p;
+    host::store_now(p, larger(old, value));
+    return old;
+#endif
+}
+template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T exchange(T* p, T value) {  // acquire and release
+#if RDMAKIT_GPU
+    T old;
+    if constexpr (sizeof(T) == 4) {
+        RDMAKIT_ATOM(RDMAKIT_SWAP, "b32", "=r", "r", old, p, value);
+    } else {
+        RDMAKIT_ATOM(RDMAKIT_SWAP, "b64", "=l", "l", old, p, value);
+    }
+    return old;
+#else
+    cpu::step(cost::kAtomic);
+    host::drain();
+    const T old = *p;
+    host::store_now(p, value);
+    return old;
+#endif
+}
+template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T compare_swap(T* p, T expected, T desired) {  // acquire, release
+#if RDMAKIT_GPU
+    T old;
+    if constexpr (sizeof(T) == 4) {
+        RDMAKIT_CAS(T, "b32", "=r", "r");
+    } else {
+        RDMAKIT_CAS(T, "b64", "=l", "l");
+    }
+    return old;
+#else
+    cpu::step(cost::kAtomic);
+    host::drain();
+    const T old = *p;
+    if (old == expected) host::store_now(p, desired);
+    return old;
+#endif
+}
+
+// ---- the doorbell register --------------------------------------------------------------------------------------
+// An 8-byte write into the NIC's register page: one transaction, never split, merged or dropped.
+RDMAKIT_DEVICE void mmio_store(u64* reg, u64 value) {
+#if RDMAKIT_GPU
+    asm volatile("st.mmio.relaxed.sys.global.b64 [%0], %1;" ::"l"(__cvta_generic_to_global(reg)), "l"(value) : "memory");
+#else
+    cpu::step(cost::kMmio);
+    cpu::self().api->mmio64(&cpu::self(), reg, value);  // does not wait for plain stores: that is the fence's task
+#endif
+}
+
+// ---- payload ----------------------------------------------------------------------------------------------------
+// Streaming 16-byte accesses: read once, do not displace what L1 holds.
+RDMAKIT_DEVICE Vec16 load_stream(const Vec16* p) {
+#if RDMAKIT_GPU
+    Vec16 v;
+    asm volatile("ld.global.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.w[0]), "=r"(v.w[1]), "=r"(v.w[2]), "=r"(v.w[3])
+                 : "l"(__cvta_generic_to_global(p)) : "memory");
+    return v;
+#else
+    return host::load(p);
+#endif
+}
+RDMAKIT_DEVICE void store_stream(Vec16* p, const Vec16& v) {
+#if RDMAKIT_GPU
+    asm volatile("st.global.L1::no_allocate.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)),
+                 "r"(v.w[0]), "r"(v.w[1]), "r"(v.w[2]), "r"(v.w[3]) : "memory");
+#else
+    host::store_plain(p, v);
+#endif
+}
+
+// ---- time -------------------------------------------------------------------------------------------------------
+RDMAKIT_DEVICE u64 time_ns() {
+#if RDMAKIT_GPU
+    u64 t;
+    asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(t));
+    return t;
+#else
+    return cpu::self().clock_ps / 1000;
+#endif
+}
+RDMAKIT_DEVICE void sleep_ns([[maybe_unused]] u32 ns) {
+#if RDMAKIT_GPU
+    asm volatile("nanosleep.u32 %0;" ::"r"(ns));
+#else
+    cpu::step(static_cast<u64>(ns) * cost::kNanosecond);
+#endif
+}
+
+}  // namespace rdmakit

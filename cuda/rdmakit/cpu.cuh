@@ -1,0 +1,142 @@
+// rdmakit/cpu.cuh — the CPU runner's seam: what device code sees of the fibre that runs it.
+// Layer: beside config, only under g++. The runner itself lives in rdmakit/emu and fills in RunnerApi; device code
+// and runner share nothing else, so a kernel's shared object links against nothing.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <utility>
+
+namespace rdmakit::cpu {
+
+struct Dim3 {
+    u32 x, y, z;
+};
+
+// One address that a parked fibre waits on, with the value that it saw there: like a futex, parking is refused when
+// the value has changed meanwhile, so a wake-up between the look and the sleep cannot be lost.
+struct Watched {
+    const void* address;
+    u64 seen;
+    u32 bytes;  // 4 or 8
+};
+
+// What a report says of a wait: the field's words, not ours.
+struct WaitNote {
+    const char* what;   // "room in the send queue", "credit from the peer", …
+    u64 expected;
+    u32 qpn, peer, channel;
+    Site site;
+};
+
+struct Thread;
+
+struct RunnerApi {
+    void (*yield)(Thread*);
+    bool (*park)(Thread*, const Watched*, int count, const WaitNote&, u64 timeout_ns);  // false: timed out
+    void (*written)(Thread*, const void*, u64 bytes);
+    void (*mmio64)(Thread*, void*, u64);
+    void (*mmio32)(Thread*, void*, u32);
+    void (*barrier)(Thread*, Site);
+    const u64* (*gather)(Thread*, u32 mask, u64 value, Site);  // one value from each lane of mask, by lane number
+    void (*gathered)(Thread*);                                 // done reading them
+    void (*trap)(Thread*, const char* why, Site);              // ends the launch with an error; does not return
+    void* (*shared)(Thread*, const void* key, u64 bytes, u64 alignment);
+    // Explore only.
+    void (*store_late)(Thread*, void*, const void*, u32 bytes);
+    void (*load_own)(Thread*, const void*, void*, u32 bytes);
+    void (*drain)(Thread*, const void* address, u32 bytes);  // nullptr: all of this fibre's pending stores
+};
+
+// The part of a fibre that device code sees. It lies at the top of the fibre's stack, so it is found from the stack
+// pointer, in every shared object, without thread-local storage.
+struct Thread {
+    Dim3 thread_index, block_index, block_size, grid_size;
+    const RunnerApi* api;
+    const u8* watched;     // kWatchBuckets counters: is anybody parked on this line?
+    u64 clock_ps;          // Timed: this fibre's virtual time
+    u64 horizon_ps;        // Timed: the next event elsewhere; beyond it this fibre must let others go first
+    i32 budget;            // Fast, Explore: primitives until the scheduler looks again
+    u32 rank;
+    u32 lane;
+    u64 copy_limit;        // larger pieces of payload are not moved: kControlBytes in a world of control traffic only
+    u8* dynamic_shared;
+    u32 dynamic_shared_bytes;
+};
+
+constexpr u64 kFibreBytes = 64 * 1024;     // stack and Thread, aligned to its size
+constexpr u64 kThreadReserve = 1024;       // of which the top belongs to Thread and the runner
+constexpr u32 kWatchBuckets = 1u << 16;
+constexpr u32 kWatchLine = 64;
+constexpr u64 kControlBytes = 4096;        // metadata comes in smaller pieces than this, payload that matters in larger
+static_assert(sizeof(Thread) <= kThreadReserve / 2, "the runner keeps its own part behind Thread");
+
+inline __attribute__((always_inline)) Thread& self() {
+    const auto here = reinterpret_cast<std::uintptr_t>(__builtin_frame_address(0));
+    return *reinterpret_cast<Thread*>((here | (kFibreBytes - 1)) + 1 - kThreadReserve);
+}
+inline u32 watch_bucket(const void* p) {
+    return static_cast<u32>(reinterpret_cast<std::uintptr_t>(p) / kWatchLine) & (kWatchBuckets - 1);
+}
+
+// Every primitive passes here once: Fast counts, Timed charges. The time is passed in picoseconds.
+inline __attribute__((always_inline)) void step([[maybe_unused]] u64 cost_ps) {
+    Thread& t = self();
+#if RDMAKIT_POLICY == RDMAKIT_TIMED
+    t.clock_ps += cost_ps;
+    if (t.clock_ps > t.horizon_ps) t.api->yield(&t);
+#else
+    if (--t.budget <= 0) t.api->yield(&t);
+#endif
+}
+inline __attribute__((always_inline)) void written(const void* p, u64 bytes) {
+    Thread& t = self();
+    if (bytes <= kWatchLine) {  // the common case: a word or a segment, inside one line
+        if (t.watched[watch_bucket(p)] != 0) t.api->written(&t, p, bytes);
+        return;
+    }
+    t.api->written(&t, p, bytes);
+}
+
+// ---- launching: a uniform entry point for any kernel signature ---------------------------------------------------
+template <class... A, std::size_t... I>
+void call_kernel(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
+    kernel(*static_cast<std::remove_reference_t<A>*>(arguments[I])...);
+}
+template <class... A> void call_kernel(void (*kernel)(A...), void** arguments) {
+    call_kernel(kernel, arguments, std::index_sequence_for<A...>{});
+}
+
+enum ArgumentKind : u32 { kPointer = 0, kInteger = 1, kFloat = 2, kStruct = 3 };
+struct ArgumentType {
+    u32 kind, bytes;
+};
+template <class T> constexpr ArgumentType argument_type() {
+    using V = std::remove_cv_t<T>;
+    return {std::is_pointer_v<V> ? kPointer : std::is_integral_v<V> || std::is_enum_v<V> ? kInteger
+            : std::is_floating_point_v<V> ? kFloat : kStruct, static_cast<u32>(sizeof(V))};
+}
+struct KernelEntry {
+    const char* name;
+    void (*call)(void**);
+    const ArgumentType* arguments;
+    u32 argument_count, policy, lanes, layout_version;
+};
+template <class... A> struct ArgumentList {
+    static constexpr ArgumentType types[sizeof...(A) + 1] = {argument_type<A>()..., {0, 0}};
+    static constexpr u32 count = sizeof...(A);
+};
+template <class... A> constexpr ArgumentList<A...> arguments_of(void (*)(A...)) { return {}; }
+
+}  // namespace rdmakit::cpu
+
+// The compile step appends one of these for each kernel of a source file.
+#define RDMAKIT_EXPORT(kernel)                                                                                      \
+    extern "C" __attribute__((visibility("default"))) const ::rdmakit::cpu::KernelEntry* rdmakit_entry_##kernel() { \
+        using List = decltype(::rdmakit::cpu::arguments_of(&kernel));                                               \
+        static const ::rdmakit::cpu::KernelEntry entry = {                                                          \
+            #kernel, [](void** a) { ::rdmakit::cpu::call_kernel(&kernel, a); }, List::types, List::count,           \
+            RDMAKIT_POLICY, RDMAKIT_LANES, RDMAKIT_LAYOUT_VERSION};                                                 \
+        return &entry;                                                                                              \
+    }
