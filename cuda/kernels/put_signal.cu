@@ -1,0 +1,27 @@
+// put_signal.cu — the smallest whole protocol: `put_and_signal` writes a buffer to the peer and, behind it on the same
+// QP, adds 1 to its signal word; `wait_and_sum` waits for the signal and sums what came.
+#include <rdmakit/signal.cuh>
+#include <rdmakit/warp.cuh>
+
+RDMAKIT_KERNEL put_and_signal(const rdmakit::QpHandle* handle, rdmakit::RemoteMemory to, rdmakit::LocalMemory from,
+                              unsigned long long bytes, rdmakit::RemoteMemory word) {
+    using namespace rdmakit;
+    if (!check_handle(*handle) || thread_in_block() != 0 || block_id() != 0) return;
+    if (put_signal(*handle, to, from, bytes, word, 1) == Status::ok) quiet(*handle);
+}
+
+RDMAKIT_KERNEL wait_and_sum(const unsigned long long* word, unsigned long long least, const unsigned* data, unsigned count,
+                            unsigned long long* sum, rdmakit::Watch watch) {
+    using namespace rdmakit;
+    if (warp_id() != 0 || block_id() != 0) return;
+    u32 status = 0;
+    if (lane_id() == 0) {
+        u64 seen = 0;
+        status = static_cast<u32>(wait_signal(word, least, watch, Subject{"the peer's signal", least, 0, 0, 0}, &seen));
+    }
+    if (warp_broadcast(status) != 0) return;
+    u64 mine = 0;
+    for (u32 i = static_cast<u32>(lane_id()); i < count; i += kLanes) mine += data[i];
+    mine = warp_sum(mine);
+    if (lane_id() == 0) store_release<Scope::sys>(sum, mine);
+}

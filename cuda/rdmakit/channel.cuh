@@ -1,0 +1,94 @@
+// rdmakit/channel.cuh — a one-way ring from one rank to another over one QP: slots of payload and of metadata, a tail
+// that the sender's strong signals advance, a head (credits) that the receiver sends back.
+// Layer: channel (leans on signal). Slot numbers are 64 bits wide and never start again, so a ring needs no cleaning
+// between operations and a stale tail or head can only be too small.
+#pragma once
+#include "signal.cuh"
+
+namespace rdmakit {
+
+// Both directions of a pair of ranks for one channel: each side sends on its own QP and gets credits from the other's.
+struct ChannelHandle {
+    QpHandle qp;
+    // sending
+    u8* staging_payload;       // slots × payload_stride, registered
+    u8* staging_meta;          // slots × meta_stride
+    const u64* head;           // slots that the receiver has freed, written by it
+    RemoteMemory peer_payload; // its ring for us
+    RemoteMemory peer_meta;
+    RemoteMemory peer_tail;
+    // receiving
+    const u8* ring_payload;
+    const u8* ring_meta;
+    const u64* tail;           // slots that the sender has filled
+    RemoteMemory peer_head;
+    u64* sent;                 // slots sent and received in earlier operations: where this one starts
+    u64* received;
+    u32 staging_lkey;
+    u32 slots;                 // a power of two
+    u32 payload_stride;        // bytes
+    u32 meta_stride;
+    u32 chunk;                 // slots a put, a power of two, at most slots / 2
+    u32 reserved;
+};
+
+RDMAKIT_DEVICE u32 slot_of(const ChannelHandle& c, u64 number) { return static_cast<u32>(number & (c.slots - 1)); }
+RDMAKIT_DEVICE u8* staging_payload(const ChannelHandle& c, u64 number) {
+    return c.staging_payload + static_cast<u64>(slot_of(c, number)) * c.payload_stride;
+}
+RDMAKIT_DEVICE u8* staging_meta(const ChannelHandle& c, u64 number) {
+    return c.staging_meta + static_cast<u64>(slot_of(c, number)) * c.meta_stride;
+}
+RDMAKIT_DEVICE const u8* ring_payload(const ChannelHandle& c, u64 number) {
+    return c.ring_payload + static_cast<u64>(slot_of(c, number)) * c.payload_stride;
+}
+RDMAKIT_DEVICE const u8* ring_meta(const ChannelHandle& c, u64 number) {
+    return c.ring_meta + static_cast<u64>(slot_of(c, number)) * c.meta_stride;
+}
+
+// Waits until slots up to `end` (exclusive) may be filled: the receiver has freed them, hence has received and used
+// what lay there, hence the NIC has long read our staging copy.
+RDMAKIT_DEVICE Status wait_credit(const ChannelHandle& c, u64 end, Site site = Site::here()) {
+    if (end <= c.slots) return Status::ok;
+    u64 head = 0;
+    return wait_signal(c.head, end - c.slots, c.qp.watch,
+                       Subject{"credit from the receiver", end - c.slots, c.qp.qpn, c.qp.peer, c.qp.channel}, &head, site);
+}
+
+// Puts slots [first, first + count), inside one chunk, with `payload` bytes used of each, and signals them.
+RDMAKIT_DEVICE Status send_slots(const ChannelHandle& c, u64 first, u32 count, u32 payload, Site site = Site::here()) {
+    const u32 slot = slot_of(c, first);
+    const u64 at = static_cast<u64>(slot) * c.payload_stride, meta_at = static_cast<u64>(slot) * c.meta_stride;
+    const bool dense = payload == c.payload_stride;  // else a WRITE a slot: do not send what is not used
+    const u32 n = (dense ? 1 : count) + 2;
+    const u64 base = reserve(c.qp, n, site);
+    if (base == kNoSlot) return Status::aborted;
+    const LocalMemory from{reinterpret_cast<u64>(c.staging_payload) + at, c.staging_lkey};
+    const LocalMemory meta{reinterpret_cast<u64>(c.staging_meta) + meta_at, c.staging_lkey};
+    u64 index = base;
+    for (u32 i = 0; i < (dense ? 1u : count); ++i) {
+        const u64 offset = static_cast<u64>(i) * c.payload_stride;
+        const RemoteMemory to = c.peer_payload + (at + offset);
+        write_rdma(c.qp, index++, Opcode::write, to.address, to.key, from.address + offset, from.key,
+                   dense ? count * payload : payload, 0);
+    }
+    write_rdma(c.qp, index++, Opcode::write, c.peer_meta.address + meta_at, c.peer_meta.key, meta.address, meta.key,
+               count * c.meta_stride, 0);
+    write_fetch_add(c.qp, index, c.peer_tail.address, c.peer_tail.key, count, kCqUpdate);
+    return publish(c.qp, base, n, site);
+}
+
+// Waits until slot `number` has arrived.
+RDMAKIT_DEVICE Status wait_slot(const ChannelHandle& c, u64 number, Site site = Site::here()) {
+    u64 tail = 0;
+    return wait_signal(c.tail, number + 1, c.qp.watch,
+                       Subject{"a slot from the sender", number + 1, c.qp.qpn, c.qp.peer, c.qp.channel}, &tail, site);
+}
+
+// Tells the sender that all slots below `head` are free. The caller has seen, by acquire or barrier, that every reader
+// is done with them.
+RDMAKIT_DEVICE Status return_credit(const ChannelHandle& c, u64 head, Site site = Site::here()) {
+    return put_word(c.qp, c.peer_head, head, site);
+}
+
+}  // namespace rdmakit
