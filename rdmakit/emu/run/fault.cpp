@@ -1,0 +1,116 @@
+// fault.cpp — see fault.hpp.
+#include "fault.hpp"
+
+#include <dlfcn.h>
+#include <ucontext.h>
+
+#include <cstdint>
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "scheduler.hpp"
+
+namespace rdmakit::emu {
+namespace {
+
+constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
+constexpr std::size_t kAlternateStack = 64 * 1024;  // the fibre's own may be the one that overflowed
+struct sigaction g_previous[4];
+int g_guards = 0;
+
+struct Fault {
+    int signal;
+    void* address;
+    void* instruction;
+};
+thread_local Fault t_fault;
+thread_local std::unique_ptr<char[]> t_stack;
+
+std::string describe(const Fault& fault, const Fibre& fibre) {
+    char text[256];
+    if (fault.signal == SIGFPE) {
+        std::snprintf(text, sizeof text, "arithmetic fault (division by zero?)");
+    } else if (fault.signal == SIGILL) {
+        std::snprintf(text, sizeof text, "illegal instruction (a trap, or code that was overwritten)");
+    } else if (StackPool::owns_guard(&fibre, fault.address)) {
+        std::snprintf(text, sizeof text, "stack overflow: a fibre has %llu KiB", cpu::kFibreBytes / 1024);
+    } else {
+        std::snprintf(text, sizeof text, "illegal access to address %p", fault.address);
+    }
+    std::string why = text;
+    Dl_info info;
+    if (dladdr(fault.instruction, &info) != 0 && info.dli_fname != nullptr) {
+        const auto offset = static_cast<std::uintptr_t>(static_cast<char*>(fault.instruction) - static_cast<char*>(info.dli_fbase));
+        std::snprintf(text, sizeof text, " [at %s+0x%zx]", info.dli_fname, static_cast<std::size_t>(offset));
+        why += text;
+    }
+    return why;
+}
+
+// Runs on the fibre's stack, from its top: nothing below is needed any more.
+void landing() {
+    Scheduler* scheduler = Scheduler::running();
+    Fibre& fibre = *scheduler->current();
+    scheduler->fault_current(fibre, describe(t_fault, fibre));
+}
+
+void on_signal(int signal, siginfo_t* info, void* context) {
+    Scheduler* scheduler = Scheduler::running();
+    Fibre* fibre = scheduler != nullptr ? scheduler->current() : nullptr;
+    auto* machine = &static_cast<ucontext_t*>(context)->uc_mcontext;
+#if defined(__x86_64__)
+    const auto sp = static_cast<std::uintptr_t>(machine->gregs[REG_RSP]);
+    const auto pc = static_cast<std::uintptr_t>(machine->gregs[REG_RIP]);
+#else
+    const auto sp = static_cast<std::uintptr_t>(machine->sp);
+    const auto pc = static_cast<std::uintptr_t>(machine->pc);
+#endif
+    const auto top = reinterpret_cast<std::uintptr_t>(fibre);
+    const bool on_fibre = fibre != nullptr && sp <= top && sp + cpu::kFibreBytes > top - 4096;
+    if (!on_fibre) {
+        for (int i = 0; i < 4; ++i) {
+            if (kSignals[i] == signal) sigaction(signal, &g_previous[i], nullptr);  // and fault again
+        }
+        return;
+    }
+    t_fault = {signal, info->si_addr, reinterpret_cast<void*>(pc)};
+    const auto stack = top - 4096;  // anywhere inside; entered as if by a call
+#if defined(__x86_64__)
+    machine->gregs[REG_RSP] = static_cast<greg_t>((stack & ~std::uintptr_t{15}) - 8);
+    machine->gregs[REG_RIP] = static_cast<greg_t>(reinterpret_cast<std::uintptr_t>(&landing));
+#else
+    machine->sp = stack & ~std::uintptr_t{15};
+    machine->pc = reinterpret_cast<std::uintptr_t>(&landing);
+#endif
+}
+
+}  // namespace
+
+FaultGuard::FaultGuard() {
+#if !defined(__SANITIZE_ADDRESS__)
+    if (g_guards++ != 0) return;
+    stack_t current{};
+    sigaltstack(nullptr, &current);
+    if ((current.ss_flags & SS_DISABLE) != 0) {
+        if (!t_stack) t_stack = std::make_unique<char[]>(kAlternateStack);
+        stack_t mine{};
+        mine.ss_sp = t_stack.get();
+        mine.ss_size = kAlternateStack;
+        sigaltstack(&mine, nullptr);
+    }
+    struct sigaction action {};
+    action.sa_sigaction = on_signal;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    for (int i = 0; i < 4; ++i) sigaction(kSignals[i], &action, &g_previous[i]);
+#endif
+}
+
+FaultGuard::~FaultGuard() {
+#if !defined(__SANITIZE_ADDRESS__)
+    if (--g_guards != 0) return;
+    for (int i = 0; i < 4; ++i) sigaction(kSignals[i], &g_previous[i], nullptr);
+#endif
+}
+
+}  // namespace rdmakit::emu

@@ -1,0 +1,18 @@
+// fault.hpp — a wild pointer in a kernel ends the launch, not the Python process: signals raised on a fibre's stack
+// become a DeviceError.
+#pragma once
+#include <csignal>
+
+namespace rdmakit::emu {
+
+// Installs handlers for SIGSEGV, SIGBUS, SIGFPE and SIGILL while it lives; elsewhere than on a fibre the signal goes to
+// whoever handled it before. Does nothing under AddressSanitizer, which wants the signal for itself.
+class FaultGuard {
+  public:
+    FaultGuard();
+    ~FaultGuard();
+    FaultGuard(const FaultGuard&) = delete;
+    FaultGuard& operator=(const FaultGuard&) = delete;
+};
+
+}  // namespace rdmakit::emu

@@ -1,0 +1,71 @@
+// fibre.hpp — one instruction stream of a kernel: a stack whose top holds what device code sees (cpu::Thread) and what
+// the scheduler keeps of it.
+#pragma once
+#include <cstddef>
+#include <vector>
+
+#include "rdmakit/config.cuh"
+
+namespace rdmakit::emu {
+
+class Scheduler;
+struct Block;
+struct Fibre;
+
+constexpr int kMaxWatched = 4;
+
+struct Watcher {
+    const void* address = nullptr;
+    u64 seen = 0;
+    u32 bytes = 0;
+    Fibre* fibre = nullptr;
+    Watcher* next = nullptr;  // in its bucket
+};
+
+enum class FibreState : u8 { ready, running, parked, at_barrier, in_gather, finished };
+
+struct Fibre : cpu::Thread {
+    Scheduler* scheduler;
+    Block* block;
+    void* stack_pointer;
+    FibreState state;
+    bool timed_out;
+    bool timer_armed;
+    u8 watcher_count;
+    u32 warp_in_block;
+    u32 parked_index;
+    u64 deadline_ps;
+    u64 number;               // in order of creation: what reports and orderings use, never the address
+    Fibre* next_in_group;     // barrier list, gather list
+    cpu::WaitNote note;
+    void* gather;             // the group it takes part in
+    Watcher watchers[kMaxWatched];
+};
+static_assert(sizeof(Fibre) <= cpu::kThreadReserve, "Fibre and Thread share the top of the stack");
+
+// Stacks, aligned to their size (that is how cpu::self() finds Thread), reused, with a guard page below each as long
+// as the kernel's limit on mappings allows.
+class StackPool {
+  public:
+    StackPool() = default;
+    ~StackPool();
+    StackPool(const StackPool&) = delete;
+    StackPool& operator=(const StackPool&) = delete;
+
+    Fibre* take();  // nullptr when memory is exhausted; the Fibre is zeroed
+    void give_back(Fibre* fibre) { free_.push_back(fibre); }
+    static void* stack_top(Fibre* fibre) { return fibre; }
+    static bool owns_guard(const Fibre* fibre, const void* address);
+
+  private:
+    bool grow();
+    struct Slab {
+        void* memory;
+        std::size_t bytes;
+    };
+    std::vector<Slab> slabs_;
+    std::vector<Fibre*> free_;
+    std::size_t guarded_ = 0;
+};
+
+}  // namespace rdmakit::emu

@@ -1,0 +1,348 @@
+// launch.cpp — see launch.hpp.
+#include "launch.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace rdmakit::emu {
+namespace {
+
+constexpr u64 kMaxThreads = 1024;
+constexpr u64 kMaxShared = 227 * 1024;  // what a block may have on Hopper
+
+Launcher& launcher_of(cpu::Thread* t);
+Fibre& fibre_of(cpu::Thread* t) { return *static_cast<Fibre*>(t); }
+
+}  // namespace
+
+Launcher::Launcher(Policy policy, u64 seed, u32 gpus, u32 resident_warps)
+    : scheduler_(policy, seed, *this), gpus_(gpus), resident_limit_(resident_warps) {}
+
+Launcher::~Launcher() { abandon(); }
+
+// ---- launching -------------------------------------------------------------------------------------------------
+std::string Launcher::launch(const LaunchSpec& spec) {
+    const cpu::KernelEntry& k = *spec.kernel;
+    if (k.layout_version != RDMAKIT_LAYOUT_VERSION) return "the kernel was compiled against another layout version";
+    if (k.policy != static_cast<u32>(scheduler_.policy())) return "the kernel was compiled for another policy";
+    if (spec.gpu >= gpus_.size()) return "no such GPU";
+    if (spec.block.volume() == 0 || spec.grid.volume() == 0) return "an empty grid or block";
+    if (spec.block.volume() > kMaxThreads) return "more than 1024 threads in a block";
+    if (spec.shared_bytes > kMaxShared) return "more than 227 KiB of dynamic shared memory";
+    if (k.lanes == 1 && spec.block.volume() % kWarpThreads != 0) return "a kernel run by warps needs whole warps of 32 threads";
+
+    auto launch = std::make_unique<Launch>();
+    launch->number = numbers_++;
+    launch->spec = spec;
+    const auto* bytes = static_cast<const u8*>(spec.arguments);
+    launch->argument_memory.assign(bytes, bytes + spec.argument_bytes);
+    for (u32 i = 0; i < k.argument_count; ++i) {
+        launch->argument_pointers.push_back(launch->argument_memory.data() + spec.offsets[i]);
+    }
+    const u64 warps = warps_of(*launch);
+    if (warps > resident_limit_) return "one block alone exceeds the GPU's resident warps";
+    Gpu& gpu = gpus_[spec.gpu];
+    if (gpu.streams.size() <= spec.stream) gpu.streams.resize(spec.stream + 1);
+    gpu.streams[spec.stream].push_back(launch.get());
+    launches_.push_back(std::move(launch));
+    ++live_launches_;
+    start_blocks(spec.gpu);
+    return "";
+}
+
+u64 Launcher::warps_of(const Launch& launch) const {
+    return (launch.spec.block.volume() + kWarpThreads - 1) / kWarpThreads;
+}
+
+// The head of each stream runs; its blocks start in order while the GPU has room for them.
+void Launcher::start_blocks(u32 index) {
+    Gpu& gpu = gpus_[index];
+    for (auto& stream : gpu.streams) {
+        if (stream.empty()) continue;
+        Launch& launch = *stream.front();
+        if (launch.next_block == 0 && launch.live_blocks == 0) {
+            launch.begin_ps = scheduler_.now_ps();
+            gpu.running.push_back(&launch);
+        }
+        while (!launch.failed && launch.next_block < launch.spec.grid.volume() &&
+               gpu.resident_warps + warps_of(launch) <= resident_limit_) {
+            if (!start_block(launch)) {
+                launch.failed = true;
+                errors_.push_back({launch.spec.kernel->name, "out of memory for stacks", index, 0, {}});
+            }
+        }
+    }
+}
+
+bool Launcher::start_block(Launch& launch) {
+    const LaunchSpec& spec = launch.spec;
+    const u64 id = launch.next_block;
+    auto* block = new Block;
+    block->launch = &launch;
+    block->index = Dim{static_cast<u32>(id % spec.grid.x), static_cast<u32>(id / spec.grid.x % spec.grid.y),
+                       static_cast<u32>(id / spec.grid.x / spec.grid.y)};
+    block->warps.resize(warps_of(launch));
+    if (spec.shared_bytes != 0) {
+        block->dynamic_memory = std::make_unique<u8[]>(spec.shared_bytes + 128);
+    }
+    block->section.assign(spec.section_bytes, 0);
+    const u64 threads = spec.block.volume();
+    const u64 stride = spec.kernel->lanes == 1 ? kWarpThreads : 1;
+    for (u64 t = 0; t < threads; t += stride) {
+        Fibre* fibre = scheduler_.create_fibre();
+        if (fibre == nullptr) {
+            for (Fibre* f : block->fibres) scheduler_.kill(*f);
+            delete block;
+            return false;
+        }
+        fibre->block = block;
+        fibre->api = api();
+        fibre->thread_index = {static_cast<u32>(t % spec.block.x), static_cast<u32>(t / spec.block.x % spec.block.y),
+                               static_cast<u32>(t / spec.block.x / spec.block.y)};
+        fibre->block_index = {block->index.x, block->index.y, block->index.z};
+        fibre->block_size = {spec.block.x, spec.block.y, spec.block.z};
+        fibre->grid_size = {spec.grid.x, spec.grid.y, spec.grid.z};
+        fibre->rank = spec.gpu;
+        fibre->lane = spec.kernel->lanes == 1 ? 0 : static_cast<u32>(t % kWarpThreads);
+        fibre->warp_in_block = static_cast<u32>(t / kWarpThreads);
+        fibre->copy_limit = copy_payload_ ? ~0ull : cpu::kControlBytes;
+        if (spec.shared_bytes != 0) {
+            const auto raw = reinterpret_cast<std::uintptr_t>(block->dynamic_memory.get());
+            fibre->dynamic_shared = reinterpret_cast<u8*>((raw + 127) & ~std::uintptr_t{127});
+        }
+        fibre->dynamic_shared_bytes = spec.shared_bytes;
+        block->fibres.push_back(fibre);
+    }
+    block->live_fibres = static_cast<u32>(block->fibres.size());
+    if (threads % kWarpThreads != 0) block->warps.back().exited = ~0u << (threads % kWarpThreads);
+    ++launch.next_block;
+    ++launch.live_blocks;
+    gpus_[spec.gpu].resident_warps += warps_of(launch);
+    launch.blocks.push_back(block);
+    for (Fibre* fibre : block->fibres) scheduler_.make_ready(*fibre);
+    return true;
+}
+
+void Launcher::run_fibre(Fibre& fibre) {
+    swap_section(*fibre.block);
+    Launch& launch = *fibre.block->launch;
+    launch.spec.kernel->call(launch.argument_pointers.data());
+}
+
+void Launcher::fibre_finished(Fibre& fibre) {
+    Block& block = *fibre.block;
+    const auto slot = std::find(block.fibres.begin(), block.fibres.end(), &fibre);
+    *slot = nullptr;
+    block.warps[fibre.warp_in_block].exited |= 1u << fibre.lane;
+    const u32 warp = fibre.warp_in_block;
+    scheduler_.retire(fibre);
+    if (--block.live_fibres == 0) {
+        end_block(block);
+        return;
+    }
+    complete_gathers(block, warp);
+    if (block.waiting == block.live_fibres) release_barrier(block);  // CUDA: threads that have exited do not count
+}
+
+void Launcher::fibre_faulted(Fibre& fibre, const std::string& why) {
+    Launch& launch = *fibre.block->launch;
+    const u32 thread = fibre.thread_index.x + fibre.block_size.x * (fibre.thread_index.y + fibre.block_size.y * fibre.thread_index.z);
+    errors_.push_back({launch.spec.kernel->name, why, launch.spec.gpu, thread, fibre.block->index});
+    // As on a GPU, an error ends everything that runs on the device; here, in the whole world.
+    abandon();
+}
+
+void Launcher::end_block(Block& block) {
+    Launch& launch = *block.launch;
+    if (section_owner_ == &block) section_owner_ = nullptr;
+    launch.blocks.erase(std::find(launch.blocks.begin(), launch.blocks.end(), &block));
+    gpus_[launch.spec.gpu].resident_warps -= warps_of(launch);
+    --launch.live_blocks;
+    delete &block;
+    const u32 gpu = launch.spec.gpu;
+    if (launch.live_blocks == 0 && (launch.failed || launch.next_block == launch.spec.grid.volume())) end_launch(launch);
+    start_blocks(gpu);
+}
+
+void Launcher::end_launch(Launch& launch) {
+    launch.end_ps = scheduler_.now_ps();
+    times_.push_back({launch.number, launch.begin_ps, launch.end_ps, launch.spec.gpu, launch.spec.kernel->name});
+    Gpu& gpu = gpus_[launch.spec.gpu];
+    gpu.running.erase(std::find(gpu.running.begin(), gpu.running.end(), &launch));
+    auto& stream = gpu.streams[launch.spec.stream];
+    stream.erase(stream.begin());
+    --live_launches_;
+    const auto mine = [&](const std::unique_ptr<Launch>& l) { return l.get() == &launch; };
+    launches_.erase(std::find_if(launches_.begin(), launches_.end(), mine));
+}
+
+void Launcher::abandon() {
+    for (Gpu& gpu : gpus_) {
+        for (Launch* launch : gpu.running) {
+            for (Block* block : launch->blocks) {
+                for (Fibre* fibre : block->fibres) {
+                    if (fibre != nullptr) scheduler_.kill(*fibre);
+                }
+                delete block;
+            }
+        }
+        gpu = Gpu{};
+    }
+    launches_.clear();
+    live_launches_ = 0;
+    section_owner_ = nullptr;
+}
+
+// ---- shared memory ---------------------------------------------------------------------------------------------
+void* Launcher::shared(Fibre& fibre, const void* key, u64 bytes, u64 alignment) {
+    Block& block = *fibre.block;
+    for (std::size_t i = 0; i < block.slots.size(); ++i) {
+        if (block.slots[i].key == key) return block.slot_memory[i].get() + block.slots[i].offset;
+    }
+    auto memory = std::make_unique<u8[]>(bytes + alignment);  // zeroed
+    const auto raw = reinterpret_cast<std::uintptr_t>(memory.get());
+    block.slots.push_back({key, (alignment - raw % alignment) % alignment});
+    block.slot_memory.push_back(std::move(memory));
+    return block.slot_memory.back().get() + block.slots.back().offset;
+}
+
+// Raw __shared__ variables live in one section of the module, the same addresses for every block, as on a GPU: their
+// contents change with the block that runs.
+void Launcher::swap_section(Block& block) {
+    const LaunchSpec& spec = block.launch->spec;
+    if (spec.section_bytes == 0 || section_owner_ == &block) return;
+    if (section_owner_ != nullptr) {
+        const LaunchSpec& old = section_owner_->launch->spec;
+        std::memcpy(section_owner_->section.data(), old.section_begin, old.section_bytes);
+    }
+    std::memcpy(spec.section_begin, block.section.data(), spec.section_bytes);
+    section_owner_ = &block;
+}
+
+// ---- barrier ---------------------------------------------------------------------------------------------------
+void Launcher::barrier(Fibre& fibre, Site site) {
+    Block& block = *fibre.block;
+    scheduler_.drain(fibre, nullptr, 0);
+    block.barrier_site = site;
+    if (++block.waiting == block.live_fibres) {
+        fibre.clock_ps = std::max(fibre.clock_ps, release_barrier(block));
+        scheduler_.yield(fibre);
+        return;
+    }
+    fibre.next_in_group = block.barrier_list;
+    block.barrier_list = &fibre;
+    fibre.note = cpu::WaitNote{"the other threads of the block at a barrier", block.live_fibres, 0, 0, 0, site};
+    scheduler_.block_current(fibre, FibreState::at_barrier);
+}
+
+u64 Launcher::release_barrier(Block& block) {
+    u64 latest = scheduler_.now_ps();
+    for (Fibre* f = block.barrier_list; f != nullptr; f = f->next_in_group) latest = std::max(latest, f->clock_ps);
+    Fibre* list = block.barrier_list;
+    block.barrier_list = nullptr;
+    block.waiting = 0;
+    while (list != nullptr) {
+        Fibre* const f = list;
+        list = f->next_in_group;
+        f->clock_ps = latest;
+        scheduler_.make_ready(*f);
+    }
+    return latest;
+}
+
+// ---- warp collectives (a fibre a thread) -------------------------------------------------------------------------
+const u64* Launcher::gather(Fibre& fibre, u32 mask, u64 value, Site site) {
+    Warp& warp = fibre.block->warps[fibre.warp_in_block];
+    const u32 bit = 1u << fibre.lane;
+    Gather* group = nullptr;
+    for (auto& g : warp.gathers) {
+        if (g->mask == mask && !g->complete && (g->arrived & bit) == 0) group = g.get();
+    }
+    if (group == nullptr) {
+        warp.gathers.push_back(std::make_unique<Gather>());
+        group = warp.gathers.back().get();
+        group->mask = mask;
+    }
+    group->arrived |= bit;
+    group->site = site;
+    group->values[fibre.lane] = value;
+    ++group->readers;
+    fibre.gather = group;
+    fibre.note = cpu::WaitNote{"the other lanes of the warp at a collective", mask, 0, 0, 0, site};
+    const u32 expected = mask & ~warp.exited;
+    if ((group->arrived & expected) == expected) {
+        complete_gathers(*fibre.block, fibre.warp_in_block);
+    } else {
+        scheduler_.block_current(fibre, FibreState::in_gather);
+    }
+    return group->values;
+}
+
+void Launcher::complete_gathers(Block& block, u32 index) {
+    Warp& warp = block.warps[index];
+    for (auto& g : warp.gathers) {
+        const u32 expected = g->mask & ~warp.exited;
+        if (g->complete || (g->arrived & expected) != expected) continue;
+        g->complete = true;
+        u64 latest = 0;
+        for (Fibre* f : block.fibres) {
+            if (f != nullptr && f->gather == g.get()) latest = std::max(latest, f->clock_ps);
+        }
+        for (Fibre* f : block.fibres) {
+            if (f == nullptr || f->gather != g.get()) continue;
+            f->clock_ps = latest;
+            if (f->state == FibreState::in_gather) scheduler_.make_ready(*f);
+        }
+    }
+}
+
+void Launcher::gathered(Fibre& fibre) {
+    auto* group = static_cast<Gather*>(fibre.gather);
+    fibre.gather = nullptr;
+    if (--group->readers != 0 || !group->complete) return;
+    auto& gathers = fibre.block->warps[fibre.warp_in_block].gathers;
+    const auto mine = [&](const std::unique_ptr<Gather>& g) { return g.get() == group; };
+    gathers.erase(std::find_if(gathers.begin(), gathers.end(), mine));
+}
+
+// ---- what device code calls --------------------------------------------------------------------------------------
+namespace {
+Launcher& launcher_of(cpu::Thread* t) { return *static_cast<Launcher*>(fibre_of(t).scheduler->owner()); }
+Scheduler& scheduler_of(cpu::Thread* t) { return *fibre_of(t).scheduler; }
+
+const cpu::RunnerApi kApi = {
+    [](cpu::Thread* t) {
+        scheduler_of(t).yield(fibre_of(t));
+        launcher_of(t).swap_section(*fibre_of(t).block);
+    },
+    [](cpu::Thread* t, const cpu::Watched* list, int count, const cpu::WaitNote& note, u64 timeout_ns) {
+        const bool in_time = scheduler_of(t).park(fibre_of(t), list, count, note, timeout_ns);
+        launcher_of(t).swap_section(*fibre_of(t).block);
+        return in_time;
+    },
+    [](cpu::Thread* t, const void* p, u64 bytes) { scheduler_of(t).written(p, bytes); },
+    [](cpu::Thread* t, void* reg, u64 value) { Launcher& l = launcher_of(t); l.mmio64(l.world, reg, value); },
+    [](cpu::Thread* t, void* reg, u32 value) { Launcher& l = launcher_of(t); l.mmio32(l.world, reg, value); },
+    [](cpu::Thread* t, Site site) {
+        launcher_of(t).barrier(fibre_of(t), site);
+        launcher_of(t).swap_section(*fibre_of(t).block);
+    },
+    [](cpu::Thread* t, u32 mask, u64 value, Site site) {
+        const u64* values = launcher_of(t).gather(fibre_of(t), mask, value, site);
+        launcher_of(t).swap_section(*fibre_of(t).block);
+        return values;
+    },
+    [](cpu::Thread* t) { launcher_of(t).gathered(fibre_of(t)); },
+    [](cpu::Thread* t, const char* why, Site site) {
+        scheduler_of(t).fail_current(fibre_of(t), std::string(why) + " (" + site.file + ":" + std::to_string(site.line) + ")");
+    },
+    [](cpu::Thread* t, const void* key, u64 bytes, u64 alignment) { return launcher_of(t).shared(fibre_of(t), key, bytes, alignment); },
+    [](cpu::Thread* t, void* p, const void* data, u32 bytes) { scheduler_of(t).store_late(fibre_of(t), p, data, bytes); },
+    [](cpu::Thread* t, const void* p, void* out, u32 bytes) { scheduler_of(t).load_own(fibre_of(t), p, out, bytes); },
+    [](cpu::Thread* t, const void* p, u32 bytes) { scheduler_of(t).drain(fibre_of(t), p, bytes); },
+};
+}  // namespace
+
+const cpu::RunnerApi* Launcher::api() { return &kApi; }
+
+}  // namespace rdmakit::emu

@@ -1,0 +1,155 @@
+// launch.hpp — kernel launches on emulated GPUs: streams, grids, blocks, shared memory, barriers, warp collectives.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "scheduler.hpp"
+
+namespace rdmakit::emu {
+
+struct Dim {
+    u32 x = 1, y = 1, z = 1;
+    u64 volume() const { return static_cast<u64>(x) * y * z; }
+};
+
+struct LaunchSpec {
+    const cpu::KernelEntry* kernel = nullptr;
+    Dim grid, block;
+    u32 shared_bytes = 0;
+    u32 gpu = 0, stream = 0;
+    void* section_begin = nullptr;  // where a user's raw __shared__ variables live in the module; null: nowhere
+    u64 section_bytes = 0;
+    const void* arguments = nullptr;  // packed values, each at its offset
+    const u32* offsets = nullptr;
+    u64 argument_bytes = 0;
+};
+
+struct Launch {
+    u64 number = 0;
+    LaunchSpec spec;
+    std::vector<u8> argument_memory;
+    std::vector<void*> argument_pointers;
+    u64 next_block = 0, live_blocks = 0;
+    u64 begin_ps = 0, end_ps = 0;
+    std::vector<Block*> blocks;  // those that live now
+    bool failed = false;
+};
+
+// Lanes that have met at one collective. Lanes of a warp may meet in disjoint groups at the same time.
+struct Gather {
+    u32 mask = 0, arrived = 0;
+    bool complete = false;
+    u32 readers = 0;
+    Site site{"", 0};
+    u64 values[32] = {};
+};
+struct Warp {
+    u32 exited = 0;  // lanes that have ended, or never were
+    std::vector<std::unique_ptr<Gather>> gathers;
+};
+
+struct SharedSlot {
+    const void* key;
+    u64 offset;
+};
+
+struct Block {
+    Launch* launch;
+    Dim index;
+    u32 live_fibres = 0, waiting = 0;
+    Fibre* barrier_list = nullptr;
+    Site barrier_site{"", 0};
+    std::vector<Fibre*> fibres;
+    std::vector<Warp> warps;
+    std::vector<SharedSlot> slots;
+    std::vector<std::unique_ptr<u8[]>> slot_memory;
+    std::unique_ptr<u8[]> dynamic_memory;
+    std::vector<u8> section;  // contents of the module's raw __shared__ variables while another block runs
+};
+
+// What went wrong in device code: a fault or a trap, by whom.
+struct DeviceError {
+    std::string kernel, why;
+    u32 gpu = 0, thread = 0;
+    Dim block;
+};
+struct LaunchTime {
+    u64 number, begin_ps, end_ps;
+    u32 gpu;
+    std::string kernel;
+};
+
+class Launcher : public FibreOwner {
+  public:
+    Launcher(Policy policy, u64 seed, u32 gpus, u32 resident_warps);
+    ~Launcher() override;
+
+    Scheduler& scheduler() { return scheduler_; }
+    // Queues a launch behind those of its stream. Empty string, or what is wrong with it.
+    std::string launch(const LaunchSpec& spec);
+    bool idle() const { return live_launches_ == 0; }
+    void copy_payload(bool on) { copy_payload_ = on; }
+    bool copy_payload() const { return copy_payload_; }
+    // Ends every launch at once, finished or not.
+    void abandon();
+    const std::vector<DeviceError>& errors() const { return errors_; }
+    void clear_errors() { errors_.clear(); }
+    std::vector<LaunchTime>& times() { return times_; }
+    // Calls visit(fibre, launch, block) for every fibre that has not ended.
+    template <class Visit> void each_fibre(Visit visit) const {
+        for (const Gpu& gpu : gpus_) {
+            for (const Launch* launch : gpu.running) {
+                for (const Block* block : launch->blocks) {
+                    for (const Fibre* fibre : block->fibres) {
+                        if (fibre != nullptr) visit(*fibre, *launch, *block);
+                    }
+                }
+            }
+        }
+    }
+
+    void run_fibre(Fibre& fibre) override;
+    void fibre_finished(Fibre& fibre) override;
+    void fibre_faulted(Fibre& fibre, const std::string& why) override;
+
+    // ---- primitives (cpu::RunnerApi)
+    void barrier(Fibre& fibre, Site site);
+    const u64* gather(Fibre& fibre, u32 mask, u64 value, Site site);
+    void gathered(Fibre& fibre);
+    void* shared(Fibre& fibre, const void* key, u64 bytes, u64 alignment);
+
+    static const cpu::RunnerApi* api();
+    // The doorbell: set by the world, which knows the HCAs.
+    void (*mmio64)(void* world, void* reg, u64 value) = nullptr;
+    void (*mmio32)(void* world, void* reg, u32 value) = nullptr;
+    void* world = nullptr;
+
+  private:
+    struct Gpu {
+        std::vector<std::vector<Launch*>> streams;
+        std::vector<Launch*> running;
+        u64 resident_warps = 0;
+    };
+    void start_blocks(u32 gpu);
+    bool start_block(Launch& launch);
+    u64 release_barrier(Block& block);  // returns the time at which the last one came
+    void complete_gathers(Block& block, u32 warp);
+    void end_block(Block& block);
+    void end_launch(Launch& launch);
+    u64 warps_of(const Launch& launch) const;
+
+    Scheduler scheduler_;
+    std::vector<Gpu> gpus_;
+    std::vector<std::unique_ptr<Launch>> launches_;
+    u64 resident_limit_, numbers_ = 0, live_launches_ = 0;
+    bool copy_payload_ = true;
+    std::vector<DeviceError> errors_;
+    std::vector<LaunchTime> times_;
+    Block* section_owner_ = nullptr;
+
+  public:
+    void swap_section(Block& block);  // before a fibre of the block runs on
+};
+
+}  // namespace rdmakit::emu

@@ -1,0 +1,303 @@
+// scheduler.cpp — see scheduler.hpp.
+#include "scheduler.hpp"
+
+#include <algorithm>
+#include <limits>
+
+#include "context.hpp"
+#include "rdmakit/cost.cuh"
+
+namespace rdmakit::emu {
+namespace {
+thread_local Scheduler* g_running = nullptr;
+constexpr u64 kNever = std::numeric_limits<u64>::max();
+}  // namespace
+
+Scheduler::Scheduler(Policy policy, u64 seed, FibreOwner& owner) : policy_(policy), random_(seed), owner_(owner) {}
+
+Scheduler* Scheduler::running() { return g_running; }
+
+// ---- fibres ---------------------------------------------------------------------------------------------------
+Fibre* Scheduler::create_fibre() {
+    Fibre* fibre = stacks_.take();
+    if (fibre == nullptr) return nullptr;
+    fibre->scheduler = this;
+    fibre->watched = watch_.counters();
+    fibre->number = fibres_created_++;
+    ++fibres_live_;
+    fibre->clock_ps = now_ps();
+    fibre->stack_pointer = prepare_stack(StackPool::stack_top(fibre), &Scheduler::fibre_main);
+    return fibre;
+}
+
+void Scheduler::fibre_main() {
+    Fibre& fibre = static_cast<Fibre&>(cpu::self());
+    Scheduler& scheduler = *fibre.scheduler;
+    scheduler.owner_.run_fibre(fibre);
+    scheduler.drain(fibre, nullptr, 0);  // the end of a kernel orders its stores
+    scheduler.block_current(fibre, FibreState::finished);
+}
+
+void Scheduler::make_ready(Fibre& fibre) {
+    fibre.state = FibreState::ready;
+    if (policy_ == Policy::timed) {
+        push(Item{fibre.clock_ps, 0, &fibre, nullptr, nullptr, fibre.number});
+    } else {
+        ready_.push_back(&fibre);
+    }
+}
+
+void Scheduler::retire(Fibre& fibre) {
+    --fibres_live_;
+    fibre.number = kNever;  // a timer that still knows it by its number finds nobody
+    stacks_.give_back(&fibre);
+}
+
+void Scheduler::kill(Fibre& fibre) {
+    if (fibre.state == FibreState::parked) {
+        unwatch(fibre);
+        unpark(fibre);
+    }
+    ready_.erase(std::remove(ready_.begin(), ready_.end(), &fibre), ready_.end());
+    late_.drain(&fibre, nullptr, 0, [this](const void* p, u64 n) { written(p, n); });
+    fibre.state = FibreState::finished;
+    retire(fibre);
+}
+
+void Scheduler::block_current(Fibre& fibre, FibreState state) {
+    fibre.state = state;
+    rdmakit_switch_stack(&fibre.stack_pointer, scheduler_stack_);
+}
+
+void Scheduler::fault_current(Fibre& fibre, std::string why) {
+    fault_ = std::move(why);
+    block_current(fibre, FibreState::finished);
+}
+void Scheduler::fail_current(Fibre& fibre, std::string why) {
+    fault_current(fibre, std::move(why));
+    __builtin_unreachable();  // nobody resumes a finished fibre
+}
+
+void Scheduler::resume(Fibre& fibre) {
+    ++counters_.switches;
+    current_ = &fibre;
+    fibre.state = FibreState::running;
+    fibre.budget = policy_ == Policy::timed ? 0 : fresh_budget();
+    fibre.horizon_ps = heap_.empty() ? kNever : heap_.front().when_ps;
+    rdmakit_switch_stack(&scheduler_stack_, fibre.stack_pointer);
+    current_ = nullptr;
+    if (fibre.state != FibreState::finished) return;
+    if (fault_.empty()) {
+        owner_.fibre_finished(fibre);
+    } else {
+        std::string why;
+        std::swap(why, fault_);
+        owner_.fibre_faulted(fibre, why);
+    }
+}
+
+// ---- the rest of the world ------------------------------------------------------------------------------------
+void Scheduler::add_work(WorkSource& source) {
+    if (std::find(sources_.begin(), sources_.end(), &source) == sources_.end()) sources_.push_back(&source);
+}
+void Scheduler::forget_work(WorkSource& source) {
+    sources_.erase(std::remove(sources_.begin(), sources_.end(), &source), sources_.end());
+}
+
+void Scheduler::push(Item item) {
+    // Equal times: fibres in an order that the seed decides, calls in the order in which they were asked for.
+    item.order = item.fibre != nullptr ? (random_.next() >> 1) | (1ull << 63) : sequence_++;
+    if (current_ != nullptr && item.when_ps < current_->horizon_ps) current_->horizon_ps = item.when_ps;
+    heap_.push_back(item);
+    std::push_heap(heap_.begin(), heap_.end(), later);
+}
+
+void Scheduler::at(u64 when_ps, void (*fn)(void*, u64), void* object, u64 arg) {
+    push(Item{std::max(when_ps, now_ps()), 0, nullptr, fn, object, arg});
+}
+
+void Scheduler::written(const void* address, u64 bytes) {
+    if (bytes == 0) return;
+    watch_.written(address, bytes, [this](Fibre* fibre) { wake(*fibre); });
+}
+
+void Scheduler::wake(Fibre& fibre) {
+    if (fibre.state != FibreState::parked) return;
+    ++counters_.wakes;
+    unwatch(fibre);
+    unpark(fibre);
+    if (policy_ == Policy::timed) fibre.clock_ps = std::max(fibre.clock_ps, now_ps() + cost::kPoll);
+    make_ready(fibre);
+}
+
+void Scheduler::unpark(Fibre& fibre) {
+    parked_.back()->parked_index = fibre.parked_index;
+    parked_[fibre.parked_index] = parked_.back();
+    parked_.pop_back();
+}
+
+void Scheduler::unwatch(Fibre& fibre) {
+    for (int i = 0; i < fibre.watcher_count; ++i) watch_.remove(fibre.watchers[i]);
+    fibre.watcher_count = 0;
+}
+
+// ---- primitives ------------------------------------------------------------------------------------------------
+void Scheduler::yield(Fibre& fibre) {
+    if (policy_ == Policy::timed) {
+        if (heap_.empty() || heap_.front().when_ps > fibre.clock_ps) {
+            fibre.horizon_ps = heap_.empty() ? kNever : heap_.front().when_ps;
+            return;
+        }
+        make_ready(fibre);
+        block_current(fibre, FibreState::ready);
+        return;
+    }
+    if (!late_.empty() && random_.below(4) == 0) {
+        late_.drain_one(random_.next(), [this](const void* p, u64 n) { written(p, n); });
+    }
+    if (ready_.empty() && sources_.empty()) {
+        fibre.budget = fresh_budget();
+        return;
+    }
+    make_ready(fibre);
+    block_current(fibre, FibreState::ready);
+}
+
+bool Scheduler::park(Fibre& fibre, const cpu::Watched* list, int count, const cpu::WaitNote& note, u64 timeout_ns) {
+    const int n = std::min(count, kMaxWatched);
+    for (int i = 0; i < n; ++i) {
+        u64 now = 0;
+        late_.read(&fibre, list[i].address, &now, list[i].bytes);
+        if (now != list[i].seen) return true;
+    }
+    for (int i = 0; i < n; ++i) {
+        Watcher& w = fibre.watchers[i];
+        w = Watcher{list[i].address, list[i].seen, list[i].bytes, &fibre, nullptr};
+        watch_.add(w);
+    }
+    fibre.watcher_count = static_cast<u8>(n);
+    fibre.note = note;
+    fibre.timed_out = false;
+    fibre.parked_index = static_cast<u32>(parked_.size());
+    parked_.push_back(&fibre);
+    ++counters_.parks;
+    if (policy_ == Policy::timed) {
+        fibre.deadline_ps = fibre.clock_ps + std::min(timeout_ns, kNever / 4000) * 1000;
+        if (!fibre.timer_armed) arm_timer(fibre);
+    }
+    block_current(fibre, FibreState::parked);
+    return !fibre.timed_out;
+}
+
+// One timer a fibre, re-armed when it finds that the deadline has moved on.
+void Scheduler::arm_timer(Fibre& fibre) {
+    if (timers_.size() > 64 && timers_.size() > 4 * fibres_live_) {  // mostly of fibres that have ended
+        const auto stale = [](const Timer& t) { return t.fibre->number != t.number; };
+        timers_.erase(std::remove_if(timers_.begin(), timers_.end(), stale), timers_.end());
+        std::make_heap(timers_.begin(), timers_.end(), timer_later);
+    }
+    fibre.timer_armed = true;
+    timers_.push_back(Timer{fibre.deadline_ps, &fibre, fibre.number});
+    std::push_heap(timers_.begin(), timers_.end(), timer_later);
+}
+
+void Scheduler::fire_timer() {
+    std::pop_heap(timers_.begin(), timers_.end(), timer_later);
+    const Timer timer = timers_.back();
+    timers_.pop_back();
+    Fibre& fibre = *timer.fibre;
+    if (fibre.number != timer.number) return;
+    fibre.timer_armed = false;
+    if (fibre.state != FibreState::parked) return;
+    if (timer.when_ps < fibre.deadline_ps) {
+        arm_timer(fibre);
+        return;
+    }
+    now_ps_ = std::max(now_ps_, timer.when_ps);
+    fibre.timed_out = true;
+    wake(fibre);
+}
+
+void Scheduler::store_late(Fibre& fibre, void* address, const void* data, u32 bytes) {
+    ++counters_.late_stores;
+    late_.push(&fibre, address, data, bytes);
+}
+
+void Scheduler::drain(Fibre& fibre, const void* address, u32 bytes) {
+    if (!late_.empty()) late_.drain(&fibre, address, bytes, [this](const void* p, u64 n) { written(p, n); });
+}
+
+// ---- the loop --------------------------------------------------------------------------------------------------
+bool Scheduler::step_untimed() {
+    const u64 total = ready_.size() + sources_.size();
+    if (total == 0) {
+        if (late_.empty()) return false;
+        late_.drain_one(random_.next(), [this](const void* p, u64 n) { written(p, n); });
+        return true;
+    }
+    const u64 pick = random_.below(total);
+    if (pick < ready_.size()) {
+        Fibre* fibre = ready_[pick];
+        ready_[pick] = ready_.back();
+        ready_.pop_back();
+        resume(*fibre);
+    } else {
+        WorkSource* source = sources_[pick - ready_.size()];
+        sources_[pick - ready_.size()] = sources_.back();
+        sources_.pop_back();
+        source->work(1 + static_cast<u32>(random_.below(256)));
+    }
+    return true;
+}
+
+bool Scheduler::step_timed() {
+    if (heap_.empty()) return false;  // nothing but time-outs ahead
+    if (!timers_.empty() && timers_.front().when_ps < heap_.front().when_ps) {
+        fire_timer();
+        return true;
+    }
+    std::pop_heap(heap_.begin(), heap_.end(), later);
+    const Item item = heap_.back();
+    heap_.pop_back();
+    now_ps_ = std::max(now_ps_, item.when_ps);
+    ++counters_.events;
+    if (item.fibre == nullptr) item.fn(item.object, item.arg);
+    else if (item.fibre->number == item.arg && item.fibre->state == FibreState::ready) resume(*item.fibre);
+    return true;
+}
+
+// Raw stores of a user's kernel wake nobody: before calling it a hang, look at what every parked fibre watches.
+bool Scheduler::sweep() {
+    ++counters_.sweeps;
+    const std::vector<Fibre*> parked = parked_;
+    bool any = false;
+    for (Fibre* fibre : parked) {
+        for (int i = 0; i < fibre->watcher_count; ++i) {
+            if (!WatchTable::changed(fibre->watchers[i])) continue;
+            wake(*fibre);
+            any = true;
+            break;
+        }
+    }
+    return any;
+}
+
+void Scheduler::run() {
+    Scheduler* const outer = g_running;
+    g_running = this;
+    do {
+        while (policy_ == Policy::timed ? step_timed() : step_untimed()) {}
+    } while (sweep());
+    g_running = outer;
+}
+
+void Scheduler::time_out_parked() {
+    const std::vector<Fibre*> parked = parked_;
+    for (Fibre* fibre : parked) {
+        fibre->timed_out = true;
+        if (policy_ == Policy::timed) now_ps_ = std::max(now_ps_, fibre->deadline_ps);
+        wake(*fibre);
+    }
+}
+
+}  // namespace rdmakit::emu

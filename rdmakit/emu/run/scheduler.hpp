@@ -1,0 +1,129 @@
+// scheduler.hpp — decides who runs next: fibres of kernels, HCAs with work, events in virtual time. One OS thread; all
+// chance comes from the seed, so the same seed gives the same run.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "late_stores.hpp"
+#include "random.hpp"
+#include "watch.hpp"
+
+namespace rdmakit::emu {
+
+enum class Policy : u32 { fast = RDMAKIT_FAST, timed = RDMAKIT_TIMED, explore = RDMAKIT_EXPLORE };
+
+// Something else than a fibre that makes progress when asked to: an HCA. Untimed policies only.
+class WorkSource {
+  public:
+    virtual ~WorkSource() = default;
+    virtual void work(u32 budget) = 0;
+};
+
+// Told when a fibre ends or goes wrong.
+class FibreOwner {
+  public:
+    virtual ~FibreOwner() = default;
+    virtual void run_fibre(Fibre& fibre) = 0;       // the kernel call, on the fibre's own stack
+    virtual void fibre_finished(Fibre& fibre) = 0;  // on the scheduler's stack
+    virtual void fibre_faulted(Fibre& fibre, const std::string& why) = 0;
+};
+
+struct SchedulerCounters {
+    u64 switches = 0, parks = 0, wakes = 0, events = 0, late_stores = 0, sweeps = 0;
+};
+
+class Scheduler {
+  public:
+    Scheduler(Policy policy, u64 seed, FibreOwner& owner);
+    Scheduler(const Scheduler&) = delete;
+    Scheduler& operator=(const Scheduler&) = delete;
+
+    // ---- fibres
+    Fibre* create_fibre();                 // nullptr when memory is exhausted; not ready yet
+    void make_ready(Fibre& fibre);
+    void retire(Fibre& fibre);             // a finished one: its stack may be used again
+    void kill(Fibre& fibre);               // one in any state but running
+    // Called on the running fibre's stack: gives the processor away until somebody makes the fibre ready again.
+    void block_current(Fibre& fibre, FibreState state);
+    [[noreturn]] void fail_current(Fibre& fibre, std::string why);
+
+    // ---- the rest of the world
+    void add_work(WorkSource& source);     // at most once each until work() is called
+    void forget_work(WorkSource& source);
+    void at(u64 when_ps, void (*fn)(void*, u64), void* object, u64 arg);
+    void written(const void* address, u64 bytes);
+    u64 now_ps() const { return current_ != nullptr ? current_->clock_ps : now_ps_; }
+    u64 random(u64 bound) { return random_.below(bound); }
+    Policy policy() const { return policy_; }
+
+    // Runs until nothing can go on. Fibres may still be parked then: parked() lists them, and after time_out_parked()
+    // another run() lets each report that its time is up.
+    void run();
+    const std::vector<Fibre*>& parked() const { return parked_; }
+    void time_out_parked();
+    const SchedulerCounters& counters() const { return counters_; }
+
+    // ---- primitives of device code (cpu::RunnerApi)
+    void yield(Fibre& fibre);
+    bool park(Fibre& fibre, const cpu::Watched* list, int count, const cpu::WaitNote& note, u64 timeout_ns);
+    void store_late(Fibre& fibre, void* address, const void* data, u32 bytes);
+    void load_own(Fibre& fibre, const void* address, void* out, u32 bytes) { late_.read(&fibre, address, out, bytes); }
+    void drain(Fibre& fibre, const void* address, u32 bytes);
+
+    // The scheduler that runs on this OS thread now, for the signal handler; its current fibre.
+    static Scheduler* running();
+    Fibre* current() const { return current_; }
+    FibreOwner* owner() const { return &owner_; }
+    void fault_current(Fibre& fibre, std::string why);  // from the signal handler's landing
+
+  private:
+    struct Item {
+        u64 when_ps, order;
+        Fibre* fibre;  // or, if null, a call
+        void (*fn)(void*, u64);
+        void* object;
+        u64 arg;  // of the call; or the fibre's number, so that a killed one's place is not taken by the next
+    };
+    struct Timer {
+        u64 when_ps;
+        Fibre* fibre;
+        u64 number;
+    };
+    static bool later(const Item& a, const Item& b) {
+        return a.when_ps != b.when_ps ? a.when_ps > b.when_ps : a.order > b.order;
+    }
+    static bool timer_later(const Timer& a, const Timer& b) {
+        return a.when_ps != b.when_ps ? a.when_ps > b.when_ps : a.number > b.number;
+    }
+    void push(Item item);
+    void resume(Fibre& fibre);
+    void wake(Fibre& fibre);
+    void unwatch(Fibre& fibre);
+    bool step_untimed();
+    bool step_timed();
+    bool sweep();
+    void arm_timer(Fibre& fibre);
+    void fire_timer();
+    void unpark(Fibre& fibre);
+    i32 fresh_budget() { return 1 + static_cast<i32>(random_.below(policy_ == Policy::explore ? 8 : 64)); }
+    static void fibre_main();
+
+    Policy policy_;
+    Random random_;
+    FibreOwner& owner_;
+    StackPool stacks_;
+    WatchTable watch_;
+    LateStores late_;
+    std::vector<Fibre*> ready_;
+    std::vector<Fibre*> parked_;
+    std::vector<WorkSource*> sources_;
+    std::vector<Item> heap_;
+    std::vector<Timer> timers_;
+    Fibre* current_ = nullptr;
+    void* scheduler_stack_ = nullptr;
+    u64 now_ps_ = 0, sequence_ = 0, fibres_created_ = 0, fibres_live_ = 0;
+    std::string fault_;
+    SchedulerCounters counters_;
+};
+
+}  // namespace rdmakit::emu

@@ -1,0 +1,123 @@
+// world.cpp — see world.hpp.
+#include "world.hpp"
+
+#include <cstring>
+
+#include "fault.hpp"
+
+namespace rdmakit::emu {
+namespace {
+// After a hang every parked fibre is told once that its time is up; who then parks again is told again, so many times.
+constexpr int kTimeoutRounds = 4;
+}  // namespace
+
+World::World(const WorldConfig& config)
+    : config_(config), launcher_(config.policy, config.seed, config.gpus, config.resident_warps) {
+    launcher_.world = this;
+    launcher_.mmio64 = [](void* world, void* reg, u64 value) {
+        if (Hca* hca = static_cast<World*>(world)->owner_of(reg)) hca->mmio_write64(reg, value);
+        else *static_cast<u64*>(reg) = value;  // not a register of any HCA: plain memory
+    };
+    launcher_.mmio32 = [](void* world, void* reg, u32 value) {
+        if (Hca* hca = static_cast<World*>(world)->owner_of(reg)) hca->mmio_write32(reg, value);
+        else *static_cast<u32*>(reg) = value;
+    };
+}
+
+World::~World() {
+    launcher_.abandon();  // fibres may stand inside calls that know the HCAs
+}
+
+Hca* World::add_hca(const HcaConfig& config) {
+    hcas_.push_back(std::make_unique<Hca>(*this, fabric_, config));
+    work_.push_back(std::make_unique<HcaWork>());
+    work_.back()->hca = hcas_.back().get();
+    return hcas_.back().get();
+}
+
+u32 World::index_of(const Hca& hca) const {
+    u32 i = 0;
+    while (hcas_[i].get() != &hca) ++i;
+    return i;
+}
+Hca* World::owner_of(const void* address) {
+    for (auto& hca : hcas_) {
+        if (hca->owns(address)) return hca.get();
+    }
+    return nullptr;
+}
+void World::ready(Hca& hca) { launcher_.scheduler().add_work(*work_[index_of(hca)]); }
+void World::async_event(Hca& hca, AsyncEvent event) { events_.push_back({index_of(hca), event}); }
+
+std::vector<DeviceError> World::take_errors() {
+    std::vector<DeviceError> errors = launcher_.errors();
+    launcher_.clear_errors();
+    return errors;
+}
+std::vector<NamedEvent> World::take_events() {
+    std::vector<NamedEvent> events;
+    std::swap(events, events_);
+    return events;
+}
+std::vector<LaunchTime> World::take_launch_times() {
+    std::vector<LaunchTime> times;
+    std::swap(times, launcher_.times());
+    return times;
+}
+
+// HCAs with QPs that wait (for a receive WQE, for a peer) are silent: give each one turn before calling it a hang.
+bool World::nudge_hcas() {
+    if (timed()) return false;
+    bool any = false;
+    for (auto& hca : hcas_) {
+        if (hca->waiting() != 0 && hca->work(64) != 0) any = true;
+    }
+    return any;
+}
+
+RunOutcome World::run() {
+    FaultGuard guard;
+    waiting_.clear();
+    bool hung = false;
+    for (int round = 0;;) {
+        launcher_.scheduler().run();
+        if (nudge_hcas()) continue;
+        if (launcher_.idle()) break;
+        if (!hung) list_waiting();
+        hung = true;
+        if (++round > kTimeoutRounds || launcher_.scheduler().parked().empty()) {
+            launcher_.abandon();
+            break;
+        }
+        launcher_.scheduler().time_out_parked();
+    }
+    if (!launcher_.errors().empty()) return RunOutcome::failed;
+    return hung ? RunOutcome::hung : RunOutcome::done;
+}
+
+void World::list_waiting() {
+    launcher_.each_fibre([this](const Fibre& f, const Launch& launch, const Block& block) {
+        Waiting w{};
+        w.fibre = f.number;
+        w.kernel = launch.spec.kernel->name;
+        w.gpu = launch.spec.gpu;
+        w.block = block.index;
+        w.thread = f.thread_index.x + f.block_size.x * (f.thread_index.y + f.block_size.y * f.thread_index.z);
+        w.state = f.state == FibreState::parked ? "waits" : f.state == FibreState::at_barrier ? "at a barrier" : "at a collective";
+        w.what = f.note.what;
+        w.file = f.note.site.file;
+        w.line = f.note.site.line;
+        w.expected = f.note.expected;
+        w.qpn = f.note.qpn;
+        w.peer = f.note.peer;
+        w.channel = f.note.channel;
+        if (f.state == FibreState::parked && f.watcher_count > 0) {
+            w.address = reinterpret_cast<std::uintptr_t>(f.watchers[0].address);
+            w.bytes = f.watchers[0].bytes;
+            std::memcpy(&w.seen, f.watchers[0].address, f.watchers[0].bytes);
+        }
+        waiting_.push_back(std::move(w));
+    });
+}
+
+}  // namespace rdmakit::emu

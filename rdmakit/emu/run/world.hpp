@@ -1,0 +1,88 @@
+// world.hpp — hosts' GPUs, their HCAs and the fabric between them, under one clock and one seed. What Python binds.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../hca/fabric.hpp"
+#include "../hca/hca.hpp"
+#include "launch.hpp"
+
+namespace rdmakit::emu {
+
+struct WorldConfig {
+    Policy policy = Policy::fast;
+    u64 seed = 0;
+    u32 gpus = 1;
+    u32 resident_warps = 132 * 64;  // H100: 132 SMs of 64 warps
+};
+
+// One stream of instructions that waits, as a report names it.
+struct Waiting {
+    u64 fibre;
+    std::string kernel, what, state, file;
+    u32 gpu, thread, qpn, peer, channel;
+    Dim block;
+    int line;
+    u64 expected, seen, address;
+    u32 bytes;
+};
+struct NamedEvent {
+    u32 hca;
+    AsyncEvent event;
+};
+enum class RunOutcome : u32 { done = 0, hung = 1, failed = 2 };
+
+class World final : public Environment {
+  public:
+    explicit World(const WorldConfig& config);
+    ~World() override;
+
+    Hca* add_hca(const HcaConfig& config);
+    u32 hca_count() const { return static_cast<u32>(hcas_.size()); }
+    Hca* hca(u32 index) { return hcas_[index].get(); }
+    std::string launch(const LaunchSpec& spec) { return launcher_.launch(spec); }
+    // Runs until all launches have ended and all HCAs are idle. `hung`: waiting() says who waits for what; those who
+    // can report have reported, and the launches have been ended.
+    RunOutcome run();
+    const std::vector<Waiting>& waiting() const { return waiting_; }
+    std::vector<DeviceError> take_errors();
+    std::vector<NamedEvent> take_events();
+    std::vector<LaunchTime> take_launch_times();
+    void set_copy_payload(bool on) { launcher_.copy_payload(on); }
+    u64 now_ns() { return now_ps() / 1000; }
+    const SchedulerCounters& counters() { return launcher_.scheduler().counters(); }
+    Policy policy() const { return config_.policy; }
+
+    // ---- Environment
+    u64 now_ps() override { return launcher_.scheduler().now_ps(); }
+    bool timed() override { return config_.policy == Policy::timed; }
+    void at(u64 when_ps, void (*fn)(void*, u64), void* object, u64 arg) override {
+        launcher_.scheduler().at(when_ps, fn, object, arg);
+    }
+    void memory_written(const void* address, std::size_t bytes) override { launcher_.scheduler().written(address, bytes); }
+    u64 random(u64 bound) override { return launcher_.scheduler().random(bound); }
+    void ready(Hca& hca) override;
+    bool copy_payload() override { return launcher_.copy_payload(); }
+    void async_event(Hca& hca, AsyncEvent event) override;
+
+  private:
+    struct HcaWork final : WorkSource {
+        Hca* hca = nullptr;
+        void work(u32 budget) override { hca->work(budget); }
+    };
+    bool nudge_hcas();
+    void list_waiting();
+    u32 index_of(const Hca& hca) const;
+    Hca* owner_of(const void* address);
+
+    WorldConfig config_;
+    Fabric fabric_;
+    Launcher launcher_;
+    std::vector<std::unique_ptr<Hca>> hcas_;
+    std::vector<std::unique_ptr<HcaWork>> work_;
+    std::vector<Waiting> waiting_;
+    std::vector<NamedEvent> events_;
+};
+
+}  // namespace rdmakit::emu
