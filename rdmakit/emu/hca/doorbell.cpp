@@ -1,0 +1,134 @@
+// doorbell.cpp — UAR pages and what a store to one does.
+// Leans on hca_wqe.cuh. mlx5 PRM "Doorbells"; rdma-core providers/mlx5/qp.c post_send_db.
+#include <cerrno>
+
+#include "event_pool.hpp"
+#include "hca.hpp"
+#include "queue_pair.hpp"
+#include "uar.hpp"
+
+namespace rdmakit::emu {
+
+namespace {
+UarPage describe(u32 index, void* page) {
+    return UarPage{index, page, static_cast<u8*>(page) + kUarDoorbellOffset};
+}
+const void* page_of(const void* address) {
+    return reinterpret_cast<const void*>(reinterpret_cast<u64>(address) & ~(kUarBytes - 1));
+}
+}  // namespace
+
+Status Hca::alloc_uar(UarPage* page) {
+    auto uar = std::make_unique<Uar>();
+    uar->page = allocate_pages(kUarBytes);
+    if (!uar->page) return refuse(ENOMEM, "no memory for a UAR page");
+    *page = describe(static_cast<u32>(uars_.size()), uar->page.get());
+    uars_.push_back(std::move(uar));
+    return {};
+}
+
+Status Hca::free_uar(u32 index) {
+    if (index == 0 || index >= uars_.size() || !uars_[index]) return refuse(EINVAL, "no UAR page %u to free", index);
+    if (uars_[index]->users) return refuse(EBUSY, "UAR page %u is rung by %u QPs", index, uars_[index]->users);
+    uars_[index].reset();
+    return {};
+}
+
+UarPage Hca::default_uar() const { return describe(0, uars_[0]->page.get()); }
+
+bool Hca::owns(const void* address) const {
+    const void* page = page_of(address);
+    for (const auto& uar : uars_)
+        if (uar && uar->page.get() == page) return true;
+    return false;
+}
+
+void Hca::mmio_write64(const void* address, u64 value) {
+    const u64 offset = reinterpret_cast<u64>(address) & (kUarBytes - 1);
+    if (offset == kUarCqOffset) {
+        // {sequence[29:28] | command[24] | consumer index, CQ number}: mlx5_arm_cq in rdma-core providers/mlx5/cq.c
+        const u32 cqn = swap_bytes(static_cast<u32>(value >> 32)) & 0xffffff;
+        if (owns(address) && find_cq(cqn)) arm_cq(cqn, !(swap_bytes(static_cast<u32>(value)) & (1u << 24)));
+        return;
+    }
+    ++counters_.doorbells;
+    QueuePair* qp = find_qp(decode_doorbell(value).qpn);
+    if (!qp) {
+        ++counters_.doorbells_unknown_qp;
+        return;
+    }
+    ++qp->info.counters.doorbells;
+    if (page_of(address) != qp->uar_page) {  // the HCA compares the page with the one in the QP's context
+        ++counters_.doorbells_wrong_uar;
+        ++qp->info.counters.doorbells_ignored;
+        return;
+    }
+    if (timed_)
+        schedule(environment_.now_ps() + config_.timing.doorbell_to_fetch_ps, EventKind::doorbell, qp->info.qpn, 0, 0,
+                 value);
+    else
+        ring_send(*qp, value);
+}
+
+void Hca::mmio_write32(const void* address, u32 value) {
+    ++counters_.doorbells_split;
+    // Either half may come first; the QP number is in the upper one.
+    const bool second = (reinterpret_cast<u64>(address) & 7) == 4;
+    report(AsyncEventType::doorbell_split, second ? swap_bytes(value) >> 8 : 0);
+}
+
+void Hca::ring_send(QueuePair& qp, u64 value) {
+    const Doorbell bell = decode_doorbell(value);
+    const u64 entries = qp.sq_entries();
+    if (qp.state() == QpState::reset || qp.state() == QpState::init || qp.state() == QpState::rtr) {
+        ++counters_.doorbells_wrong_state;
+        ++qp.info.counters.doorbells_ignored;
+        return;
+    }
+    u64 target = qp.producer;
+    if (qp.info.create.doorbell != DoorbellMode::dbrec) {
+        target = widen_index(qp.producer, doorbell_next_index(bell));
+        // A sender that keeps `index & (entries - 1)` in its ctrl segments (mori) rings with a slot, not an index.
+        const bool slot = bell.ds != 0 && bell.index < entries && target > qp.completed + entries;
+        if (slot && qp.info.create.doorbell == DoorbellMode::register_value) target = qp.producer;
+    }
+    if (qp.info.create.doorbell != DoorbellMode::no_dbr) {
+        const u32 record = swap_bytes(__atomic_load_n(&qp.info.create.dbrec[kDbrecSend], __ATOMIC_ACQUIRE));
+        target = larger(target, widen_index(qp.producer, record & 0xffff));
+    }
+    if (target <= qp.producer) {
+        ++counters_.doorbells_no_progress;
+        ++qp.info.counters.doorbells_ignored;
+        return;
+    }
+    if (target > qp.completed + entries) {
+        // More was posted than the ring holds: what was overwritten cannot be known. Everything still in the ring
+        // completes in error, the first with 0x02, so that whoever polls learns of it.
+        qp.producer = qp.completed + entries;
+        report(AsyncEventType::qp_fatal, qp.info.qpn, static_cast<u32>(Syndrome::local_qp_op));
+        if (qp.state() != QpState::err) {
+            fail(qp, decode_wqe(qp.sq, qp.completed, entries, qp.info.qpn), Syndrome::local_qp_op);
+            return;
+        }
+    } else {
+        qp.producer = target;
+    }
+    if (qp.state() == QpState::err)
+        flush_sends(qp);
+    else if (qp.has_work())
+        enqueue(qp);
+}
+
+void Hca::receive_posted(u32 qpn) {
+    QueuePair* qp = find_qp(qpn);
+    if (!qp) return;
+    if (qp->state() == QpState::err) {
+        flush_receives(*qp);
+        return;
+    }
+    if (timed_ || !qp->peer.hca || qp->receives_available() == 0) return;  // timed: the RNR timer decides
+    QueuePair* sender = qp->peer.hca->find_qp(qp->info.attr.dest_qp_num);
+    if (sender && sender->stalled && sender->stalled_on_receiver) qp->peer.hca->resume(*sender);
+}
+
+}  // namespace rdmakit::emu

@@ -1,0 +1,55 @@
+// environment.hpp — what the emulated HCA needs of the world around it: time, events, chance, and who to tell.
+// Leans on cuda/rdmakit/config.cuh for its number types only. The scheduler implements it; tests implement a small one.
+#pragma once
+#include <cstddef>
+
+#include "rdmakit/config.cuh"
+
+namespace rdmakit::emu {
+
+class Hca;
+
+// Asynchronous events, named as IBV_EVENT_* (man ibv_get_async_event). `completion` is the completion channel's event
+// of an armed CQ; `doorbell_split` has no verbs counterpart (a real HCA would act on half a doorbell, undefined).
+enum class AsyncEventType : u32 {
+    completion = 0,
+    cq_error = 1,            // IBV_EVENT_CQ_ERR: the CQ overran and is dead
+    qp_fatal = 2,            // IBV_EVENT_QP_FATAL: ring overflow, or its CQ is dead
+    qp_request_error = 3,    // IBV_EVENT_QP_REQ_ERR: the responder refused an invalid request
+    qp_access_error = 4,     // IBV_EVENT_QP_ACCESS_ERR: the responder refused a key, a range or a right
+    sq_drained = 5,          // IBV_EVENT_SQ_DRAINED
+    port_active = 6,         // IBV_EVENT_PORT_ACTIVE
+    port_error = 7,          // IBV_EVENT_PORT_ERR
+    doorbell_split = 8,      // a 4-byte store to a doorbell register
+    communication_established = 9,  // IBV_EVENT_COMM_EST: a request arrived in RTR
+};
+
+struct AsyncEvent {
+    AsyncEventType type;
+    u32 number;    // QP number, CQ number, or port (1..); 0 where none applies
+    u32 syndrome;  // the completion syndrome that belongs to it, or 0
+};
+
+// All calls come from within a call into the HCA (a verb, an MMIO store, `work`, an event). None of them may call back
+// into any HCA; they note what is to be done and return.
+class Environment {
+  public:
+    virtual ~Environment() = default;
+
+    virtual u64 now_ps() = 0;
+    // True: latencies and line rates apply and `at` is used. False: `Hca::work` executes, `at` is never called.
+    virtual bool timed() = 0;
+    // Calls fn(object, arg) once, when the clock reads when_ps; equal times in the order of the calls.
+    virtual void at(u64 when_ps, void (*fn)(void* object, u64 arg), void* object, u64 arg) = 0;
+    // After every write of an HCA to memory that a kernel or a host may watch: payload, CQE, atomic result.
+    virtual void memory_written(const void* address, std::size_t bytes) = 0;
+    // Uniform in [0, bound), from the world's seed.
+    virtual u64 random(u64 bound) = 0;
+    // The HCA has work: call Hca::work soon. Untimed only. Called again at the end of a `work` that left some.
+    virtual void ready(Hca& hca) = 0;
+    // False: messages of more than cpu::kControlBytes are checked, counted and completed but not copied.
+    virtual bool copy_payload() = 0;
+    virtual void async_event(Hca& hca, AsyncEvent event) = 0;
+};
+
+}  // namespace rdmakit::emu

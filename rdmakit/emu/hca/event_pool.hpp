@@ -1,0 +1,46 @@
+// event_pool.hpp — what the timed HCA has asked the clock to wake it for. Slots are reused: no allocation per WQE.
+// Leans on config.cuh.
+#pragma once
+#include <vector>
+
+#include "rdmakit/config.cuh"
+
+namespace rdmakit::emu {
+
+enum class EventKind : u32 {
+    doorbell,     // value: what was written
+    tick,         // index: a port that may take more
+    arrival,      // index: basic block of the WQE whose request has reached the responder
+    response,     // index: the same, its ACK, NAK or data is back
+    resend,       // value: 1 after an RNR NAK, 0 after a time-out
+};
+
+struct Event {
+    EventKind kind;
+    u32 qpn, epoch;
+    u64 index, value;
+};
+
+class EventPool {
+  public:
+    u64 put(const Event& event) {
+        if (free_.empty()) {
+            events_.push_back(event);
+            return events_.size() - 1;
+        }
+        const u64 slot = free_.back();
+        free_.pop_back();
+        events_[slot] = event;
+        return slot;
+    }
+    Event take(u64 slot) {
+        free_.push_back(slot);
+        return events_[slot];
+    }
+
+  private:
+    std::vector<Event> events_;
+    std::vector<u64> free_;
+};
+
+}  // namespace rdmakit::emu

@@ -1,0 +1,105 @@
+// queue_pair.hpp — the state of one RC queue pair: rings, connection, retry counts, where its packets leave.
+// Leans on completion_queue.hpp and fabric.hpp. Plain data; requester.cpp, responder.cpp and timed.cpp act on it.
+#pragma once
+#include <memory>
+
+#include "completion_queue.hpp"
+#include "fabric.hpp"
+#include "payload.hpp"
+
+namespace rdmakit::emu {
+
+// One message on its way: the request, and the local memory that it names.
+struct Transfer {
+    DecodedWqe wqe;
+    Pieces local;
+};
+
+// What became of a request at the responder.
+struct Outcome {
+    enum Kind : u32 {
+        done,           // executed; the response carries `old` (atomics) or `memory` (READ)
+        not_ready,      // RNR NAK: no receive WQE
+        refused,        // NAK with a syndrome
+        lost,           // nobody answered: no route, port down, peer not in RTR, wrong PSN
+    } kind = done;
+    Syndrome syndrome = Syndrome::none;
+    u64 old = 0;           // atomics: the old value; not_ready: the NAK's timer code
+    u8* memory = nullptr;  // READ: where the checked bytes lie at the responder
+};
+
+// A WQE that was sent and not yet completed (timed only).
+struct InFlight {
+    DecodedWqe wqe;
+    Outcome outcome;
+    u64 sent_ps;
+    bool failed_locally;
+};
+struct TimedQueue {
+    std::unique_ptr<InFlight[]> slots;  // by basic block index
+    u64 last_arrival_ps = 0, last_ack_ps = 0, next_issue_ps = 0;
+    u64 arrived = 0;            // next basic block index that the responder takes: later ones come too early
+    u32 reads_in_flight = 0;    // READs and atomics
+    bool blocked = false;       // no issue until a completion: fence, too many READs, or a local error
+    bool local_error = false;   // the last WQE issued failed before it was sent
+    void restart(u64 at) {
+        arrived = at;
+        reads_in_flight = 0;
+        blocked = local_error = false;
+    }
+};
+
+struct QueuePair {
+    QpInfo info;
+    SendRing sq{};
+    u64 producer = 0;   // free-running basic block indices: posted up to
+    u64 issued = 0;     // handed to the responder up to
+    u64 completed = 0;  // done up to; untimed always equal to issued
+    u64 rq_consumed = 0;
+    const u8* rq = nullptr;
+    u32 rq_mask = 0, rq_stride = 0;
+    CompletionQueue* send_cq = nullptr;
+    CompletionQueue* recv_cq = nullptr;
+    const void* uar_page = nullptr;
+
+    Fabric::Endpoint peer;       // resolved at RTR
+    u32 mtu_shift = 12;
+    u32 header_octets = 0;       // of every packet: link, network and transport headers, ICRC, FCS
+    u32 tx_port = 0;             // physical, 1..; 0: every eligible port is down
+    u32 next_psn = 0;            // requester: PSN of the next message (24 bits)
+    u32 expected_psn = 0;        // responder
+
+    u32 rnr_tries = 0, timeouts = 0;  // consecutive, for the WQE at the head
+    u32 turns_left = 0;               // untimed: of the wait under way; 0: until something changes
+    bool stalled = false, stalled_on_receiver = false, in_stalled_list = false;
+    bool communicated = false;  // COMM_EST was reported
+    bool draining = false;      // in SQD, SQ_DRAINED still to come
+
+    bool queued = false;  // is in the list of the port `queued_at`
+    u32 queued_at = 0;
+    QueuePair* previous = nullptr;
+    QueuePair* next = nullptr;
+
+    u32 epoch = 0;  // changes whenever events under way must no longer count: reset, error, resend
+    std::unique_ptr<TimedQueue> timed;
+    OwnedMemory owned_sq, owned_rq, owned_dbrec;
+
+    QpState state() const { return info.state; }
+    u64 sq_entries() const { return 1ull << sq.log_bbs; }
+    bool has_work() const {
+        return info.state == QpState::rts && !stalled && issued != producer && !(timed && timed->blocked);
+    }
+    // Receive WQEs that the record shows and that are not consumed; over the ring's size if the record makes no sense.
+    u32 receives_available() const {
+        if (!rq) return 0;
+        const u32 posted = swap_bytes(__atomic_load_n(&info.create.dbrec[kDbrecReceive], __ATOMIC_ACQUIRE));
+        const u32 ahead = (posted - static_cast<u32>(rq_consumed)) & 0xffff;
+        return ahead <= 0x8000 ? ahead : 0;
+    }
+};
+
+constexpr bool is_read_or_atomic(u32 opcode) {
+    return opcode >= static_cast<u32>(Opcode::read) && opcode <= static_cast<u32>(Opcode::masked_fetch_add);
+}
+
+}  // namespace rdmakit::emu
