@@ -228,11 +228,12 @@ TEST(scatter_to_cqe) {
 TEST(payload_copying_off) {
     Rig rig;
     rig.world.copy = false;
-    fill(rig.a, 0, 4096, 1);
-    rig.a.sender.post(Opcode::write, {rig.remote(0), rig.local(0, 4096)});
-    check_success(rig.go(), Opcode::write, 0, 4096);
+    constexpr u32 control = cpu::kControlBytes, payload = control + 8;
+    fill(rig.a, 0, payload, 1);
+    rig.a.sender.post(Opcode::write, {rig.remote(0), rig.local(0, payload)});
+    check_success(rig.go(), Opcode::write, 0, payload);
     CHECK_EQ(rig.b.word(0), 0);
-    rig.a.sender.post(Opcode::write, {rig.remote(0), rig.local(0, 64)});
+    rig.a.sender.post(Opcode::write, {rig.remote(0), rig.local(0, control)});
     rig.go();
     CHECK_EQ(rig.b.word(0), rig.a.word(0));
     rig.a.sender.post(Opcode::write, {rig.remote(rig.options.memory - 100), rig.local(0, 4096)});
