@@ -169,6 +169,7 @@ template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T fetch_add(T* p, T valu
     return old;
 #else
     cpu::step(cost::kAtomic);
+    const cpu::Whole whole;
     host::drain(p, sizeof(T));
     const T old = *p;
     host::store_now(p, static_cast<T>(old + value));
@@ -186,6 +187,7 @@ template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T fetch_max(T* p, T valu
     return old;
 #else
     cpu::step(cost::kAtomic);
+    const cpu::Whole whole;
     host::drain(p, sizeof(T));
     const T old = *p;
     host::store_now(p, larger(old, value));
@@ -203,6 +205,7 @@ template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T exchange(T* p, T value
     return old;
 #else
     cpu::step(cost::kAtomic);
+    const cpu::Whole whole;
     host::drain();
     const T old = *p;
     host::store_now(p, value);
@@ -220,6 +223,7 @@ template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T compare_swap(T* p, T e
     return old;
 #else
     cpu::step(cost::kAtomic);
+    const cpu::Whole whole;
     host::drain();
     const T old = *p;
     if (old == expected) host::store_now(p, desired);

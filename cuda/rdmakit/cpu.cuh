@@ -47,6 +47,8 @@ struct RunnerApi {
     void (*store_late)(Thread*, void*, const void*, u32 bytes);
     void (*load_own)(Thread*, const void*, void*, u32 bytes);
     void (*drain)(Thread*, const void* address, u32 bytes);  // nullptr: all of this fibre's pending stores
+    // Foreign kernels (cpu_preempt.cuh): the budget is used up in code that waits for nobody, at instruction pc.
+    void (*preempt)(Thread*, const void* pc);
 };
 
 // The part of a fibre that device code sees. It lies at the top of the fibre's stack, so it is found from the stack
@@ -90,6 +92,26 @@ inline __attribute__((always_inline)) void step([[maybe_unused]] u64 cost_ps) {
     if (--t.budget <= 0) t.api->yield(&t);
 #endif
 }
+// A read-modify-write is whole: code that is preempted between any two basic blocks is not while this lives.
+struct Whole {
+#if defined(RDMAKIT_PREEMPT)
+    Whole() : budget(self().budget), horizon_ps(self().horizon_ps) {
+        self().budget = 1 << 30;
+        self().horizon_ps = ~0ull;
+    }
+    ~Whole() {
+        Thread& t = self();
+        t.budget = budget;
+        if (horizon_ps < t.horizon_ps) t.horizon_ps = horizon_ps;
+    }
+    Whole(const Whole&) = delete;
+    Whole& operator=(const Whole&) = delete;
+    const i32 budget;
+    const u64 horizon_ps;
+#else
+    Whole() {}  // not trivial, lest its unused instances be warned of
+#endif
+};
 inline __attribute__((always_inline)) void written(const void* p, u64 bytes) {
     Thread& t = self();
     if (bytes <= kWatchLine) {  // the common case: a word or a segment, inside one line

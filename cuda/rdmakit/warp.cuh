@@ -100,7 +100,10 @@ RDMAKIT_DEVICE void warp_sync([[maybe_unused]] Site site = Site::here()) {
 #if RDMAKIT_GPU
     __syncwarp();
 #else
-    if constexpr (kLanes > 1) host::with_lanes(0, [](const u64*) { return 0; }, site);
+    if constexpr (kLanes > 1) {
+        host::drain();  // __syncwarp orders memory among its lanes; Explore lets everybody see, which is more than that
+        host::with_lanes(0, [](const u64*) { return 0; }, site);
+    }
 #endif
 }
 template <class T> RDMAKIT_DEVICE T warp_shuffle(T v, int source_lane, [[maybe_unused]] Site site = Site::here()) {

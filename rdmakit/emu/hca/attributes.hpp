@@ -175,6 +175,7 @@ struct HcaCounters {
     u64 doorbells_unknown_qp = 0, doorbells_wrong_uar = 0, doorbells_wrong_state = 0, doorbells_no_progress = 0;
     u64 doorbells_split = 0;         // 4-byte register writes
     u64 wqes = 0, cqes = 0, errors = 0, flushed = 0;
+    u64 atomics = 0;                 // of the WQEs: what in-QP signals are made of
     u64 rnr_naks = 0, retries = 0, async_events = 0, cq_overruns = 0;
 };
 

@@ -136,6 +136,7 @@ void Hca::finish(QueuePair& qp, Transfer& transfer, const Outcome& outcome) {
     ++qp.info.counters.send_wqes;
     qp.info.counters.send_bbs += wqe.bbs;
     ++counters_.wqes;
+    if (wqe.atomic_width != 0) ++counters_.atomics;
     if (!signalled) return;
     u8 preceding[64] = {};
     Cqe cqe = requester_cqe(qp.info.qpn, wqe.opcode, wqe.index, static_cast<u32>(wqe.bytes),

@@ -1,0 +1,153 @@
+// ll_dispatch.cu — low-latency dispatch in two halves, so that a caller may compute between them: `ll_dispatch_send`
+// quantises, sends and signals; `ll_dispatch_receive` waits for the counts and packs the rows of each local expert.
+#include <rdmakit/ll.cuh>
+
+namespace rdmakit {
+
+// Token t's message into staging: header, then BF16 as is or FP8 with its scales.
+RDMAKIT_DEVICE void ll_stage(const LlRank& ll, const u8* x, const i32* topk, u32 t, u64 epoch, bool fp8) {
+    u8* const bytes = ll_heap(ll, ll.rank, ll.at.staging) + ((epoch & 1) * ll.max_tokens + t) * ll_slot_bytes(ll);
+    const LlMessage m = ll_message(ll, bytes, fp8);
+    if (lane_id() == 0) store_relaxed<Scope::gpu>(m.source, static_cast<i32>(t));
+    for (u32 k = static_cast<u32>(lane_id()); k < ll.topk; k += kLanes) {
+        store_relaxed<Scope::gpu>(m.topk + k, topk[static_cast<u64>(t) * ll.topk + k]);
+    }
+    const u8* const row = x + static_cast<u64>(t) * 2 * ll.hidden;
+    if (!fp8) {
+        warp_copy(m.payload, row, 2ull * ll.hidden);
+        return;
+    }
+    charge_copy(3ull * ll.hidden);
+    if (!payload_moves(ll.hidden)) return;
+    // One lane a block of 128 channels: two passes over 256 bytes, the maximum and then the values.
+    for (u32 b = static_cast<u32>(lane_id()); b < ll.hidden / 128; b += kLanes) {
+        const auto* in = reinterpret_cast<const Vec16*>(row + static_cast<u64>(b) * 256);
+        float amax = kFp8MinAmax;
+        for (u32 i = 0; i < 16; ++i) {
+            const Vec16 v = load_stream(in + i);
+            for (u32 w : v.w) {
+                for (u32 half : {w & 0xffff, w >> 16}) amax = larger(amax, bf16_to_float(half & 0x7fff));
+            }
+        }
+        const float up = kFp8Max / amax;
+        const float scale = amax / kFp8Max;
+        for (u32 i = 0; i < 8; ++i) {
+            Vec16 out = {};
+            for (u32 j = 0; j < 2; ++j) {
+                const Vec16 v = load_stream(in + 2 * i + j);
+                for (u32 w = 0; w < 4; ++w) {
+                    const u32 low = float_to_e4m3(bf16_to_float(v.w[w] & 0xffff) * up);
+                    const u32 high = float_to_e4m3(bf16_to_float(v.w[w] >> 16) * up);
+                    out.w[2 * j + w / 2] |= (low | (high << 8)) << (16 * (w & 1));
+                }
+            }
+            store_stream(reinterpret_cast<Vec16*>(m.payload + b * 128) + i, out);
+        }
+        store_relaxed<Scope::gpu>(reinterpret_cast<u32*>(m.scales) + b, float_bits(scale));
+    }
+}
+
+// All tokens that chose one expert, in order, then their number.
+RDMAKIT_DEVICE Status ll_send_expert(const LlRank& ll, const i32* topk, u32 tokens, u32 expert, u64 epoch, bool fp8) {
+    const u32 rank = expert / ll.local_experts, local_expert = expert % ll.local_experts;
+    u64* const staged = reinterpret_cast<u64*>(ll_heap(ll, ll.rank, ll.at.staged));
+    u32 n = 0;
+    for (u32 i0 = 0; i0 < tokens * ll.topk; i0 += kLanes) {
+        const u32 i = i0 + static_cast<u32>(lane_id());
+        u32 mask = warp_ballot(i < tokens * ll.topk && topk[i] == static_cast<i32>(expert));
+        for (; mask != 0; mask &= mask - 1, ++n) {
+            u32 lane = 0;
+            while (((mask >> lane) & 1) == 0) ++lane;
+            const u32 t = (i0 + lane) / ll.topk;
+            Status s = by_lane_zero([&] {
+                u64 seen = 0;
+                return wait_until<Scope::gpu>(staged + t, [epoch](u64 v) { return v == epoch; }, ll.watch,
+                                              Subject{"a staged token", epoch, 0, ll.rank, 0}, &seen);
+            });
+            if (s != Status::ok) return s;
+            const u64 from = ll.at.staging + ((epoch & 1) * ll.max_tokens + t) * ll_slot_bytes(ll);
+            s = ll_send(ll, rank, local_expert, ll_slot(ll, epoch, local_expert, ll.rank, n), from, ll_message_bytes(ll, fp8));
+            if (s != Status::ok) return s;
+        }
+    }
+    // The word is ours alone, so adding the difference sets it.
+    u64* const announced = ll.announced + (epoch & 1) * ll.experts + expert;
+    const u64 value = (epoch << 32) | n;
+    const Status s = ll_signal(ll, rank, local_expert, ll_count(ll, epoch, local_expert, ll.rank), value - *announced);
+    warp_sync();
+    if (lane_id() == 0) *announced = value;
+    return s;
+}
+
+struct LlReceived {
+    u8* x;             // [local_experts][ranks * max_tokens] rows, BF16 or FP8
+    float* scales;     // [local_experts][ranks * max_tokens][hidden / 128], or null
+    i32* counts;       // [local_experts]
+    i32* source;       // [local_experts][ranks * max_tokens]: token index at its source
+    i32* choice;       // [local_experts][ranks * max_tokens]: which of its choices this expert was
+    i32* ranges;       // [local_experts][ranks][2]: number of rows from that rank, and the first
+};
+
+}  // namespace rdmakit
+
+RDMAKIT_KERNEL ll_dispatch_send(const rdmakit::LlRank* rank, const unsigned char* x, const int* topk, unsigned tokens,
+                                unsigned long long epoch, unsigned fp8) {
+    using namespace rdmakit;
+    const LlRank& ll = *rank;
+    if (!layout_matches(ll.layout_version, ll.watch, "LlRank of another layout version")) return;
+    const u32 warps = static_cast<u32>(warps_in_block() * blocks_in_grid());
+    const u32 warp = static_cast<u32>(block_id() * warps_in_block() + warp_id());
+    u64* const staged = reinterpret_cast<u64*>(ll_heap(ll, ll.rank, ll.at.staged));
+    for (u32 t = warp; t < tokens; t += warps) {
+        ll_stage(ll, x, topk, t, epoch, fp8 != 0);
+        warp_sync();
+        if (lane_id() == 0) store_release<Scope::gpu>(staged + t, static_cast<u64>(epoch));
+    }
+    for (u32 e = warp; e < ll.experts; e += warps) {
+        if (ll_send_expert(ll, topk, tokens, e, epoch, fp8 != 0) != Status::ok) return;
+    }
+}
+
+RDMAKIT_KERNEL ll_dispatch_receive(const rdmakit::LlRank* rank, rdmakit::LlReceived out, unsigned long long epoch, unsigned fp8) {
+    using namespace rdmakit;
+    const LlRank& ll = *rank;
+    if (!layout_matches(ll.layout_version, ll.watch, "LlRank of another layout version")) return;
+    const u32 warps = static_cast<u32>(warps_in_block() * blocks_in_grid());
+    const u32 warp = static_cast<u32>(block_id() * warps_in_block() + warp_id());
+    const u32 row_bytes = ll_payload_bytes(ll, fp8 != 0), scales = ll_scale_count(ll, fp8 != 0);
+    for (u32 job = warp; job < ll.local_experts * ll.ranks; job += warps) {
+        const u32 e = job / ll.ranks, source = job % ll.ranks;
+        u32 begin = 0, n = 0;
+        for (u32 s = 0; s <= source; ++s) {  // rows are packed by source rank
+            const u64* word = reinterpret_cast<const u64*>(ll_heap(ll, ll.rank, ll_count(ll, epoch, e, s)));
+            u64 seen = 0;
+            const Status status = by_lane_zero([&] {
+                return wait_until<Scope::sys>(word, [epoch](u64 v) { return (v >> 32) == epoch; }, ll.watch,
+                                              Subject{"the number of an expert's tokens from a rank", epoch, 0, s, e}, &seen);
+            });
+            if (status != Status::ok) return;
+            begin += n;
+            n = static_cast<u32>(warp_broadcast(seen) & 0xffffffffu);
+        }
+        const u64 rows = static_cast<u64>(ll.ranks) * ll.max_tokens;
+        if (lane_id() == 0) {
+            out.ranges[2 * job] = static_cast<i32>(n);
+            out.ranges[2 * job + 1] = static_cast<i32>(begin);
+            if (source == ll.ranks - 1) out.counts[e] = static_cast<i32>(begin + n);
+        }
+        for (u32 i = 0; i < n; ++i) {
+            const LlMessage m = ll_message(ll, ll_heap(ll, ll.rank, ll_slot(ll, epoch, e, source, i)), fp8 != 0);
+            const u64 row = e * rows + begin + i;
+            warp_copy(out.x + row * row_bytes, m.payload, row_bytes);
+            for (u32 j = static_cast<u32>(lane_id()); j < scales; j += kLanes) {
+                out.scales[row * scales + j] = reinterpret_cast<const float*>(m.scales)[j];
+            }
+            if (lane_id() != 0) continue;
+            const i32 expert = static_cast<i32>(ll.rank * ll.local_experts + e);
+            i32 k = 0;
+            while (k < static_cast<i32>(ll.topk) && m.topk[k] != expert) ++k;
+            out.source[row] = *m.source;
+            out.choice[row] = k;
+        }
+    }
+}

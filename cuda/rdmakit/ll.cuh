@@ -1,0 +1,138 @@
+// rdmakit/ll.cuh — what the low-latency MoE kernels share: no exchange of counts first, a fixed place for every message.
+// Layer: ep (leans on ep, signal).
+//
+// A token goes once for every expert that it chose, straight to that expert's rank, into the slots of its source; behind
+// the last one, on the same QP, a strong signal carries the count. Buffers alternate by the epoch's parity: a rank can
+// not begin epoch k + 2 before every other has counted its messages of k + 1, which it does after it has unpacked k.
+#pragma once
+#include "ep.cuh"
+
+namespace rdmakit {
+
+struct LlHeap {
+    u64 staging;         // [2][max_tokens] messages on their way out
+    u64 staged;          // [max_tokens] u64: the epoch whose message lies in staging
+    u64 messages;        // [2][local_experts][ranks][max_tokens] messages
+    u64 counts;          // [2][local_experts][ranks] u64: epoch << 32 | number of messages
+    u64 combine_x;       // [local_experts][ranks * max_tokens] rows of BF16 to send back
+    u64 partial;         // [2][max_tokens][topk] rows of BF16 that came back
+    u64 returned;        // [experts] u64: epochs for which that expert has sent all of this rank's rows back
+};
+
+struct LlRank {
+    u32 layout_version;
+    u32 rank, ranks, host, local_ranks;
+    u32 experts, local_experts;
+    u32 topk;
+    u32 hidden;
+    u32 max_tokens;          // of one rank in one call
+    u32 qps_per_rank;
+    u32 heap_lkey;
+    u8* const* heaps;        // [ranks]; null for ranks of other hosts
+    const RemoteMemory* remote_heaps;  // [ranks]: as our NIC knows them
+    const QpHandle* qps;     // [ranks][qps_per_rank]; those of ranks on this host are not used
+    u64* announced;          // [experts]: what this rank's count word at each expert holds now, both parities [2][experts]
+    LlHeap at;
+    Watch watch;
+};
+
+// A message: where it comes from, what its token chose, the payload, its scales.
+struct LlMessage {
+    i32* source;      // token index at the source
+    i32* topk;        // [topk] global experts
+    u8* payload;
+    u8* scales;
+};
+RDMAKIT_DEVICE u32 ll_header_bytes(const LlRank& ll) { return round_up<u32>(4 * (1 + ll.topk), 16); }
+RDMAKIT_DEVICE u32 ll_payload_bytes(const LlRank& ll, bool fp8) { return fp8 ? ll.hidden : 2 * ll.hidden; }
+RDMAKIT_DEVICE u32 ll_scale_count(const LlRank& ll, bool fp8) { return fp8 ? ll.hidden / 128 : 0; }
+// Slots are as large as the larger of the two formats needs.
+RDMAKIT_DEVICE u64 ll_slot_bytes(const LlRank& ll) { return ll_header_bytes(ll) + 2ull * ll.hidden + 16; }
+RDMAKIT_DEVICE u32 ll_message_bytes(const LlRank& ll, bool fp8) {
+    return ll_header_bytes(ll) + round_up<u32>(ll_payload_bytes(ll, fp8) + 4 * ll_scale_count(ll, fp8), 16);
+}
+RDMAKIT_DEVICE LlMessage ll_message(const LlRank& ll, u8* bytes, bool fp8) {
+    auto* words = reinterpret_cast<i32*>(bytes);
+    u8* const payload = bytes + ll_header_bytes(ll);
+    return {words, words + 1, payload, payload + ll_payload_bytes(ll, fp8)};
+}
+
+RDMAKIT_DEVICE bool same_host(const LlRank& ll, u32 rank) { return rank / ll.local_ranks == ll.host; }
+RDMAKIT_DEVICE u64 ll_slot(const LlRank& ll, u64 epoch, u32 local_expert, u32 source, u32 index) {
+    const u64 row = (((epoch & 1) * ll.local_experts + local_expert) * ll.ranks + source) * ll.max_tokens + index;
+    return ll.at.messages + row * ll_slot_bytes(ll);
+}
+RDMAKIT_DEVICE u64 ll_count(const LlRank& ll, u64 epoch, u32 local_expert, u32 source) {
+    return ll.at.counts + 8 * (((epoch & 1) * ll.local_experts + local_expert) * ll.ranks + source);
+}
+RDMAKIT_DEVICE u64 ll_partial(const LlRank& ll, u64 epoch, u32 token, u32 k) {
+    return ll.at.partial + (((epoch & 1) * ll.max_tokens + token) * ll.topk + k) * 2ull * ll.hidden;
+}
+// Everything for one expert of a rank takes one QP, so that its signal stands behind its data.
+RDMAKIT_DEVICE const QpHandle& ll_qp(const LlRank& ll, u32 rank, u32 local_expert) {
+    return ll.qps[rank * ll.qps_per_rank + local_expert % ll.qps_per_rank];
+}
+RDMAKIT_DEVICE u8* ll_heap(const LlRank& ll, u32 rank, u64 offset) { return ll.heaps[rank] + offset; }
+
+// From this rank's heap to another's: by stores on this host, by a put elsewhere. All lanes take part.
+RDMAKIT_DEVICE Status ll_send(const LlRank& ll, u32 rank, u32 local_expert, u64 to, u64 from, u32 bytes) {
+    u8* const source = ll_heap(ll, ll.rank, from);
+    if (same_host(ll, rank)) {
+        warp_copy(ll_heap(ll, rank, to), source, bytes);
+        return Status::ok;
+    }
+    return by_lane_zero([&] {
+        return put(ll_qp(ll, rank, local_expert), ll.remote_heaps[rank] + to,
+                   LocalMemory{reinterpret_cast<u64>(source), ll.heap_lkey}, bytes);
+    });
+}
+// Adds to a word of another rank's heap, behind everything that ll_send sent for that expert.
+RDMAKIT_DEVICE Status ll_signal(const LlRank& ll, u32 rank, u32 local_expert, u64 word, u64 add) {
+    return by_lane_zero([&] {
+        if (!same_host(ll, rank)) return signal(ll_qp(ll, rank, local_expert), ll.remote_heaps[rank] + word, add);
+        fence<Scope::sys>();  // this warp's rows before the word
+        fetch_add<Scope::sys>(reinterpret_cast<u64*>(ll_heap(ll, rank, word)), add);
+        return Status::ok;
+    });
+}
+
+// ---- FP8 E4M3 with a scale per 128 channels -----------------------------------------------------------------------
+constexpr float kFp8Max = 448.0f;
+constexpr float kFp8MinAmax = 1e-4f;
+
+RDMAKIT_DEVICE u32 float_bits(float v) {
+#if RDMAKIT_GPU
+    return __float_as_uint(v);
+#else
+    u32 word;
+    std::memcpy(&word, &v, 4);
+    return word;
+#endif
+}
+// Round to nearest even, saturating at ±448; values are finite here (scaled by their own maximum).
+RDMAKIT_DEVICE u32 float_to_e4m3(float value) {
+    const u32 bits = float_bits(value);
+    const u32 sign = (bits >> 24) & 0x80;
+    const u32 magnitude = bits & 0x7fffffff;
+    if (magnitude > 0x7f800000u) return sign | 0x7f;                  // NaN
+    if (magnitude >= 0x43e80000u) return sign | 0x7e;                 // at least 464, the middle above 448
+    if (magnitude < 0x3c800000u) {                                    // below 2^-6: subnormal, units of 2^-9
+        const float units = (magnitude == 0 ? 0.0f : (value < 0 ? -value : value)) * 512.0f;
+        u32 whole = static_cast<u32>(units);
+        const float rest = units - static_cast<float>(whole);
+        if (rest > 0.5f || (rest == 0.5f && (whole & 1) != 0)) ++whole;
+        return sign | whole;                                          // 8 is the smallest normal, by its encoding
+    }
+    const u32 rounded = magnitude + 0x7ffffu + ((magnitude >> 20) & 1);
+    return sign | smaller(((rounded >> 20) - ((127 - 7) << 3)), 0x7eu);
+}
+
+// Sources of one row of a float sum: x scaled by w.
+RDMAKIT_DEVICE void add_scaled_bf16(Sum8& sum, const Vec16& x, float w) {
+    for (int i = 0; i < 4; ++i) {
+        sum.v[2 * i] += w * bf16_to_float(x.w[i] & 0xffff);
+        sum.v[2 * i + 1] += w * bf16_to_float(x.w[i] >> 16);
+    }
+}
+
+}  // namespace rdmakit

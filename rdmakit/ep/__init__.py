@@ -1,0 +1,1 @@
+"""Expert parallelism: MoE dispatch and combine, their NumPy truth, routers and recorded routing."""
