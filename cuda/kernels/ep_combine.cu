@@ -130,8 +130,10 @@ RDMAKIT_DEVICE Status return_credits(const EpRank& ep, const EpPlan& plan, Range
         const ChannelHandle& channel = rail(ep, h, channel_id);
         const u32 total = static_cast<u32>(plan.channel_counts[h * ep.channels + channel_id]);
         const u64 used = end == range.end ? total : tokens_before(plan.host_slot[static_cast<u64>(end) * ep.hosts + h]);
-        const bool worth_it = used >= credited[h] + channel.chunk || end == range.end;
-        if (!worth_it || used == credited[h]) continue;
+        // How many may be held back: the sender waits for room for a whole chunk while a warp here may hold a turn's
+        // slots (at most a chunk) that it cannot finish before that chunk comes.
+        const u64 hold = smaller<u64>(channel.chunk, channel.slots - 2 * channel.chunk + 1);
+        if (used == credited[h] || (used < credited[h] + hold && end != range.end)) continue;
         credited[h] = used;
         const Status s = return_credit(channel, *channel.received + used);
         if (s != Status::ok) return s;
@@ -139,7 +141,7 @@ RDMAKIT_DEVICE Status return_credits(const EpRank& ep, const EpPlan& plan, Range
     return Status::ok;
 }
 
-constexpr u32 kTokensPerTurn = 8;
+constexpr u32 kTokensPerTurn = 8;  // and never more than a chunk: see return_credits
 
 RDMAKIT_DEVICE Status finish_tokens(const EpRank& ep, const EpPlan& plan, const CombineInput& in, Range range, u32 channel_id,
                                     u64* turn, u64* credited, u8* scratch) {
@@ -147,9 +149,11 @@ RDMAKIT_DEVICE Status finish_tokens(const EpRank& ep, const EpPlan& plan, const 
     // Scratch for the own host's partial sum: this block's, a row and its weights for each warp.
     const u64 part = round_up<u64>(row_bytes(ep) + 4ull * ep.topk, 16);
     u8* const own = scratch + (static_cast<u64>(channel_id) * warps + warp) * part;
-    const u32 turns = ceil_div(range.end - range.begin, kTokensPerTurn);
+    const u32 chunk = ep.hosts > 1 ? rail(ep, ep.host == 0 ? 1 : 0, channel_id).chunk : kTokensPerTurn;
+    const u32 per_turn = smaller(kTokensPerTurn, chunk);
+    const u32 turns = ceil_div(range.end - range.begin, per_turn);
     for (u32 n = warp; n < turns; n += warps) {
-        const u32 begin = range.begin + n * kTokensPerTurn, end = smaller(begin + kTokensPerTurn, range.end);
+        const u32 begin = range.begin + n * per_turn, end = smaller(begin + per_turn, range.end);
         for (u32 t = begin; t < end; ++t) {
             const Status s = finish_token(ep, plan, in, t, channel_id, own, reinterpret_cast<float*>(own + row_bytes(ep)));
             if (s != Status::ok) return s;

@@ -134,12 +134,14 @@ RDMAKIT_DEVICE void note_error(const QpHandle& qp, u64 consumer, u64 completed, 
     }
 }
 
-// Takes what the CQ holds; returns the basic blocks completed so far. Never waits.
-RDMAKIT_DEVICE u64 poll_cq(const QpHandle& qp) {
+// Takes what the CQ holds; returns the basic blocks completed so far. Never waits. *more says which word will change
+// before there is more to take: the next CQE's tail, or the lock while somebody else is at it.
+RDMAKIT_DEVICE u64 poll_cq(const QpHandle& qp, Seen<u32>* more) {
     SqState& s = *qp.state;
     if (qp.cq.collapsed != 0) {
         const u64 completed = load_acquire<Scope::gpu>(&s.completed);
         const CqeTail tail{load_acquire<Scope::sys>(cqe_tail_address(qp.cq, 0))};
+        *more = {cqe_tail_address(qp.cq, 0), tail.raw};
         if (tail.opcode() == static_cast<u32>(CqeOpcode::invalid)) return completed;
         if (tail.is_error()) {
             note_error(qp, 0, completed, tail);
@@ -150,13 +152,15 @@ RDMAKIT_DEVICE u64 poll_cq(const QpHandle& qp) {
         return larger(fetch_max<Scope::gpu>(&s.completed, now), now);
     }
     if (load_acquire<Scope::gpu>(&s.cq_lock) != 0 || exchange<Scope::gpu>(&s.cq_lock, 1u) != 0) {
-        return load_acquire<Scope::gpu>(&s.completed);  // somebody else is at it
+        *more = {&s.cq_lock, 1u};
+        return load_acquire<Scope::gpu>(&s.completed);
     }
     u64 ci = s.consumer;
     u64 completed = load_relaxed<Scope::gpu>(&s.completed);
     const u64 before = ci;
     for (;; ++ci) {
         const CqeTail tail{load_acquire<Scope::sys>(cqe_tail_address(qp.cq, ci))};
+        *more = {cqe_tail_address(qp.cq, ci), tail.raw};
         if (!cqe_ready(tail.op_own(), ci, qp.cq.log_entries)) break;
         if (tail.is_error()) note_error(qp, ci, completed, tail);
         completed = completed_by(qp, completed, tail.counter());
@@ -169,6 +173,10 @@ RDMAKIT_DEVICE u64 poll_cq(const QpHandle& qp) {
     }
     exchange<Scope::gpu>(&s.cq_lock, 0u);
     return completed;
+}
+RDMAKIT_DEVICE u64 poll_cq(const QpHandle& qp) {
+    Seen<u32> more{};
+    return poll_cq(qp, &more);
 }
 RDMAKIT_DEVICE Status completion_error(const QpHandle& qp, const Subject& who, Site site) {
     const u32 error = load_acquire<Scope::gpu>(&qp.state->error);
@@ -183,13 +191,11 @@ RDMAKIT_DEVICE Status wait_completed(const QpHandle& qp, u64 until, const char* 
     for (Spin spin(qp.watch);;) {
         const u64 ready = load_acquire<Scope::gpu>(&s.ready);
         submit(qp);
-        const u64 consumer = load_relaxed<Scope::gpu>(&s.consumer);
-        const u32 tail = load_relaxed<Scope::sys>(cqe_tail_address(qp.cq, consumer));
-        const u64 completed = poll_cq(qp);
+        Seen<u32> more{};
+        const u64 completed = poll_cq(qp, &more);
         if (completed >= until) return Status::ok;
         if ((load_relaxed<Scope::gpu>(&s.error) & kErrorFlag) != 0) return completion_error(qp, about(qp, what, until), site);
-        if (!spin.pause(about(qp, what, until), site, Seen<u64>{&s.completed, completed},
-                        Seen<u32>{cqe_tail_address(qp.cq, consumer), tail}, Seen<u64>{&s.ready, ready})) {
+        if (!spin.pause(about(qp, what, until), site, Seen<u64>{&s.completed, completed}, more, Seen<u64>{&s.ready, ready})) {
             return spin.status();
         }
     }

@@ -116,7 +116,8 @@ class Spin {
         cpu::Thread& t = cpu::self();
         if (spent < bound && t.api->park(&t, list, static_cast<int>(sizeof...(T)), note, bound - spent)) return true;
 #endif
-        fail(watch_, Status::timeout, who, first(seen.value...), 0, time_ns() - since_, 0, 0, site);
+        const u64 end = time_ns();
+        fail(watch_, Status::timeout, who, first(seen.value...), 0, end > since_ ? end - since_ : 0, 0, 0, site);
         return give_up(Status::timeout);
     }
     RDMAKIT_DEVICE Status status() const { return status_; }

@@ -157,7 +157,8 @@ def save_recording(path: str | os.PathLike[str], *, hidden: NDArray[np.floating]
     target = pathlib.Path(path)
     partial = target.with_name(target.name + ".partial")
     with open(partial, "wb") as file:
-        np.savez_compressed(file, metadata=text, **arrays)
+        # No allow_pickle=False: before NumPy 2.1 that is one more array to save. mypy takes an array for it.
+        np.savez_compressed(file, metadata=text, **arrays)  # type: ignore[arg-type]
     os.replace(partial, target)
 
 

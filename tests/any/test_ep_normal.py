@@ -1,0 +1,205 @@
+"""Normal dispatch and combine against NumPy, bit for bit: shapes, formats, policies, skew, reuse, and bad input."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from moe import failures, make_inputs, make_world
+
+import rdmakit
+from rdmakit.ep import recording, reference, verify
+from rdmakit.ep.normal import NormalBuffer
+from rdmakit.errors import BadArgument
+
+RUNNERS = [("fast", 1), ("timed", 1), ("explore", 1), ("fast", 32), ("explore", 32)]
+
+
+def round_trip(world, buffer, x, idx, weights, experts, seed):
+    """Dispatch, poison nothing that is not overwritten, combine fresh rows; returns all checks that fail."""
+    got = buffer.dispatch(x, idx, weights)
+    bad = failures(verify.check_dispatched(got, x, idx, weights, experts))
+    rng = np.random.default_rng(seed + 1)
+    y = [rng.standard_normal((g.handle.received, buffer.hidden), np.float32).astype(ml_dtypes.bfloat16) for g in got]
+    back = [g.recv_topk_weights for g in got]
+    out, out_weights = buffer.combine(y, [g.handle for g in got], back)
+    bad += failures(verify.check_combined(out, y, idx, experts, buffer.local_ranks, out_weights, back))
+    return got, bad
+
+
+def poison(buffer):
+    """Fill what is received into with rubbish, so that a row that nobody writes shows."""
+    for side in buffer.mesh.sides:
+        for name in ("recv_x", "recv_scales", "recv_topk", "recv_weights", "recv_source", "ring_payload", "ring_meta"):
+            size = min(buffer.layout.size[name], 1 << 20)
+            side.heap.view(name, np.uint8, (size,)).fill(0xA5)
+
+
+@pytest.mark.parametrize(("policy", "lanes"), RUNNERS)
+@pytest.mark.parametrize(("hosts", "gpus"), [(1, 2), (2, 1), (2, 2)])
+@pytest.mark.parametrize("fp8", [False, True])
+def test_round_trip(policy, lanes, hosts, gpus, fp8, seed):
+    ranks, experts = hosts * gpus, 8 * hosts * gpus
+    world = make_world(lanes, hosts=hosts, gpus_per_host=gpus, policy=policy, seed=seed)
+    channels = 4 if lanes == 1 else 2
+    buffer = NormalBuffer(world, hidden=256, topk=4, experts=experts, max_tokens=40, channels=channels, slots=16, chunk=4)
+    for turn in range(2 if lanes == 1 else 1):  # the second finds rings and epochs where the first left them
+        x, idx, weights = make_inputs([40 - 7 * r * turn for r in range(ranks)], 256, experts, 4, seed + turn)
+        sent = [reference.quantize_fp8(rows) for rows in x] if fp8 else x
+        poison(buffer)
+        _, bad = round_trip(world, buffer, sent, idx, weights, experts, seed)
+        assert not bad
+
+
+@pytest.mark.parametrize("tokens", [[0, 0, 0, 0], [1, 0, 0, 0], [0, 37, 3, 90], [90, 90, 90, 90]])
+def test_uneven_and_empty(tokens, seed):
+    world = rdmakit.World(hosts=2, gpus_per_host=2, seed=seed)
+    buffer = NormalBuffer(world, hidden=128, topk=8, experts=32, max_tokens=90, channels=3, slots=16, chunk=8)
+    _, bad = round_trip(world, buffer, *make_inputs(tokens, 128, 32, 8, seed), 32, seed)
+    assert not bad
+
+
+@pytest.mark.parametrize("where", ["one expert", "own rank", "all masked"])
+def test_extreme_routing(where, seed):
+    world = rdmakit.World(hosts=3, gpus_per_host=1, seed=seed)
+    buffer = NormalBuffer(world, hidden=128, topk=2, experts=12, max_tokens=64, channels=2, slots=8, chunk=4)
+    x, idx, weights = make_inputs([64] * 3, 128, 12, 2, seed, masked=0)
+    for r, choices in enumerate(idx):
+        choices[:] = {"one expert": [7, -1], "own rank": [4 * r, 4 * r + 3], "all masked": [-1, -1]}[where]
+        weights[r][choices < 0] = 0
+    _, bad = round_trip(world, buffer, x, idx, weights, 12, seed)
+    assert not bad
+
+
+@pytest.mark.parametrize("ranks", [1, 5, 16])
+def test_any_rank_count(ranks, seed):
+    """Up to 64 ranks with payload; larger worlds run control traffic only (test_ep_scale.py)."""
+    world = rdmakit.World(hosts=ranks, gpus_per_host=1, seed=seed)
+    buffer = NormalBuffer(world, hidden=128, topk=4, experts=4 * ranks, max_tokens=24, channels=2, slots=8, chunk=2)
+    _, bad = round_trip(world, buffer, *make_inputs([24] * ranks, 128, 4 * ranks, min(4, 4 * ranks), seed), 4 * ranks, seed)
+    assert not bad
+
+
+def test_recorded_routing_on_every_kind_of_port(seed):
+    tape = recording.shipped()
+    for lag in ("none", "hash", "affinity"):
+        world = rdmakit.World(hosts=2, gpus_per_host=2, ports=2, lag=lag, seed=seed)
+        buffer = NormalBuffer(world, hidden=512, topk=8, experts=64, max_tokens=128, channels=4)
+        tiles = [tape.tile(128, 512, r, seed) for r in range(4)]
+        arguments = [t.x for t in tiles], [t.topk_idx for t in tiles], [t.topk_weights for t in tiles]
+        _, bad = round_trip(world, buffer, *arguments, 64, seed)
+        assert not bad
+        sent = buffer.mesh.port_bytes()
+        assert all(sent[r, 1] + sent[r, 2] > 0 for r in range(4))
+        if lag != "hash":  # there the hash decides
+            assert all(sent[r, port] > 0 for r in range(4) for port in (1, 2)), sent
+
+
+def test_handle_reuse_is_the_backward_pass(seed):
+    """A cached dispatch moves new rows along the old routing without another exchange of counts."""
+    world = rdmakit.World(hosts=2, gpus_per_host=2, seed=seed)
+    buffer = NormalBuffer(world, hidden=256, topk=4, experts=32, max_tokens=50, channels=2)
+    x, idx, weights = make_inputs([50] * 4, 256, 32, 4, seed)
+    notified = lambda: [s.heap.view("notify_tail", np.uint64, (2,)).sum() for s in buffer.mesh.sides]  # noqa: E731
+    handles = [g.handle for g in buffer.dispatch(x, idx, weights)]
+    before = notified()
+    assert before == [1, 1, 1, 1]
+    gradients, _, _ = make_inputs([50] * 4, 256, 32, 4, seed + 99)
+    got = buffer.dispatch(gradients, idx, weights, handles)
+    assert notified() == before
+    assert not failures(verify.check_dispatched(got, gradients, idx, weights, 32))
+    assert not round_trip(world, buffer, x, idx, weights, 32, seed)[1], "a fresh dispatch after a cached one"
+
+
+def test_same_seed_same_run(seed):
+    """Bit for bit, the clock and the schedule included; another seed, another schedule, the same result."""
+
+    def run(world_seed):
+        world = rdmakit.World(hosts=2, gpus_per_host=2, policy="timed", seed=world_seed)
+        buffer = NormalBuffer(world, hidden=256, topk=4, experts=32, max_tokens=64, channels=2)
+        x, idx, weights = make_inputs([64] * 4, 256, 32, 4, seed)
+        got, bad = round_trip(world, buffer, x, idx, weights, 32, seed)
+        assert not bad
+        return world.now_ns, dict(world.counters), [g.recv_x.tobytes() for g in got]
+
+    assert run(seed) == run(seed)
+    time_a, schedule_a, rows_a = run(seed)
+    time_b, schedule_b, rows_b = run(seed + 1)
+    assert rows_a == rows_b
+    assert (time_a, schedule_a) != (time_b, schedule_b)
+
+
+def test_ports_conserve_bytes(seed):
+    world = rdmakit.World(hosts=3, gpus_per_host=1, policy="timed", seed=seed)
+    buffer = NormalBuffer(world, hidden=256, topk=4, experts=24, max_tokens=64, channels=2)
+    round_trip(world, buffer, *make_inputs([64] * 3, 256, 24, 4, seed), 24, seed)
+    counters = [p.counters for s in buffer.mesh.sides for p in s.context.ports]
+    assert sum(c["xmit_bytes"] for c in counters) == sum(c["rcv_bytes"] for c in counters) > 0
+
+
+# ---- bad input ---------------------------------------------------------------------------------------------------
+@pytest.fixture
+def small():
+    world = rdmakit.World(hosts=2, gpus_per_host=1)
+    return NormalBuffer(world, hidden=256, topk=2, experts=8, max_tokens=16, channels=2)
+
+
+def arguments(seed=1):
+    return make_inputs([16, 16], 256, 8, 2, seed, masked=0)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda x, i, w: x.__setitem__(0, x[0].astype(np.float32)), "float32"),
+        (lambda x, i, w: x.__setitem__(0, x[0][:, ::2]), "contiguous"),
+        (lambda x, i, w: x.__setitem__(0, np.ascontiguousarray(x[0][:, :128])), "256"),
+        (lambda x, i, w: x.__setitem__(1, np.concatenate([x[1], x[1]])), "16"),
+        (lambda x, i, w: i[0].__setitem__((3, 1), 8), "8"),
+        (lambda x, i, w: i[0].__setitem__((3, 1), i[0][3, 0]), "3"),
+        (lambda x, i, w: i.__setitem__(0, i[0].astype(np.float32)), "float32"),
+        (lambda x, i, w: w.__setitem__(0, w[0].astype(np.float64)), "float64"),
+        (lambda x, i, w: w.__setitem__(0, w[0][:3]), "3"),
+        (lambda x, i, w: x.pop(), "2"),
+    ],
+)
+def test_bad_input_names_value_and_rule(small, spoil, says):
+    x, idx, weights = arguments()
+    spoil(x, idx, weights)
+    with pytest.raises(BadArgument) as caught:
+        small.dispatch(x, idx, weights)
+    assert says in str(caught.value)
+    assert caught.value.rule
+    x, idx, weights = arguments()  # and nothing is left behind: the buffer still works
+    assert not round_trip(small.world, small, x, idx, weights, 8, 1)[1]
+
+
+def test_counts_over_the_buffer():
+    """The receiver cannot know before the exchange; the device finds it and the host says which rank and by how much."""
+    world = rdmakit.World(hosts=2, gpus_per_host=1)
+    buffer = NormalBuffer(world, hidden=128, topk=1, experts=2, max_tokens=16, capacity=20, channels=2)
+    x, idx, weights = make_inputs([16, 16], 128, 2, 1, 1, masked=0)
+    for choices in idx:
+        choices[:] = 0
+    with pytest.raises(BadArgument) as caught:
+        buffer.dispatch(x, idx, weights)
+    assert "20" in str(caught.value) and "32" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [({"hidden": 100}, "128"), ({"experts": 7}, "7"), ({"slots": 12}, "12"), ({"slots": 8, "chunk": 8}, "chunk"),
+     ({"channels": 0}, "channels"), ({"topk": 0}, "topk")],
+)  # fmt: skip
+def test_bad_buffer(change, says):
+    world = rdmakit.World(hosts=2, gpus_per_host=1)
+    with pytest.raises(BadArgument) as caught:
+        NormalBuffer(world, **({"hidden": 128, "topk": 1, "experts": 2, "max_tokens": 4} | change))
+    assert says in str(caught.value)
+
+
+def test_combine_refuses_rows_of_another_shape(small):
+    x, idx, weights = arguments()
+    got = small.dispatch(x, idx, weights)
+    with pytest.raises(BadArgument):
+        small.combine([g.recv_x[:-1] for g in got], [g.handle for g in got])
