@@ -3,7 +3,7 @@
 // any warp of any block, on the same QP.
 //
 //   reserve   fetch_add on `reserved`, then wait until the ring has room, which only CQEs can tell
-//   write     16-byte stores into the ring, index in the ctrl segment, wrap at 64-byte basic blocks
+//   write     16-byte stores into the ring (post.cuh), index in the ctrl segment, wrap at 64-byte basic blocks
 //   publish   wait for the turn, then release-store `ready`: WQEs become the NIC's in the order of reservation
 //   submit    whoever gets the bell rings for everybody: DBR, fence, 8-byte doorbell
 //
@@ -234,32 +234,6 @@ RDMAKIT_DEVICE Status publish(const QpHandle& qp, u64 base, u32 bbs, Site site =
 // Everything posted before this call is complete.
 RDMAKIT_DEVICE Status quiet(const QpHandle& qp, Site site = Site::here()) {
     return wait_completed(qp, load_relaxed<Scope::gpu>(&qp.state->reserved), "completion of all posted work", site);
-}
-
-// ---- WQEs ----------------------------------------------------------------------------------------------------------
-// Each writer fills one WQE at `index` and returns nothing: the slots are the caller's until it publishes them.
-RDMAKIT_DEVICE void write_rdma(const QpHandle& qp, u64 index, Opcode opcode, u64 raddr, u32 rkey, u64 laddr, u32 lkey,
-                               u32 bytes, u32 flags, u32 imm = 0) {
-    auto* seg = reinterpret_cast<Vec16*>(sq_slot(qp, index));
-    const bool empty = bytes == 0;  // a data segment of 0 would mean 2 GiB
-    store_segment(seg, ctrl_segment(opcode, 0, static_cast<u32>(index), qp.qpn, empty ? 2 : 3, flags, imm));
-    store_segment(seg + 1, remote_segment(raddr, rkey));
-    if (!empty) store_segment(seg + 2, data_segment(laddr, bytes, lkey));
-}
-// Up to 12 bytes of payload travel in the WQE itself: one inline header word and three words of data.
-RDMAKIT_DEVICE void write_inline(const QpHandle& qp, u64 index, u64 raddr, u32 rkey, const u32 (&words)[3], u32 bytes,
-                                 u32 flags) {
-    auto* seg = reinterpret_cast<Vec16*>(sq_slot(qp, index));
-    store_segment(seg, ctrl_segment(Opcode::write, 0, static_cast<u32>(index), qp.qpn, 3, flags));
-    store_segment(seg + 1, remote_segment(raddr, rkey));
-    store_segment(seg + 2, Vec16{{swap_bytes(bytes | kInlineFlag), words[0], words[1], words[2]}});
-}
-RDMAKIT_DEVICE void write_fetch_add(const QpHandle& qp, u64 index, u64 raddr, u32 rkey, u64 value, u32 flags) {
-    auto* seg = reinterpret_cast<Vec16*>(sq_slot(qp, index));
-    store_segment(seg, ctrl_segment(Opcode::fetch_add, 0, static_cast<u32>(index), qp.qpn, 4, flags));
-    store_segment(seg + 1, remote_segment(raddr, rkey));
-    store_segment(seg + 2, atomic_segment(value, 0));
-    store_segment(seg + 3, data_segment(qp.sink_address, 8, qp.sink_lkey));
 }
 
 }  // namespace rdmakit

@@ -1,13 +1,13 @@
 // rdmakit/signal.cuh — puts, and signals that cannot overtake them: data and signal share one QP, and the NIC's own
 // ordering is the lock.
-// Layer: signal (leans on queue). Each function is called by one thread; many may call at once on one QP.
+// Layer: signal (leans on post, queue). Each function is called by one thread; many may call at once on one QP.
 //
 // A *strong* signal says: every earlier put on this QP to this peer is visible. An 8-byte FETCH_ADD on the QP of the
 // data is one in every mode that the project knows: an RC responder executes it after earlier WRITEs, relaxed ordering
 // does not let WRITEs be passed by it (man ibv_reg_mr), and out-of-order QPs execute atomics after all earlier
 // messages (man mlx5dv_create_qp, MLX5DV_QP_CREATE_OOO_DP).
 #pragma once
-#include "queue.cuh"
+#include "post.cuh"
 
 namespace rdmakit {
 

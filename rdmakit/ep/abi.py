@@ -90,10 +90,16 @@ EP_PLAN = _aligned(
 )  # fmt: skip
 
 DISPATCH_INPUT = _aligned(
-    [*_u64("x", "scales", "topk", "weights"), *_u32("tokens", "row_bytes", "scale_count"), *_u64("epoch", "arrived")]
+    [
+        *_u64("x", "scales", "topk", "weights"),
+        *_u32("tokens", "row_bytes", "scale_count"),
+        *_u64("epoch", "arrived"),
+    ]
 )
 
-COMBINE_INPUT = _aligned([*_u64("x", "weights", "out", "out_weights"), *_u32("rows", "tokens"), *_u64("epoch")])
+COMBINE_INPUT = _aligned(
+    [*_u64("x", "weights", "out", "out_weights"), *_u32("rows", "tokens"), *_u64("epoch")]
+)
 
 LL_HEAP = _aligned(_u64("staging", "staged", "messages", "counts", "combine_x", "partial", "returned"))
 

@@ -31,7 +31,9 @@ class Experts:
     def _of(self, expert: int) -> tuple[Array, Array]:
         if expert not in self._weights:
             rng = np.random.default_rng([self.seed, expert])
-            into = rng.standard_normal((self.hidden, self.width), np.float32) / np.float32(np.sqrt(self.hidden))
+            into = rng.standard_normal((self.hidden, self.width), np.float32) / np.float32(
+                np.sqrt(self.hidden)
+            )
             out = rng.standard_normal((self.width, self.hidden), np.float32) / np.float32(np.sqrt(self.width))
             self._weights[expert] = (into, out)
         return self._weights[expert]
@@ -41,7 +43,8 @@ class Experts:
         into, out = self._of(expert)
         x = rows.astype(np.float32)
         inner = x @ into
-        return x + (inner / (1 + np.exp(-inner))) @ out
+        result: Array = x + (inner / (1 + np.exp(-inner))) @ out
+        return result
 
     def mixture(self, rows: Array, topk_idx: Array, topk_weights: Array, first_expert: int = 0) -> Array:
         """What one rank computes for rows that it received: sum over its experts of weight * output, BF16.
@@ -52,5 +55,7 @@ class Experts:
         for local in range(int(topk_idx.max(initial=-1)) + 1):
             token, k = np.nonzero(topk_idx == local)
             if len(token):
-                total[token] += topk_weights[token, k][:, None] * self.apply(first_expert + local, rows[token])
+                total[token] += topk_weights[token, k][:, None] * self.apply(
+                    first_expert + local, rows[token]
+                )
         return total.astype(ml_dtypes.bfloat16)

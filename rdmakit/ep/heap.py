@@ -51,4 +51,5 @@ class Heap:
         kind = np.dtype(dtype)
         count = int(np.prod(shape, dtype=np.int64))
         begin = self.layout.offset[name]
-        return self.memory[begin : begin + count * kind.itemsize].view(kind).reshape(shape)
+        found: np.ndarray[Any, Any] = self.memory[begin : begin + count * kind.itemsize].view(kind).reshape(shape)
+        return found

@@ -50,18 +50,38 @@ class LowLatencyBuffer:
     """
 
     def __init__(
-        self, world: Any, *, hidden: int, topk: int, experts: int, max_tokens: int, qps_per_rank: int = 2,
+        self,
+        world: Any,
+        *,
+        hidden: int,
+        topk: int,
+        experts: int,
+        max_tokens: int,
+        qps_per_rank: int = 2,
         timeout_ns: int = 0,
-    ) -> None:  # fmt: skip
-        self.ranks, self.local_ranks = world.topology.hosts * world.topology.gpus_per_host, world.topology.gpus_per_host
+    ) -> None:
+        self.ranks, self.local_ranks = (
+            world.topology.hosts * world.topology.gpus_per_host,
+            world.topology.gpus_per_host,
+        )
         check_topology(experts, self.ranks, self.local_ranks)
         if hidden % 128 or hidden <= 0:
-            raise BadArgument("hidden is no multiple of 128", value=hidden, rule="hidden % 128 == 0",
-                              remedy="pad the hidden dimension")  # fmt: skip
+            raise BadArgument(
+                "hidden is no multiple of 128",
+                value=hidden,
+                rule="hidden % 128 == 0",
+                remedy="pad the hidden dimension",
+            )
         for name, value in (("topk", topk), ("max_tokens", max_tokens), ("qps_per_rank", qps_per_rank)):
             if value < 1:
                 raise BadArgument(f"{name} is not positive", value=value, rule=f"{name} >= 1")
-        self.world, self.hidden, self.topk, self.experts, self.max_tokens = world, hidden, topk, experts, max_tokens
+        self.world, self.hidden, self.topk, self.experts, self.max_tokens = (
+            world,
+            hidden,
+            topk,
+            experts,
+            max_tokens,
+        )
         self.local_experts = experts // self.ranks
         self.qps_per_rank = min(qps_per_rank, self.local_experts)
         self.rows = self.ranks * max_tokens
@@ -80,11 +100,14 @@ class LowLatencyBuffer:
         header = -(-4 * (1 + self.topk) // 16) * 16
         slot = header + 2 * self.hidden + 16  # ll_slot_bytes, ll.cuh
         for name, nbytes in (
-            ("staging", 2 * self.max_tokens * slot), ("staged", 8 * self.max_tokens),
-            ("messages", 2 * self.local_experts * self.rows * slot), ("counts", 2 * self.local_experts * self.ranks * 8),
+            ("staging", 2 * self.max_tokens * slot),
+            ("staged", 8 * self.max_tokens),
+            ("messages", 2 * self.local_experts * self.rows * slot),
+            ("counts", 2 * self.local_experts * self.ranks * 8),
             ("combine_x", self.local_experts * self.rows * 2 * self.hidden),
-            ("partial", 2 * self.max_tokens * self.topk * 2 * self.hidden), ("returned", 8 * self.experts),
-        ):  # fmt: skip
+            ("partial", 2 * self.max_tokens * self.topk * 2 * self.hidden),
+            ("returned", 8 * self.experts),
+        ):
             heap.add(name, nbytes)
         return heap
 
@@ -93,11 +116,16 @@ class LowLatencyBuffer:
         qps = self.world.array((self.ranks, self.qps_per_rank), QP_HANDLE)
         for (peer, channel), handle in side.handles.items():
             qps[peer, channel] = handle.array[0]
-        pod = self.world.array((1,), abi.LL_RANK)
+        pod: Array = self.world.array((1,), abi.LL_RANK)
         p = pod[0]
         p["layout_version"] = LAYOUT_VERSION
         p["rank"], p["ranks"], p["host"], p["local_ranks"] = rank, self.ranks, side.host, self.local_ranks
-        p["experts"], p["local_experts"], p["topk"], p["hidden"] = self.experts, self.local_experts, self.topk, self.hidden
+        p["experts"], p["local_experts"], p["topk"], p["hidden"] = (
+            self.experts,
+            self.local_experts,
+            self.topk,
+            self.hidden,
+        )
         p["max_tokens"], p["qps_per_rank"], p["heap_lkey"] = self.max_tokens, self.qps_per_rank, side.mr.lkey
         p["heaps"] = self.mesh.heap_table(rank)
         p["remote_heaps"] = self.mesh.remote_table(list(range(self.ranks)))
@@ -105,22 +133,30 @@ class LowLatencyBuffer:
         p["announced"] = self.mesh.keep(self.world.array((2, self.experts), np.uint64))
         for name in abi.LL_HEAP.names or ():
             p["at"][name] = self.layout.offset[name]
-        p["watch"]["report"], p["watch"]["rank"] = side.report.address, rank
-        p["watch"]["timeout_ns"] = self.mesh.timeout_ns
+        self.mesh.watch(p["watch"], rank)
         return pod
 
     def _each(self, name: str, values: Sequence[Any]) -> None:
         if len(values) != self.ranks:
-            raise BadArgument(f"{name} has not one entry a rank", value=len(values), rule=f"{self.ranks} entries")
+            raise BadArgument(
+                f"{name} has not one entry a rank", value=len(values), rule=f"{self.ranks} entries"
+            )
 
     def _choices(self, r: int, topk_idx: Array, tokens: int) -> Array:
         check_topk_idx(topk_idx, self.experts, tokens)
         if topk_idx.shape[1] != self.topk:
-            raise BadArgument(f"rank {r}: another top-k than the buffer's", value=topk_idx.shape[1], rule=f"{self.topk}")
+            raise BadArgument(
+                f"rank {r}: another top-k than the buffer's", value=topk_idx.shape[1], rule=f"{self.topk}"
+            )
         return np.ascontiguousarray(topk_idx, np.int32)
 
     def dispatch(
-        self, x: Sequence[Array], topk_idx: Sequence[Array], *, use_fp8: bool = True, return_hook: bool = False
+        self,
+        x: Sequence[Array],
+        topk_idx: Sequence[Array],
+        *,
+        use_fp8: bool = True,
+        return_hook: bool = False,
     ) -> tuple[list[LowLatencyDispatched], list[LowLatencyHandle], Callable[[], None]]:
         """Sends every token to each of its experts; x[r]: BF16 [tokens, hidden], topk_idx[r]: [tokens, topk], -1 masks.
 
@@ -133,13 +169,20 @@ class LowLatencyBuffer:
         for r in range(self.ranks):
             check_hidden(x[r])
             if x[r].shape[1] != self.hidden or len(x[r]) > self.max_tokens:
-                raise BadArgument(f"rank {r}: tokens do not fit this buffer", value=x[r].shape,
-                                  rule=f"[at most {self.max_tokens}, {self.hidden}]",
-                                  remedy="make the LowLatencyBuffer with larger max_tokens")  # fmt: skip
+                raise BadArgument(
+                    f"rank {r}: tokens do not fit this buffer",
+                    value=x[r].shape,
+                    rule=f"[at most {self.max_tokens}, {self.hidden}]",
+                    remedy="make the LowLatencyBuffer with larger max_tokens",
+                )
             chosen.append(self._choices(r, topk_idx[r], len(x[r])))
         self.epoch += 1
         for r in range(self.ranks):
-            self._launch("ll_dispatch_send", [self.rank_pods[r], x[r], chosen[r], len(x[r]), self.epoch, int(use_fp8)], r)
+            self._launch(
+                "ll_dispatch_send",
+                [self.rank_pods[r], x[r], chosen[r], len(x[r]), self.epoch, int(use_fp8)],
+                r,
+            )
         results, handles, pods = [], [], []
         for r in range(self.ranks):
             result, handle, pod = self._receiver(len(x[r]), use_fp8)
@@ -171,31 +214,53 @@ class LowLatencyBuffer:
         source.fill(-1)
         ranges = array((experts, self.ranks, 2), np.int32)
         pod = np.zeros(1, abi.LL_RECEIVED)
-        pod[0] = (x.ctypes.data, scales.ctypes.data if scales is not None else 0, counts.ctypes.data,
-                  source.ctypes.data, choice.ctypes.data, ranges.ctypes.data)  # fmt: skip
+        pod[0] = (
+            x.ctypes.data,
+            scales.ctypes.data if scales is not None else 0,
+            counts.ctypes.data,
+            source.ctypes.data,
+            choice.ctypes.data,
+            ranges.ctypes.data,
+        )
         packed = LowLatencyDispatched(x, scales, counts, source, np.zeros((experts, self.ranks), np.int64))
         return packed, LowLatencyHandle(tokens, source, choice, ranges), pod
 
     def combine_rows(self, rank: int) -> Array:
-        """Where `rank` may leave its rows so that nothing is copied: BF16 [local experts, ranks * max_tokens, hidden]."""
-        return self.mesh.sides[rank].heap.view("combine_x", BF16, (self.local_experts, self.rows, self.hidden))
+        """Where `rank` may leave its rows so that none is copied: BF16 [local experts, ranks * max_tokens, hidden]."""
+        rows: Array = self.mesh.sides[rank].heap.view(
+            "combine_x", BF16, (self.local_experts, self.rows, self.hidden)
+        )
+        return rows
 
     def combine(
-        self, y: Sequence[Array], handles: Sequence[LowLatencyHandle], topk_idx: Sequence[Array],
-        topk_weights: Sequence[Array], *, return_hook: bool = False,
-    ) -> tuple[list[Array], Callable[[], None]]:  # fmt: skip
+        self,
+        y: Sequence[Array],
+        handles: Sequence[LowLatencyHandle],
+        topk_idx: Sequence[Array],
+        topk_weights: Sequence[Array],
+        *,
+        return_hook: bool = False,
+    ) -> tuple[list[Array], Callable[[], None]]:
         """Sums weight * row over each token's experts; y[r]: BF16 [local experts, ranks * max_tokens, hidden].
 
         Returns BF16 [tokens, hidden] a rank, filled at once or by the hook.
         """
-        for name, values in (("y", y), ("handles", handles), ("topk_idx", topk_idx), ("topk_weights", topk_weights)):
+        for name, values in (
+            ("y", y),
+            ("handles", handles),
+            ("topk_idx", topk_idx),
+            ("topk_weights", topk_weights),
+        ):
             self._each(name, values)
         chosen = []
         for r in range(self.ranks):
             rule = (self.local_experts, self.rows, self.hidden)
             if y[r].shape != rule or y[r].dtype != BF16 or not y[r].flags.c_contiguous:
-                raise BadArgument(f"rank {r}: rows of another shape, dtype or layout than were received",
-                                  value=(y[r].shape, str(y[r].dtype)), rule=f"contiguous BF16 {rule}")  # fmt: skip
+                raise BadArgument(
+                    f"rank {r}: rows of another shape, dtype or layout than were received",
+                    value=(y[r].shape, str(y[r].dtype)),
+                    rule=f"contiguous BF16 {rule}",
+                )
             chosen.append(self._choices(r, topk_idx[r], handles[r].tokens))
             check_topk_weights(topk_weights[r], topk_idx[r])
         self.combine_epoch += 1
@@ -207,8 +272,11 @@ class LowLatencyBuffer:
 
         def receive() -> None:
             for r in range(self.ranks):
-                self._launch("ll_combine_receive",
-                             [self.rank_pods[r], out[r], chosen[r], topk_weights[r], handles[r].tokens, epoch], r)  # fmt: skip
+                self._launch(
+                    "ll_combine_receive",
+                    [self.rank_pods[r], out[r], chosen[r], topk_weights[r], handles[r].tokens, epoch],
+                    r,
+                )
             self._run()
 
         if return_hook:

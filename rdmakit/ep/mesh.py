@@ -1,8 +1,8 @@
 """Ranks joined by queue pairs: who has which heap, and which QP of whom leads to which peer over which port.
 
 Leans on device (public objects) and ep.heap; knows no backend beyond what a world offers: `ranks`, `array`, `open`.
-The plan (peer, channel) → QP → port is made here and printed: channel c of every pair leaves by port c modulo the number
-of ports, so that both ports of a NIC carry half the channels of each peer.
+The plan (peer, channel) → QP → port is made here and can be listed: channel c of every pair leaves by port c modulo the
+number of ports, so that both ports of a NIC carry half the channels of each peer.
 """
 
 from __future__ import annotations
@@ -102,7 +102,9 @@ class Mesh:
             return
         a.connect(b)
         b.connect(a)
-        if lag == "affinity":  # in hash mode the UDP source port decides, and the QP numbers that make it spread
+        if (
+            lag == "affinity"
+        ):  # in hash mode the UDP source port decides, and the QP numbers that make it spread
             a.lag_port = b.lag_port = 1 + channel % ports
 
     def plan(self) -> list[PlannedQp]:
@@ -117,6 +119,11 @@ class Mesh:
         """The array's address; the mesh keeps it alive, since PODs hold bare pointers."""
         self._kept.append(array)
         return int(array.ctypes.data)
+
+    def watch(self, pod: Any, rank: int) -> None:
+        """Fills in a `Watch`: where device code of `rank` reports, and how long it waits."""
+        pod["report"], pod["rank"] = self.sides[rank].report.address, rank
+        pod["timeout_ns"] = self.timeout_ns
 
     def heap_table(self, rank: int) -> int:
         """Address of a `u8*[ranks]`: heaps that `rank` can load from and store to, 0 for other hosts'."""
@@ -136,5 +143,7 @@ class Mesh:
     def port_bytes(self) -> dict[tuple[int, int], int]:
         """Bytes sent since the start, by (rank, physical port)."""
         return {
-            (side.rank, port.number): port.counters["xmit_bytes"] for side in self.sides for port in side.context.ports
+            (side.rank, port.number): port.counters["xmit_bytes"]
+            for side in self.sides
+            for port in side.context.ports
         }

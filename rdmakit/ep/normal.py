@@ -1,7 +1,7 @@
 """Normal (high-throughput) dispatch and combine over all ranks of a world: DeepEP's semantics, this project's kernels.
 
-Leans on ep.mesh, ep.heap, ep.abi, ep.layout; the device code is cuda/kernels/ep_*.cu. Every call is a collective: it
-takes one array a rank and returns one result a rank.
+Leans on ep.normal_memory, ep.mesh, ep.abi, ep.layout; the device code is cuda/kernels/ep_*.cu. Every call is a
+collective: it takes one array a rank and returns one result a rank.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from rdmakit.device.handle import LAYOUT_VERSION
 from rdmakit.ep import abi
-from rdmakit.ep.heap import HeapLayout
-from rdmakit.ep.layout import check_capacity, check_fp8, check_hidden, check_topk_idx, check_topk_weights, check_topology
+from rdmakit.ep.layout import check_capacity, check_fp8, check_hidden, check_topk_idx, check_topk_weights
 from rdmakit.ep.mesh import Mesh
+from rdmakit.ep.normal_memory import NormalShape, connect_rails, rank_pod
 from rdmakit.errors import BadArgument
 
 __all__ = ["Dispatched", "NormalBuffer", "NormalHandle"]
@@ -55,139 +54,64 @@ class Dispatched:
     handle: NormalHandle
 
 
-def _power_of_two(name: str, value: int) -> None:
-    if value < 1 or value & (value - 1):
-        raise BadArgument(f"{name} is no power of two", value=value, rule="a power of two", remedy="round it up")
-
-
 class NormalBuffer:
     """Heaps, rings and QPs of every rank for normal dispatch and combine.
 
     `hidden`: elements of a token, a multiple of 128. `experts`: over all ranks. `max_tokens`: of one rank in one call.
     `capacity`: rows that one rank can receive (default: all tokens of all ranks). `channels`: QPs to each rail peer,
-    two blocks of 512 threads each. `slots`: of a ring; `chunk`: slots a put (both powers of two).
+    two blocks of 512 threads each. `slots`: of a ring; `chunk`: slots a put (both powers of two). `timeout_ns`: bound
+    of every wait of the device code, 0 for its default. BadArgument names what does not fit.
     """
 
     def __init__(
-        self, world: Any, *, hidden: int, topk: int, experts: int, max_tokens: int, capacity: int | None = None,
-        channels: int = 10, slots: int = 64, chunk: int = 8, timeout_ns: int = 0,
-    ) -> None:  # fmt: skip
-        ranks = world.topology.hosts * world.topology.gpus_per_host
-        check_topology(experts, ranks, world.topology.gpus_per_host)
-        if hidden % 128 or hidden <= 0:
-            raise BadArgument("hidden is no multiple of 128", value=hidden, rule="hidden % 128 == 0",
-                              remedy="pad the hidden dimension")  # fmt: skip
-        if world.topology.hosts > abi.MAX_HOSTS or world.topology.gpus_per_host > abi.MAX_LOCAL_RANKS:
-            raise BadArgument("too many hosts or GPUs a host", value=(world.topology.hosts, world.topology.gpus_per_host),
-                              rule=f"at most {abi.MAX_HOSTS} hosts of {abi.MAX_LOCAL_RANKS} GPUs")  # fmt: skip
-        for name, value in (("slots", slots), ("chunk", chunk)):
-            _power_of_two(name, value)
-        if slots < 2 * chunk:
-            raise BadArgument("a ring holds fewer than two chunks", value=(slots, chunk), rule="slots >= 2 * chunk",
-                              remedy="more slots or a smaller chunk")  # fmt: skip
-        for name, value in (("topk", topk), ("max_tokens", max_tokens), ("channels", channels)):
-            if value < 1:
-                raise BadArgument(f"{name} is not positive", value=value, rule=f"{name} >= 1")
-        self.world, self.hidden, self.topk, self.experts = world, hidden, topk, experts
-        self.max_tokens, self.channels, self.slots, self.chunk = max_tokens, channels, slots, chunk
-        self.hosts, self.local_ranks, self.ranks = world.topology.hosts, world.topology.gpus_per_host, ranks
-        self.local_experts = experts // ranks
-        self.capacity = capacity if capacity is not None else max_tokens * ranks
-        self.payload_stride = max(2 * hidden, hidden + 4 * (hidden // 128))
-        self.meta_stride = -(-4 * (1 + self.local_ranks + 2 * topk) // 16) * 16
-        self.notify_bytes = -(-4 * (self.local_ranks * (1 + self.local_experts) + channels) // 16) * 16
-        self.layout = self._layout()
+        self,
+        world: Any,
+        *,
+        hidden: int,
+        topk: int,
+        experts: int,
+        max_tokens: int,
+        capacity: int | None = None,
+        channels: int = 10,
+        slots: int = 64,
+        chunk: int = 8,
+        timeout_ns: int = 0,
+    ) -> None:
+        shape = NormalShape(
+            hosts=world.topology.hosts,
+            local_ranks=world.topology.gpus_per_host,
+            hidden=hidden,
+            topk=topk,
+            experts=experts,
+            max_tokens=max_tokens,
+            capacity=max_tokens * world.topology.hosts * world.topology.gpus_per_host
+            if capacity is None
+            else capacity,
+            channels=channels,
+            slots=slots,
+            chunk=chunk,
+        )
+        self.world, self.shape = world, shape
+        self.ranks, self.local_ranks, self.hosts = shape.ranks, shape.local_ranks, shape.hosts
+        self.hidden, self.topk, self.experts = hidden, topk, experts
+        self.max_tokens, self.capacity, self.channels = max_tokens, shape.capacity, channels
+        self.local_experts = shape.local_experts
+        self.layout = shape.heap_layout()
         self.mesh = Mesh(world, self.layout, timeout_ns=timeout_ns)
-        for a in range(ranks):
-            for b in range(a + 1, ranks):
-                if a % self.local_ranks == b % self.local_ranks:
-                    self.mesh.connect(a, b, channels)
-        self.rank_pods = [self._rank_pod(r) for r in range(ranks)]
+        connect_rails(self.mesh, shape)
+        self.rank_pods = [rank_pod(self.mesh, shape, r) for r in range(self.ranks)]
         self.scratch = [
-            world.array((channels * WARPS, -(-(2 * hidden + 4 * topk) // 16) * 16), np.uint8) for _ in range(ranks)
+            world.array((channels * WARPS, shape.scratch_bytes), np.uint8) for _ in range(self.ranks)
         ]
         self.epoch = 0
         self.exchange = 0
         self.combine_epoch = 0
-        self.arrived = [0] * ranks
-
-    # ---- layout
-    def _layout(self) -> HeapLayout:
-        heap = HeapLayout()
-        count_row = -(-(16 + 4 * self.local_experts) // 16) * 16
-        for name, nbytes in (
-            ("notify_out", 2 * self.hosts * self.notify_bytes), ("notify_in", 2 * self.hosts * self.notify_bytes),
-            ("notify_tail", 8 * self.hosts), ("counts", 2 * self.ranks * count_row), ("start", 4 * (self.ranks + 1)),
-            ("start_epoch", 8), ("arrived", 8), ("recv_x", self.capacity * 2 * self.hidden),
-            ("recv_scales", self.capacity * 4 * (self.hidden // 128)), ("recv_topk", self.capacity * 4 * self.topk),
-            ("recv_weights", self.capacity * 4 * self.topk), ("recv_source", self.capacity * 4),
-            ("combine_x", self.capacity * 2 * self.hidden), ("combine_weights", self.capacity * 4 * self.topk),
-            ("combine_epoch", 8), ("combine_done", 8),
-        ):  # fmt: skip
-            heap.add(name, nbytes)
-        rings = self.hosts * self.channels
-        for name, nbytes in (
-            ("ring_payload", self.slots * self.payload_stride), ("ring_meta", self.slots * self.meta_stride),
-            ("staging_payload", self.slots * self.payload_stride), ("staging_meta", self.slots * self.meta_stride),
-            ("tail", 128), ("head", 128), ("sent", 128), ("received", 128),
-        ):  # fmt: skip
-            heap.add(name, rings * nbytes)
-        return heap
-
-    def _ring(self, name: str, host: int, channel: int) -> int:
-        """Offset of the ring or word of (host, channel) in a heap."""
-        each = self.layout.size[name] // (self.hosts * self.channels)
-        return self.layout.offset[name] + (host * self.channels + channel) * each
-
-    def _rails(self, rank: int) -> Array:
-        side = self.mesh.sides[rank]
-        rails = self.world.array((self.hosts, self.channels), abi.CHANNEL_HANDLE)
-        for host in range(self.hosts):
-            if host == side.host:
-                continue
-            peer = host * self.local_ranks + side.local
-            far = self.mesh.sides[peer]
-            for c in range(self.channels):
-                rail = rails[host, c]
-                rail["qp"] = side.handles[peer, c].array[0]
-                for mine in ("staging_payload", "staging_meta", "head", "ring_payload", "ring_meta", "tail", "sent",
-                             "received"):  # fmt: skip
-                    rail[mine] = side.heap.base + self._ring(mine, host, c)
-                for theirs, name in (("peer_payload", "ring_payload"), ("peer_meta", "ring_meta"),
-                                     ("peer_tail", "tail"), ("peer_head", "head")):  # fmt: skip
-                    rail[theirs] = (far.mr.address + self._ring(name, side.host, c), far.mr.rkey)
-                rail["staging_lkey"] = side.mr.lkey
-                rail["slots"], rail["chunk"] = self.slots, self.chunk
-                rail["payload_stride"], rail["meta_stride"] = self.payload_stride, self.meta_stride
-        return rails
-
-    def _rank_pod(self, rank: int) -> Array:
-        side = self.mesh.sides[rank]
-        pod = self.world.array((1,), abi.EP_RANK)
-        p = pod[0]
-        p["layout_version"] = LAYOUT_VERSION
-        p["rank"], p["ranks"], p["host"], p["hosts"] = rank, self.ranks, side.host, self.hosts
-        p["local"], p["local_ranks"], p["channels"] = side.local, self.local_ranks, self.channels
-        p["experts"], p["local_experts"], p["topk"] = self.experts, self.local_experts, self.topk
-        p["hidden"], p["capacity"], p["notify_bytes"] = self.hidden, self.capacity, self.notify_bytes
-        p["heaps"] = self.mesh.heap_table(rank)
-        p["rail_heaps"] = self.mesh.remote_table([h * self.local_ranks + side.local for h in range(self.hosts)])
-        p["rails"] = self.mesh.keep(self._rails(rank))
-        p["heap_lkey"], p["max_tokens"] = side.mr.lkey, self.max_tokens
-        for name in abi.EP_HEAP.names or ():
-            p["at"][name] = self.layout.offset[name]
-        p["watch"]["report"], p["watch"]["rank"] = side.report.address, rank
-        p["watch"]["timeout_ns"] = self.mesh.timeout_ns
-        return pod
+        self.arrived = [0] * self.ranks
 
     def _plan(self, tokens: int) -> tuple[dict[str, Array], Array]:
-        shapes = dict(
-            tokens_per_rank=(self.ranks,), tokens_per_expert=(self.experts,), channel_counts=(self.hosts, self.channels),
-            order=(max(tokens, 1), self.ranks), host_slot=(max(tokens, 1), self.hosts),
-            forward_counts=(self.hosts, self.channels), forward_order=(self.hosts, self.max_tokens, self.local_ranks),
-            start=(self.local_ranks, self.ranks + 1), totals=(1 + self.local_experts,),
-        )  # fmt: skip
-        arrays = {name: self.world.array(shape, np.int32) for name, shape in shapes.items()}
+        arrays = {
+            name: self.world.array(dims, np.int32) for name, dims in self.shape.plan_shapes(tokens).items()
+        }
         plan = np.zeros(1, abi.EP_PLAN)
         for name, array in arrays.items():
             plan[0][name] = array.ctypes.data
@@ -202,25 +126,34 @@ class NormalBuffer:
             q, scales = x, None
             check_hidden(q)
         if q.shape[1] != self.hidden or len(q) > self.max_tokens:
-            raise BadArgument(f"rank {rank}: tokens do not fit this buffer", value=q.shape,
-                              rule=f"[at most {self.max_tokens}, {self.hidden}]",
-                              remedy="make the NormalBuffer with larger max_tokens")  # fmt: skip
+            raise BadArgument(
+                f"rank {rank}: tokens do not fit this buffer",
+                value=q.shape,
+                rule=f"[at most {self.max_tokens}, {self.hidden}]",
+                remedy="make the NormalBuffer with larger max_tokens",
+            )
         return q, scales
 
     def _each(self, name: str, values: Sequence[Any]) -> None:
         if len(values) != self.ranks:
-            raise BadArgument(f"{name} has not one entry a rank", value=len(values), rule=f"{self.ranks} entries")
+            raise BadArgument(
+                f"{name} has not one entry a rank", value=len(values), rule=f"{self.ranks} entries"
+            )
 
     # ---- dispatch
     def dispatch(
-        self, x: Sequence[Any], topk_idx: Sequence[Array], topk_weights: Sequence[Array],
+        self,
+        x: Sequence[Any],
+        topk_idx: Sequence[Array],
+        topk_weights: Sequence[Array],
         handles: Sequence[NormalHandle] | None = None,
-    ) -> list[Dispatched]:  # fmt: skip
+    ) -> list[Dispatched]:
         """Sends every token to the ranks of its experts.
 
-        x[r]: BF16 [tokens, hidden], or (FP8, scales). topk_idx[r]: int32 or int64 [tokens, topk], -1 masks; topk_weights[r]:
-        float32. `handles` of an earlier dispatch of the same routing skip the exchange of counts (the backward pass of
-        combine). Raises BadArgument for inputs that break a rule, HangError and CompletionError from the device.
+        x[r]: BF16 [tokens, hidden], or (FP8, scales). topk_idx[r]: int32 or int64 [tokens, topk], -1 masks;
+        topk_weights[r]: float32. `handles` of an earlier dispatch of the same routing skip the exchange of counts (the
+        backward pass of combine). Raises BadArgument for inputs that break a rule, HangError and CompletionError from
+        the device.
         """
         for name, values in (("x", x), ("topk_idx", topk_idx), ("topk_weights", topk_weights)):
             self._each(name, values)
@@ -230,7 +163,11 @@ class NormalBuffer:
             check_topk_idx(topk_idx[r], self.experts, len(rows[r][0]))
             check_topk_weights(topk_weights[r], topk_idx[r])
             if topk_idx[r].shape[1] != self.topk:
-                raise BadArgument(f"rank {r}: another top-k than the buffer's", value=topk_idx[r].shape[1], rule=f"{self.topk}")
+                raise BadArgument(
+                    f"rank {r}: another top-k than the buffer's",
+                    value=topk_idx[r].shape[1],
+                    rule=f"{self.topk}",
+                )
             chosen.append(np.ascontiguousarray(topk_idx[r], np.int32))
             weights.append(topk_weights[r])
         self.epoch += 1
@@ -239,10 +176,20 @@ class NormalBuffer:
             q, scales = rows[r]
             self.arrived[r] += handles[r].received
             args = np.zeros(1, abi.DISPATCH_INPUT)
-            args[0] = (q.ctypes.data, scales.ctypes.data if scales is not None else 0, chosen[r].ctypes.data,
-                       weights[r].ctypes.data, len(q), q.shape[1] * q.itemsize,
-                       scales.shape[1] if scales is not None else 0, self.epoch, self.arrived[r])  # fmt: skip
-            self._launch("ep_dispatch", 2 * self.channels, [self.rank_pods[r], handles[r].plan[0], args[0]], r)
+            args[0] = (
+                q.ctypes.data,
+                scales.ctypes.data if scales is not None else 0,
+                chosen[r].ctypes.data,
+                weights[r].ctypes.data,
+                len(q),
+                q.shape[1] * q.itemsize,
+                scales.shape[1] if scales is not None else 0,
+                self.epoch,
+                self.arrived[r],
+            )
+            self._launch(
+                "ep_dispatch", 2 * self.channels, [self.rank_pods[r], handles[r].plan[0], args[0]], r
+            )
         self._run()
         return [self._dispatched(r, handles[r], rows[r][1] is not None) for r in range(self.ranks)]
 
@@ -253,54 +200,75 @@ class NormalBuffer:
             self._launch("ep_layout", 1, [self.rank_pods[r], plan[0], chosen[r], len(chosen[r])], r)
             self._launch("ep_notify", 1, [self.rank_pods[r], plan[0], self.exchange, self.epoch], r)
         self._run()
-        return [NormalHandle(len(chosen[r]), int(arrays["totals"][0]), arrays, plan) for r, (arrays, plan) in enumerate(plans)]
+        return [
+            NormalHandle(len(chosen[r]), int(arrays["totals"][0]), arrays, plan)
+            for r, (arrays, plan) in enumerate(plans)
+        ]
 
     def _reuse(self, handles: Sequence[NormalHandle], chosen: Sequence[Array]) -> list[NormalHandle]:
         self._each("handles", handles)
         for r, handle in enumerate(handles):
             if handle.tokens != len(chosen[r]):
-                raise BadArgument(f"rank {r}: the handle is of another dispatch", value=len(chosen[r]),
-                                  rule=f"{handle.tokens} tokens", remedy="dispatch without a handle")  # fmt: skip
+                raise BadArgument(
+                    f"rank {r}: the handle is of another dispatch",
+                    value=len(chosen[r]),
+                    rule=f"{handle.tokens} tokens",
+                    remedy="dispatch without a handle",
+                )
             self._launch("ep_reopen", 1, [self.rank_pods[r], handle.plan[0], self.epoch], r)
         return list(handles)
 
     def _dispatched(self, r: int, handle: NormalHandle, fp8: bool) -> Dispatched:
         heap, n = self.mesh.sides[r].heap, handle.received
         if fp8:
-            recv_x: Any = (heap.view("recv_x", FP8, (n, self.hidden)),
-                           heap.view("recv_scales", np.float32, (n, self.hidden // 128)))  # fmt: skip
+            recv_x: Any = (
+                heap.view("recv_x", FP8, (n, self.hidden)),
+                heap.view("recv_scales", np.float32, (n, self.hidden // 128)),
+            )
         else:
             recv_x = heap.view("recv_x", BF16, (n, self.hidden))
         return Dispatched(
-            recv_x, heap.view("recv_topk", np.int32, (n, self.topk)).astype(np.int64),
-            heap.view("recv_weights", np.float32, (n, self.topk)), [int(v) for v in handle.arrays["totals"][1:]],
-            heap.view("recv_source", np.int32, (n,)), handle,
-        )  # fmt: skip
+            recv_x,
+            heap.view("recv_topk", np.int32, (n, self.topk)).astype(np.int64),
+            heap.view("recv_weights", np.float32, (n, self.topk)),
+            [int(v) for v in handle.arrays["totals"][1:]],
+            heap.view("recv_source", np.int32, (n,)),
+            handle,
+        )
 
     # ---- combine
     def combine_rows(self, rank: int, handle: NormalHandle) -> Array:
-        """Where `rank` may leave its rows to combine so that nothing is copied: BF16 [received, hidden], in the heap."""
+        """Where `rank` may leave its rows to combine so that none is copied: BF16 [received, hidden], in the heap."""
         return self.mesh.sides[rank].heap.view("combine_x", BF16, (handle.received, self.hidden))
 
     def combine(
         self, x: Sequence[Array], handles: Sequence[NormalHandle], topk_weights: Sequence[Array] | None = None
     ) -> tuple[list[Array], list[Array] | None]:
-        """Sums each token's rows over the ranks that it went to; x[r]: BF16 [received, hidden] as dispatch ordered them.
+        """Sums each token's rows over the ranks that it went to; x[r]: BF16 [received, hidden], as dispatch ordered.
 
-        Returns BF16 [tokens, hidden] a rank and, if topk_weights (float32 [received, topk]) are given, their sums. A host's
-        rows are summed in float32 by ascending rank and rounded to BF16, then those partial sums by ascending host.
+        Returns BF16 [tokens, hidden] a rank and, if topk_weights (float32 [received, topk]) are given, their sums. A
+        host's rows are summed in float32 by ascending rank and rounded to BF16, then those partial sums by
+        ascending host.
         """
         self._each("x", x)
         self._each("handles", handles)
         for r in range(self.ranks):
             check_hidden(x[r])
             if x[r].shape != (handles[r].received, self.hidden):
-                raise BadArgument(f"rank {r}: rows of another shape than were received", value=x[r].shape,
-                                  rule=f"({handles[r].received}, {self.hidden})")  # fmt: skip
-            if topk_weights is not None and (topk_weights[r].shape != (handles[r].received, self.topk)
-                                             or topk_weights[r].dtype != np.float32):  # fmt: skip
-                raise BadArgument(f"rank {r}: weights of another shape or dtype", value=topk_weights[r].shape,
-                                  rule=f"float32 ({handles[r].received}, {self.topk})")  # fmt: skip
+                raise BadArgument(
+                    f"rank {r}: rows of another shape than were received",
+                    value=x[r].shape,
+                    rule=f"({handles[r].received}, {self.hidden})",
+                )
+            if topk_weights is not None and (
+                topk_weights[r].shape != (handles[r].received, self.topk)
+                or topk_weights[r].dtype != np.float32
+            ):
+                raise BadArgument(
+                    f"rank {r}: weights of another shape or dtype",
+                    value=topk_weights[r].shape,
+                    rule=f"float32 ({handles[r].received}, {self.topk})",
+                )
         self.combine_epoch += 1
         out, out_weights, kept = [], [], []
         for r in range(self.ranks):
@@ -308,9 +276,21 @@ class NormalBuffer:
             out_weights.append(self.world.array((handles[r].tokens, self.topk), np.float32))
             w = None if topk_weights is None else np.ascontiguousarray(topk_weights[r])
             args = np.zeros(1, abi.COMBINE_INPUT)
-            args[0] = (x[r].ctypes.data, w.ctypes.data if w is not None else 0, out[r].ctypes.data,
-                       out_weights[r].ctypes.data, handles[r].received, handles[r].tokens, self.combine_epoch)  # fmt: skip
-            self._launch("ep_combine", 2 * self.channels, [self.rank_pods[r], handles[r].plan[0], args[0], self.scratch[r]], r)
+            args[0] = (
+                x[r].ctypes.data,
+                w.ctypes.data if w is not None else 0,
+                out[r].ctypes.data,
+                out_weights[r].ctypes.data,
+                handles[r].received,
+                handles[r].tokens,
+                self.combine_epoch,
+            )
+            self._launch(
+                "ep_combine",
+                2 * self.channels,
+                [self.rank_pods[r], handles[r].plan[0], args[0], self.scratch[r]],
+                r,
+            )
             kept.append(w)  # the launch holds its address only
         self._run()
         return out, (out_weights if topk_weights is not None else None)
@@ -323,5 +303,7 @@ class NormalBuffer:
         self.world.run()
         for r, side in enumerate(self.mesh.sides):
             if side.report and side.report.what == "more tokens than the receive buffer holds":
-                check_capacity([int(side.report.seen)], self.capacity, rank=r, buffer="capacity of the NormalBuffer")
+                check_capacity(
+                    np.array([int(side.report.seen)]), self.capacity, rank=r, buffer="capacity of the NormalBuffer"
+                )
             side.report.raise_for_status()

@@ -34,15 +34,19 @@ def _same(what: str, rank: int, got: Any, want: Any) -> Check:
     got = np.asarray(got, want.dtype) if want.dtype.kind == "i" else np.asarray(got)
     if got.shape != want.shape:
         return Check(what, rank, False, f"shape {got.shape}, expected {want.shape}")
-    raw = [np.ascontiguousarray(a).view(np.uint8).reshape(len(a), -1) if a.size else a for a in (got, want)]
-    if want.size == 0 or np.array_equal(*raw):
+    mine, truth = (np.ascontiguousarray(a).view(np.uint8).reshape(len(a), -1) if a.size else a for a in (got, want))
+    if want.size == 0 or np.array_equal(mine, truth):
         return Check(what, rank, True, f"{want.size} values, bit for bit")
-    bad = np.flatnonzero((raw[0] != raw[1]).any(1))
+    bad = np.flatnonzero((mine != truth).any(1))
     return Check(what, rank, False, f"{len(bad)} of {len(want)} rows differ, first {int(bad[0])}")
 
 
 def check_dispatched(
-    got: Sequence[Any], x: Sequence[Any], topk_idx: Sequence[Array], topk_weights: Sequence[Array], experts: int
+    got: Sequence[Any],
+    x: Sequence[Any],
+    topk_idx: Sequence[Array],
+    topk_weights: Sequence[Array],
+    experts: int,
 ) -> Iterable[Check]:
     """Every rank's received rows, expert choices, weights, counts and sources, bit for bit."""
     for r, mine in enumerate(got):
@@ -71,9 +75,14 @@ def check_routing(
 
 
 def check_combined(
-    got: Sequence[Array], y: Sequence[Array], topk_idx: Sequence[Array], experts: int, ranks_per_host: int,
-    got_weights: Sequence[Array] | None = None, weights: Sequence[Array] | None = None,
-) -> Iterable[Check]:  # fmt: skip
+    got: Sequence[Array],
+    y: Sequence[Array],
+    topk_idx: Sequence[Array],
+    experts: int,
+    ranks_per_host: int,
+    got_weights: Sequence[Array] | None = None,
+    weights: Sequence[Array] | None = None,
+) -> Iterable[Check]:
     """Every rank's combined tokens (and weights), bit for bit: the kernels' order of summation is fixed."""
     handles = [reference.make_handle(topk_idx, r, experts) for r in range(len(got))]
     for r, mine in enumerate(got):
@@ -84,7 +93,12 @@ def check_combined(
 
 
 def check_low_latency(
-    got: Sequence[Any], x: Sequence[Array], topk_idx: Sequence[Array], experts: int, max_tokens: int, use_fp8: bool
+    got: Sequence[Any],
+    x: Sequence[Array],
+    topk_idx: Sequence[Array],
+    experts: int,
+    max_tokens: int,
+    use_fp8: bool,
 ) -> Iterable[Check]:
     """Every rank's packed rows, scales, counts, sources and ranges, bit for bit."""
     for r, mine in enumerate(got):
@@ -95,4 +109,9 @@ def check_low_latency(
         for e, n in enumerate(want.packed_recv_count):
             yield _same(f"rows of local expert {e}", r, mine.packed_recv_x[e, :n], want.packed_recv_x[e, :n])
             if want.packed_recv_scales is not None:
-                yield _same(f"scales of local expert {e}", r, mine.packed_recv_scales[e, :n], want.packed_recv_scales[e, :n])
+                yield _same(
+                    f"scales of local expert {e}",
+                    r,
+                    mine.packed_recv_scales[e, :n],
+                    want.packed_recv_scales[e, :n],
+                )

@@ -1,4 +1,4 @@
-"""Inputs and worlds for the MoE tests: fresh random tokens and choices, worlds that run kernels by warps or by threads."""
+"""Inputs and worlds for the MoE tests: fresh random tokens and choices; kernels run by warps or by threads."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ class ThreadWorld(rdmakit.World):
 
     def stock_kernel(self, name: str) -> Any:
         stem = {"ep": name, "ll": "_".join(name.split("_")[:2])}[name.split("_")[0]]
-        return self.compile((KERNELS / f"{stem}.cu").read_text(), lanes=32, name=f"{stem}.cu").get_function(name)
+        return self.compile((KERNELS / f"{stem}.cu").read_text(), lanes=32, name=f"{stem}.cu").get_function(
+            name
+        )
 
 
 def make_world(lanes: int, **options: Any) -> rdmakit.World:

@@ -27,7 +27,9 @@ def wrong_sums(out, y, got, idx, weights, experts):
     ]
 
 
-@pytest.mark.parametrize(("policy", "lanes"), [("fast", 1), ("timed", 1), ("explore", 1), ("fast", 32), ("explore", 32)])
+@pytest.mark.parametrize(
+    ("policy", "lanes"), [("fast", 1), ("timed", 1), ("explore", 1), ("fast", 32), ("explore", 32)]
+)
 @pytest.mark.parametrize(("hosts", "gpus"), [(1, 2), (2, 1), (2, 2)])
 @pytest.mark.parametrize("fp8", [False, True])
 def test_round_trip(policy, lanes, hosts, gpus, fp8, seed):
@@ -85,7 +87,9 @@ def test_fp8_cast_of_hard_values(seed):
     x = bits.view(ml_dtypes.bfloat16)
     x[2, :128] = 448.0
     x[3, :128] = np.linspace(-448, 448, 128)
-    x[4:20] = (x[4:20].astype(np.float32) * 0 + np.random.default_rng(seed).standard_normal((16, 256))).astype(x.dtype)
+    x[4:20] = (
+        x[4:20].astype(np.float32) * 0 + np.random.default_rng(seed).standard_normal((16, 256))
+    ).astype(x.dtype)
     idx = np.zeros((64, 1), np.int64)
     got, _, _ = buffer.dispatch([x], [idx], use_fp8=True)
     assert not failures(verify.check_low_latency(got, [x], [idx], 1, 64, True))

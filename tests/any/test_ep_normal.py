@@ -20,7 +20,10 @@ def round_trip(world, buffer, x, idx, weights, experts, seed):
     got = buffer.dispatch(x, idx, weights)
     bad = failures(verify.check_dispatched(got, x, idx, weights, experts))
     rng = np.random.default_rng(seed + 1)
-    y = [rng.standard_normal((g.handle.received, buffer.hidden), np.float32).astype(ml_dtypes.bfloat16) for g in got]
+    y = [
+        rng.standard_normal((g.handle.received, buffer.hidden), np.float32).astype(ml_dtypes.bfloat16)
+        for g in got
+    ]
     back = [g.recv_topk_weights for g in got]
     out, out_weights = buffer.combine(y, [g.handle for g in got], back)
     bad += failures(verify.check_combined(out, y, idx, experts, buffer.local_ranks, out_weights, back))
@@ -30,7 +33,15 @@ def round_trip(world, buffer, x, idx, weights, experts, seed):
 def poison(buffer):
     """Fill what is received into with rubbish, so that a row that nobody writes shows."""
     for side in buffer.mesh.sides:
-        for name in ("recv_x", "recv_scales", "recv_topk", "recv_weights", "recv_source", "ring_payload", "ring_meta"):
+        for name in (
+            "recv_x",
+            "recv_scales",
+            "recv_topk",
+            "recv_weights",
+            "recv_source",
+            "ring_payload",
+            "ring_meta",
+        ):
             size = min(buffer.layout.size[name], 1 << 20)
             side.heap.view(name, np.uint8, (size,)).fill(0xA5)
 
@@ -42,7 +53,9 @@ def test_round_trip(policy, lanes, hosts, gpus, fp8, seed):
     ranks, experts = hosts * gpus, 8 * hosts * gpus
     world = make_world(lanes, hosts=hosts, gpus_per_host=gpus, policy=policy, seed=seed)
     channels = 4 if lanes == 1 else 2
-    buffer = NormalBuffer(world, hidden=256, topk=4, experts=experts, max_tokens=40, channels=channels, slots=16, chunk=4)
+    buffer = NormalBuffer(
+        world, hidden=256, topk=4, experts=experts, max_tokens=40, channels=channels, slots=16, chunk=4
+    )
     for turn in range(2 if lanes == 1 else 1):  # the second finds rings and epochs where the first left them
         x, idx, weights = make_inputs([40 - 7 * r * turn for r in range(ranks)], 256, experts, 4, seed + turn)
         sent = [reference.quantize_fp8(rows) for rows in x] if fp8 else x
@@ -75,8 +88,12 @@ def test_extreme_routing(where, seed):
 def test_any_rank_count(ranks, seed):
     """Up to 64 ranks with payload; larger worlds run control traffic only (test_ep_scale.py)."""
     world = rdmakit.World(hosts=ranks, gpus_per_host=1, seed=seed)
-    buffer = NormalBuffer(world, hidden=128, topk=4, experts=4 * ranks, max_tokens=24, channels=2, slots=8, chunk=2)
-    _, bad = round_trip(world, buffer, *make_inputs([24] * ranks, 128, 4 * ranks, min(4, 4 * ranks), seed), 4 * ranks, seed)
+    buffer = NormalBuffer(
+        world, hidden=128, topk=4, experts=4 * ranks, max_tokens=24, channels=2, slots=8, chunk=2
+    )
+    _, bad = round_trip(
+        world, buffer, *make_inputs([24] * ranks, 128, 4 * ranks, min(4, 4 * ranks), seed), 4 * ranks, seed
+    )
     assert not bad
 
 
@@ -175,7 +192,7 @@ def test_bad_input_names_value_and_rule(small, spoil, says):
 
 
 def test_counts_over_the_buffer():
-    """The receiver cannot know before the exchange; the device finds it and the host says which rank and by how much."""
+    """The receiver cannot know before the exchange; the device finds it, and the host says which rank and how much."""
     world = rdmakit.World(hosts=2, gpus_per_host=1)
     buffer = NormalBuffer(world, hidden=128, topk=1, experts=2, max_tokens=16, capacity=20, channels=2)
     x, idx, weights = make_inputs([16, 16], 128, 2, 1, 1, masked=0)
@@ -188,9 +205,15 @@ def test_counts_over_the_buffer():
 
 @pytest.mark.parametrize(
     ("change", "says"),
-    [({"hidden": 100}, "128"), ({"experts": 7}, "7"), ({"slots": 12}, "12"), ({"slots": 8, "chunk": 8}, "chunk"),
-     ({"channels": 0}, "channels"), ({"topk": 0}, "topk")],
-)  # fmt: skip
+    [
+        ({"hidden": 100}, "128"),
+        ({"experts": 7}, "7"),
+        ({"slots": 12}, "12"),
+        ({"slots": 8, "chunk": 8}, "chunk"),
+        ({"channels": 0}, "channels"),
+        ({"topk": 0}, "topk"),
+    ],
+)
 def test_bad_buffer(change, says):
     world = rdmakit.World(hosts=2, gpus_per_host=1)
     with pytest.raises(BadArgument) as caught:
