@@ -193,8 +193,9 @@ RDMAKIT_DEVICE Status wait_completed(const QpHandle& qp, u64 until, const char* 
         submit(qp);
         Seen<u32> more{};
         const u64 completed = poll_cq(qp, &more);
-        if (completed >= until) return Status::ok;
+        // An error comes first: flushed WQEs complete too, and would pass for done.
         if ((load_relaxed<Scope::gpu>(&s.error) & kErrorFlag) != 0) return completion_error(qp, about(qp, what, until), site);
+        if (completed >= until) return Status::ok;
         if (!spin.pause(about(qp, what, until), site, Seen<u64>{&s.completed, completed}, more, Seen<u64>{&s.ready, ready})) {
             return spin.status();
         }

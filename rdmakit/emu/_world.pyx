@@ -9,6 +9,7 @@ from libc.string cimport memcpy, memset, strncpy
 from libcpp cimport bool as cbool
 from libcpp.string cimport string
 from libcpp.vector cimport vector
+from cpython.exc cimport PyErr_CheckSignals
 
 
 cdef extern from "run/world.hpp" namespace "rdmakit" nogil:
@@ -96,7 +97,7 @@ cdef extern from "run/world.hpp" namespace "rdmakit::emu" nogil:
         u64 xmit_busy_ps
     cdef cppclass HcaCounters:
         u64 doorbells, doorbells_unknown_qp, doorbells_wrong_uar, doorbells_wrong_state, doorbells_no_progress
-        u64 doorbells_split, wqes, cqes, errors, flushed, rnr_naks, retries, async_events, cq_overruns
+        u64 doorbells_split, wqes, atomics, cqes, errors, flushed, rnr_naks, retries, async_events, cq_overruns
     cdef cppclass UarPage:
         u32 index
         void* page
@@ -190,6 +191,7 @@ cdef extern from "run/world.hpp" namespace "rdmakit::emu" nogil:
         Hca* hca(u32)
         string launch(const LaunchSpec&) except +
         RunOutcome run() except +
+        void ask_to_stop(cbool (*)(void*) noexcept, void*)
         const vector[Waiting]& waiting()
         vector[DeviceError] take_errors()
         vector[NamedEvent] take_events()
@@ -222,6 +224,15 @@ cdef Gid to_gid(bytes raw) except *:
     return gid
 
 
+cdef cbool signalled(void* world) noexcept with gil:
+    try:
+        PyErr_CheckSignals()
+    except BaseException as error:
+        (<World>world).pending = error
+        return True
+    return False
+
+
 def kernel_entry(uintptr_t address):
     """Describes the kernel entry at `address`: (name, policy, lanes, layout_version, ((kind, bytes), ...))."""
     cdef const KernelEntry* entry = <const KernelEntry*>address
@@ -229,11 +240,17 @@ def kernel_entry(uintptr_t address):
             tuple((entry.arguments[i].kind, entry.arguments[i].bytes) for i in range(entry.argument_count)))
 
 
+def rq_stride(u32 max_recv_sge):
+    """Bytes of a receive WQE that holds so many scatter entries."""
+    return rq_stride_bytes(max_recv_sge)
+
+
 cdef class World:
     """One world: GPUs, HCAs, a fabric, a scheduler. Not thread-safe; `run` releases the GIL."""
 
     cdef CppWorld* world
     cdef bint busy
+    cdef object pending  # what a signal handler raised
 
     def __cinit__(self, u32 policy=0, u64 seed=0, u32 gpus=1, u32 resident_warps=132 * 64):
         cdef WorldConfig config
@@ -277,8 +294,8 @@ cdef class World:
         return dict(doorbells=c.doorbells, doorbells_unknown_qp=c.doorbells_unknown_qp,
                     doorbells_wrong_uar=c.doorbells_wrong_uar, doorbells_wrong_state=c.doorbells_wrong_state,
                     doorbells_no_progress=c.doorbells_no_progress, doorbells_split=c.doorbells_split, wqes=c.wqes,
-                    cqes=c.cqes, errors=c.errors, flushed=c.flushed, rnr_naks=c.rnr_naks, retries=c.retries,
-                    async_events=c.async_events, cq_overruns=c.cq_overruns)
+                    atomics=c.atomics, cqes=c.cqes, errors=c.errors, flushed=c.flushed, rnr_naks=c.rnr_naks,
+                    retries=c.retries, async_events=c.async_events, cq_overruns=c.cq_overruns)
 
     # ---- PD, MR
     def alloc_pd(self, u32 h):
@@ -474,16 +491,23 @@ cdef class World:
         return self.world.launch(spec).decode()
 
     def run(self):
-        """Runs until all launches have ended and all HCAs are idle: 0 done, 1 hung, 2 a kernel failed."""
+        """Runs until all launches have ended and all HCAs are idle: 0 done, 1 hung, 2 a kernel failed.
+
+        Signal handlers of Python are called meanwhile; if one raises (Ctrl-C does), all launches are ended.
+        """
         cdef RunOutcome outcome
         if self.busy:
             raise RuntimeError("this world is running already; a world is used by one thread at a time")
         self.busy = True
         try:
+            self.world.ask_to_stop(signalled, <void*>self)
             with nogil:
                 outcome = self.world.run()
         finally:
             self.busy = False
+        if self.pending is not None:
+            error, self.pending = self.pending, None
+            raise error
         return <u32>outcome
 
     def waiting(self):

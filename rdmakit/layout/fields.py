@@ -1,12 +1,15 @@
 """What decoding yields: named fields at byte offsets, grouped in segments, and the list of what is illegal.
 
-Leans on constants (to name values). `Decoded` is the base of one class for each kind of structure.
+Leans on constants (to name values). `Decoded` is the base of one class for each kind of structure; its
+picture for notebooks is drawn by `rdmakit.show`, imported when the first one is shown.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from html import escape
+from importlib import import_module
 from typing import Any, ClassVar
 
 import numpy as np
@@ -94,6 +97,21 @@ class Decoded:
     def segment(self, name: str) -> Segment | None:
         """The first segment of that name, or None."""
         return next((segment for segment in self.segments if segment.name == name), None)
+
+    def grid(self, golden: bytes | None = None, *, title: str | None = None) -> Any:
+        """The bytes, 16 a row, a colour a segment; fields that differ from `golden` are framed. A `show.Figure`."""
+        named = [(segment.name, entry) for segment in self.segments for entry in segment.fields if entry.size]
+        cells = [(entry.offset, entry.size, f"{name}.{entry.name}", entry.text) for name, entry in named]
+        if title is None and golden is None:
+            title = "; ".join([self.title, *self.problems])
+        show = import_module("rdmakit.show")
+        return show.byte_grid(cells, len(self.raw), title=title, data=self.raw, golden=golden)
+
+    def _repr_html_(self) -> str:
+        try:
+            return str(self.grid()._repr_html_())
+        except (ImportError, ValueError):  # no `show`, or fields that lie upon one another
+            return f"<pre>{escape(repr(self))}</pre>"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain Python objects for JSON; bytes as hex strings, enums as names where they have one."""

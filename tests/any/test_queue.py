@@ -219,3 +219,12 @@ def test_handle_is_what_the_header_says(seed):
     assert QP_HANDLE.itemsize == 136
     handle = Pair(1, seed=seed).handle
     assert handle["layout_version"] == 1 and handle["log_sq"] == 6
+
+
+@pytest.mark.parametrize("batch", [1, 4, 64])
+def test_flushed_work_never_passes_for_done(batch, seed):
+    """Whatever the batch and the schedule: the first error is what is reported, not that all slots came free."""
+    pair = Pair(64, access="local_write", seed=seed, sq=64)
+    with pytest.raises(CompletionError) as caught:
+        pair.put(blocks=1, warps=1, batch=batch)
+    assert caught.value.wc_status == "REM_ACCESS_ERR"

@@ -9,7 +9,7 @@
 #include <memory>
 #include <string>
 
-#include "scheduler.hpp"
+#include "launch.hpp"
 
 namespace rdmakit::emu {
 namespace {
@@ -27,6 +27,15 @@ struct Fault {
 thread_local Fault t_fault;
 thread_local std::unique_ptr<char[]> t_stack;
 
+std::string place_of(const void* instruction) {
+    Dl_info info;
+    if (dladdr(instruction, &info) == 0 || info.dli_fname == nullptr) return "";
+    const auto offset = static_cast<const char*>(instruction) - static_cast<const char*>(info.dli_fbase);
+    char text[64];
+    std::snprintf(text, sizeof text, "+0x%zx]", static_cast<std::size_t>(offset));
+    return std::string(" [at ") + info.dli_fname + text;
+}
+
 std::string describe(const Fault& fault, const Fibre& fibre) {
     char text[256];
     if (fault.signal == SIGFPE) {
@@ -39,13 +48,7 @@ std::string describe(const Fault& fault, const Fibre& fibre) {
         std::snprintf(text, sizeof text, "illegal access to address %p", fault.address);
     }
     std::string why = text;
-    Dl_info info;
-    if (dladdr(fault.instruction, &info) != 0 && info.dli_fname != nullptr) {
-        const auto offset = static_cast<std::uintptr_t>(static_cast<char*>(fault.instruction) - static_cast<char*>(info.dli_fbase));
-        std::snprintf(text, sizeof text, " [at %s+0x%zx]", info.dli_fname, static_cast<std::size_t>(offset));
-        why += text;
-    }
-    return why;
+    return why + place_of(fault.instruction);
 }
 
 // Runs on the fibre's stack, from its top: nothing below is needed any more.
@@ -86,6 +89,19 @@ void on_signal(int signal, siginfo_t* info, void* context) {
 }
 
 }  // namespace
+
+std::string describe_place(const Fibre& fibre) {
+    if (fibre.preempted_at != nullptr) return place_of(static_cast<const char*>(fibre.preempted_at) - 1);
+    // Inside a primitive: the innermost return address into the kernel's module.
+    Dl_info kernel;
+    if (dladdr(reinterpret_cast<const void*>(fibre.block->launch->spec.kernel->call), &kernel) == 0) return "";
+    const auto* word = static_cast<void* const*>(fibre.stack_pointer);
+    for (; static_cast<const void*>(word + 1) <= static_cast<const void*>(&fibre); ++word) {
+        Dl_info info;
+        if (dladdr(*word, &info) != 0 && info.dli_fbase == kernel.dli_fbase) return place_of(static_cast<char*>(*word) - 1);
+    }
+    return "";
+}
 
 FaultGuard::FaultGuard() {
 #if !defined(__SANITIZE_ADDRESS__)

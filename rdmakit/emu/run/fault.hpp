@@ -2,8 +2,14 @@
 // become a DeviceError.
 #pragma once
 #include <csignal>
+#include <string>
 
 namespace rdmakit::emu {
+
+struct Fibre;
+
+// " [at module+0xoffset]": where in its kernel's code a fibre stands that has left its stack; "" if that cannot be told.
+std::string describe_place(const Fibre& fibre);
 
 // Installs handlers for SIGSEGV, SIGBUS, SIGFPE and SIGILL while it lives; elsewhere than on a fibre the signal goes to
 // whoever handled it before. Does nothing under AddressSanitizer, which wants the signal for itself.

@@ -40,6 +40,10 @@ struct Fibre : cpu::Thread {
     cpu::WaitNote note;
     void* gather;             // the group it takes part in
     Watcher watchers[kMaxWatched];
+    u64 progress_seen;        // the rest: see endless.hpp
+    u32 turns;
+    bool looked_at;
+    const void* preempted_at;
 };
 static_assert(sizeof(Fibre) <= cpu::kThreadReserve, "Fibre and Thread share the top of the stack");
 

@@ -340,6 +340,10 @@ const cpu::RunnerApi kApi = {
     [](cpu::Thread* t, void* p, const void* data, u32 bytes) { scheduler_of(t).store_late(fibre_of(t), p, data, bytes); },
     [](cpu::Thread* t, const void* p, void* out, u32 bytes) { scheduler_of(t).load_own(fibre_of(t), p, out, bytes); },
     [](cpu::Thread* t, const void* p, u32 bytes) { scheduler_of(t).drain(fibre_of(t), p, bytes); },
+    [](cpu::Thread* t, const void* pc) {
+        scheduler_of(t).preempt(fibre_of(t), pc);
+        launcher_of(t).swap_section(*fibre_of(t).block);
+    },
 };
 }  // namespace
 

@@ -2,15 +2,20 @@
 #include "scheduler.hpp"
 
 #include <algorithm>
+#include <chrono>
 #include <limits>
 
 #include "context.hpp"
+#include "fault.hpp"
 #include "rdmakit/cost.cuh"
 
 namespace rdmakit::emu {
 namespace {
 thread_local Scheduler* g_running = nullptr;
 constexpr u64 kNever = std::numeric_limits<u64>::max();
+constexpr u64 kLonelySlice = 20'000 * cost::kNanosecond;  // Timed: how long a fibre runs on when nothing else is due
+constexpr u64 kStopSteps = 4096;                          // steps between looks at the clock for interrupt()
+constexpr std::chrono::milliseconds kStopEvery{50};
 }  // namespace
 
 Scheduler::Scheduler(Policy policy, u64 seed, FibreOwner& owner) : policy_(policy), random_(seed), owner_(owner) {}
@@ -66,6 +71,7 @@ void Scheduler::kill(Fibre& fibre) {
 
 void Scheduler::block_current(Fibre& fibre, FibreState state) {
     fibre.state = state;
+    if (state != FibreState::ready) ++progress_;
     rdmakit_switch_stack(&fibre.stack_pointer, scheduler_stack_);
 }
 
@@ -86,6 +92,13 @@ void Scheduler::resume(Fibre& fibre) {
     fibre.horizon_ps = heap_.empty() ? kNever : heap_.front().when_ps;
     rdmakit_switch_stack(&scheduler_stack_, fibre.stack_pointer);
     current_ = nullptr;
+    if (fibre.looked_at) {
+        fibre.looked_at = false;
+        if (const char* why = fibre.state == FibreState::ready ? endless_.look(fibre, progress_) : nullptr) {
+            owner_.fibre_faulted(fibre, why + describe_place(fibre));
+            return;
+        }
+    }
     if (fibre.state != FibreState::finished) return;
     if (fault_.empty()) {
         owner_.fibre_finished(fibre);
@@ -124,6 +137,7 @@ void Scheduler::written(const void* address, u64 bytes) {
 void Scheduler::wake(Fibre& fibre) {
     if (fibre.state != FibreState::parked) return;
     ++counters_.wakes;
+    ++progress_;
     unwatch(fibre);
     unpark(fibre);
     if (policy_ == Policy::timed) fibre.clock_ps = std::max(fibre.clock_ps, now_ps() + cost::kPoll);
@@ -142,23 +156,29 @@ void Scheduler::unwatch(Fibre& fibre) {
 }
 
 // ---- primitives ------------------------------------------------------------------------------------------------
-void Scheduler::yield(Fibre& fibre) {
+void Scheduler::yield(Fibre& fibre) { give_way(fibre, nullptr); }
+void Scheduler::preempt(Fibre& fibre, const void* pc) { give_way(fibre, pc); }
+
+void Scheduler::give_way(Fibre& fibre, const void* pc) {
+    const bool look = endless_.turn(fibre, progress_);
     if (policy_ == Policy::timed) {
-        if (heap_.empty() || heap_.front().when_ps > fibre.clock_ps) {
-            fibre.horizon_ps = heap_.empty() ? kNever : heap_.front().when_ps;
+        const u64 next = std::min(heap_.empty() ? kNever : heap_.front().when_ps,
+                                  timers_.empty() ? kNever : timers_.front().when_ps);
+        if (next > fibre.clock_ps && !look) {
+            fibre.horizon_ps = std::min(next, fibre.clock_ps + kLonelySlice);
             return;
         }
-        make_ready(fibre);
-        block_current(fibre, FibreState::ready);
-        return;
+    } else {
+        if (!late_.empty() && random_.below(4) == 0) {
+            late_.drain_one(random_.next(), [this](const void* p, u64 n) { written(p, n); });
+        }
+        if (ready_.empty() && sources_.empty() && !look) {
+            fibre.budget = fresh_budget();
+            return;
+        }
     }
-    if (!late_.empty() && random_.below(4) == 0) {
-        late_.drain_one(random_.next(), [this](const void* p, u64 n) { written(p, n); });
-    }
-    if (ready_.empty() && sources_.empty()) {
-        fibre.budget = fresh_budget();
-        return;
-    }
+    fibre.looked_at = look;
+    fibre.preempted_at = pc;
     make_ready(fibre);
     block_current(fibre, FibreState::ready);
 }
@@ -245,6 +265,7 @@ bool Scheduler::step_untimed() {
         WorkSource* source = sources_[pick - ready_.size()];
         sources_[pick - ready_.size()] = sources_.back();
         sources_.pop_back();
+        ++progress_;
         source->work(1 + static_cast<u32>(random_.below(256)));
     }
     return true;
@@ -261,8 +282,10 @@ bool Scheduler::step_timed() {
     heap_.pop_back();
     now_ps_ = std::max(now_ps_, item.when_ps);
     ++counters_.events;
-    if (item.fibre == nullptr) item.fn(item.object, item.arg);
-    else if (item.fibre->number == item.arg && item.fibre->state == FibreState::ready) resume(*item.fibre);
+    if (item.fibre == nullptr) {
+        ++progress_;
+        item.fn(item.object, item.arg);
+    } else if (item.fibre->number == item.arg && item.fibre->state == FibreState::ready) resume(*item.fibre);
     return true;
 }
 
@@ -282,11 +305,27 @@ bool Scheduler::sweep() {
     return any;
 }
 
+bool Scheduler::asked_to_stop() {
+    const auto now = std::chrono::steady_clock::now();
+    if (interrupt == nullptr || now - last_asked_ < kStopEvery) return false;
+    last_asked_ = now;
+    return interrupt(interrupt_argument);
+}
+
 void Scheduler::run() {
     Scheduler* const outer = g_running;
     g_running = this;
+    interrupted_ = false;
+    u64 steps = 0;
     do {
-        while (policy_ == Policy::timed ? step_timed() : step_untimed()) {}
+        while (policy_ == Policy::timed ? step_timed() : step_untimed()) {
+            if (++steps % kStopSteps != 0) continue;
+            interrupted_ = asked_to_stop();
+            if (interrupted_ || (going_nowhere != nullptr && going_nowhere(world))) {
+                g_running = outer;
+                return;
+            }
+        }
     } while (sweep());
     g_running = outer;
 }

@@ -1,9 +1,11 @@
 // scheduler.hpp — decides who runs next: fibres of kernels, HCAs with work, events in virtual time. One OS thread; all
 // chance comes from the seed, so the same seed gives the same run.
 #pragma once
+#include <chrono>
 #include <string>
 #include <vector>
 
+#include "endless.hpp"
 #include "late_stores.hpp"
 #include "random.hpp"
 #include "watch.hpp"
@@ -59,12 +61,20 @@ class Scheduler {
     // Runs until nothing can go on. Fibres may still be parked then: parked() lists them, and after time_out_parked()
     // another run() lets each report that its time is up.
     void run();
+    // Asked now and then while run() runs; true makes it return early.
+    bool (*interrupt)(void*) = nullptr;
+    void* interrupt_argument = nullptr;
+    // Asked every few thousand steps; true makes run() return as if nothing could go on.
+    bool (*going_nowhere)(void*) = nullptr;
+    void* world = nullptr;
+    bool interrupted() const { return interrupted_; }
     const std::vector<Fibre*>& parked() const { return parked_; }
     void time_out_parked();
     const SchedulerCounters& counters() const { return counters_; }
 
     // ---- primitives of device code (cpu::RunnerApi)
     void yield(Fibre& fibre);
+    void preempt(Fibre& fibre, const void* pc);  // as yield, at an instruction of the kernel's own code
     bool park(Fibre& fibre, const cpu::Watched* list, int count, const cpu::WaitNote& note, u64 timeout_ns);
     void store_late(Fibre& fibre, void* address, const void* data, u32 bytes);
     void load_own(Fibre& fibre, const void* address, void* out, u32 bytes) { late_.read(&fibre, address, out, bytes); }
@@ -102,6 +112,8 @@ class Scheduler {
     bool step_untimed();
     bool step_timed();
     bool sweep();
+    void give_way(Fibre& fibre, const void* pc);
+    bool asked_to_stop();
     void arm_timer(Fibre& fibre);
     void fire_timer();
     void unpark(Fibre& fibre);
@@ -114,6 +126,7 @@ class Scheduler {
     StackPool stacks_;
     WatchTable watch_;
     LateStores late_;
+    EndlessLoops endless_;
     std::vector<Fibre*> ready_;
     std::vector<Fibre*> parked_;
     std::vector<WorkSource*> sources_;
@@ -121,6 +134,9 @@ class Scheduler {
     std::vector<Timer> timers_;
     Fibre* current_ = nullptr;
     void* scheduler_stack_ = nullptr;
+    u64 progress_ = 0;  // changes whenever a fibre is made ready by another, waits or ends, or an HCA has worked
+    bool interrupted_ = false;
+    std::chrono::steady_clock::time_point last_asked_;
     u64 now_ps_ = 0, sequence_ = 0, fibres_created_ = 0, fibres_live_ = 0;
     std::string fault_;
     SchedulerCounters counters_;

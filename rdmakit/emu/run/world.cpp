@@ -18,10 +18,25 @@ World::World(const WorldConfig& config)
         if (Hca* hca = static_cast<World*>(world)->owner_of(reg)) hca->mmio_write64(reg, value);
         else *static_cast<u64*>(reg) = value;  // not a register of any HCA: plain memory
     };
+    launcher_.scheduler().world = this;
+    launcher_.scheduler().going_nowhere = [](void* world) { return static_cast<World*>(world)->going_nowhere(); };
     launcher_.mmio32 = [](void* world, void* reg, u32 value) {
         if (Hca* hca = static_cast<World*>(world)->owner_of(reg)) hca->mmio_write32(reg, value);
         else *static_cast<u32*>(reg) = value;
     };
+}
+
+// Timed, no launch left: an HCA whose peer posts no receive tries again for ever (rnr_retry 7), in its own events.
+bool World::going_nowhere() {
+    if (!timed() || !launcher_.idle()) return false;
+    u64 done = 0;
+    for (auto& hca : hcas_) {
+        const HcaCounters c = hca->counters();
+        done += c.wqes + c.cqes + c.errors + c.flushed;
+    }
+    const bool same = done == done_;
+    done_ = done;
+    return same;
 }
 
 World::~World() {
@@ -81,6 +96,10 @@ RunOutcome World::run() {
     bool hung = false;
     for (int round = 0;;) {
         launcher_.scheduler().run();
+        if (launcher_.scheduler().interrupted()) {
+            launcher_.abandon();
+            return RunOutcome::interrupted;
+        }
         if (nudge_hcas()) continue;
         if (launcher_.idle()) break;
         if (!hung) list_waiting();

@@ -31,7 +31,7 @@ struct NamedEvent {
     u32 hca;
     AsyncEvent event;
 };
-enum class RunOutcome : u32 { done = 0, hung = 1, failed = 2 };
+enum class RunOutcome : u32 { done = 0, hung = 1, failed = 2, interrupted = 3 };
 
 class World final : public Environment {
   public:
@@ -44,7 +44,12 @@ class World final : public Environment {
     std::string launch(const LaunchSpec& spec) { return launcher_.launch(spec); }
     // Runs until all launches have ended and all HCAs are idle. `hung`: waiting() says who waits for what; those who
     // can report have reported, and the launches have been ended.
+    // `interrupted`: stop() has said so; all launches have been ended.
     RunOutcome run();
+    void ask_to_stop(bool (*stop)(void*), void* argument) {
+        launcher_.scheduler().interrupt = stop;
+        launcher_.scheduler().interrupt_argument = argument;
+    }
     const std::vector<Waiting>& waiting() const { return waiting_; }
     std::vector<DeviceError> take_errors();
     std::vector<NamedEvent> take_events();
@@ -72,6 +77,7 @@ class World final : public Environment {
         void work(u32 budget) override { hca->work(budget); }
     };
     bool nudge_hcas();
+    bool going_nowhere();
     void list_waiting();
     u32 index_of(const Hca& hca) const;
     Hca* owner_of(const void* address);
@@ -83,6 +89,7 @@ class World final : public Environment {
     std::vector<std::unique_ptr<HcaWork>> work_;
     std::vector<Waiting> waiting_;
     std::vector<NamedEvent> events_;
+    u64 done_ = 0;
 };
 
 }  // namespace rdmakit::emu
