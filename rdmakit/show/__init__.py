@@ -1,0 +1,34 @@
+"""Pictures and tables for notebooks and terminals, made from plain data with nothing but the standard
+library.
+
+Every function takes lists, dicts or NumPy arrays, never a device, and returns an object that Jupyter draws
+(``_repr_html_``, ``_repr_svg_``) and a terminal prints (``str``). Titles state the finding; each function
+writes one when none is given.
+"""
+
+from rdmakit.show.addressmap import address_map
+from rdmakit.show.bars import port_bars
+from rdmakit.show.figure import Figure
+from rdmakit.show.grid import byte_grid
+from rdmakit.show.heatmap import heat_map
+from rdmakit.show.ring import queue_ring
+from rdmakit.show.sequence import message_chart
+from rdmakit.show.statemachine import qp_states
+from rdmakit.show.table import Table, data_table
+from rdmakit.show.timeline import time_lanes
+from rdmakit.show.topology import host_map
+
+__all__ = [
+    "Figure",
+    "Table",
+    "address_map",
+    "byte_grid",
+    "data_table",
+    "heat_map",
+    "host_map",
+    "message_chart",
+    "port_bars",
+    "qp_states",
+    "queue_ring",
+    "time_lanes",
+]
