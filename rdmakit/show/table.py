@@ -14,6 +14,8 @@ _CELL = (
     "overflow-wrap:anywhere;"
 )
 
+_LONG = 20  # letters of a word that may be broken
+
 
 class Table:
     """A titled table; see `data_table`.
@@ -43,9 +45,8 @@ class Table:
         align = [
             "text-align:right;font-variant-numeric:tabular-nums" if n else "text-align:left" for n in numeric
         ]
-        # A head, and a number, is never broken inside a word, however narrow its column.
-        whole = ";overflow-wrap:normal;word-break:normal"
-        align = [a + (whole if n else "") for a, n in zip(align, numeric, strict=True)]
+        # Words of usual length are never broken, however narrow their column; a long hex string is.
+        whole = ";overflow-wrap:normal"
         head = element(
             "tr",
             *(
@@ -56,7 +57,12 @@ class Table:
         body = []
         for i, row in enumerate(self.rows):
             style = "background:rgba(230,159,0,.25)" if i in self.marked else "background:transparent"
-            cells = (element("td", _text(c), style=_CELL + a) for c, a in zip(row, align, strict=True))
+            texts = [_text(cell) for cell in row]
+            wraps = ["" if max(map(len, t.split()), default=0) > _LONG else whole for t in texts]
+            cells = (
+                element("td", text, style=_CELL + a + wrap)
+                for text, a, wrap in zip(texts, align, wraps, strict=True)
+            )
             body.append(element("tr", *cells, style=style))
         # The title is no <caption>: a caption wraps at the width of its table, however narrow that is.
         title = element("div", self.title, style="font-weight:bold;font-size:15px;padding:4px 0")

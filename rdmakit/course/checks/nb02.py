@@ -24,13 +24,13 @@ def _stays_inside(completion: Completion, mine: MR, theirs: MR, what: str) -> No
         raise Wrong(f"{what} posted {completion.opcode}, which goes to no address at the peer")
     parts = [segment for segment in wqe.segments if segment.name == "data"]
     total = sum(part.number("byte_count") for part in parts)
-    ranges = [("mine", mine, *map(part.number, ("lkey", "addr", "byte_count"))) for part in parts]
-    ranges.append(("theirs", theirs, remote.number("rkey"), remote.number("raddr"), total))
-    for name, region, key, address, nbytes in ranges:
+    touched = [(mine, part.number("lkey"), part.number("addr"), part.number("byte_count")) for part in parts]
+    touched.append((theirs, remote.number("rkey"), remote.number("raddr"), total))
+    for region, key, address, nbytes in touched:
         if key != region.lkey:
-            raise Wrong(f"{what} used {key:#x}, not the key of `{name}`: only the rights may be wrong")
+            raise Wrong(f"{what} used {key:#x}, not the key of `{region.name}`: only the rights may be wrong")
         if not region.address <= address <= address + nbytes <= region.address + region.nbytes:
-            raise Wrong(f"{what} left the bounds of `{name}`: only the rights may be wrong")
+            raise Wrong(f"{what} left the bounds of `{region.name}`: only the rights may be wrong")
 
 
 def _one(trial: Trial, function: Any, wanted: WcStatus, other: str) -> None:

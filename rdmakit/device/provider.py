@@ -1,0 +1,147 @@
+"""What a backend gives the public objects: one opened device, in plain numbers and NumPy memory.
+
+Leans on NumPy only. `Context` and its children are written against `Provider`; each backend implements it and
+knows nothing of them. Numbers are those of libibverbs (`man ibv_create_qp`, `man ibv_modify_qp`). A verb that
+the device refuses raises `Refused` with its errno; the object whose verb it was turns that into a typed
+error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+__all__ = ["AsyncEvent", "CqQueue", "Device", "PortInfo", "Provider", "QpQueues", "QpRequest", "Refused"]
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+class Refused(Exception):
+    """A verb that the device refused: `code` is the errno, `message` the device's reason."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(code, message)
+        self.code = code
+        self.message = message
+
+
+@dataclass(frozen=True)
+class PortInfo:
+    """A physical port: `ib_port` is the number that a QP names (both ports of a bonded pair show as 1)."""
+
+    number: int
+    ib_port: int
+    gid: str
+    lid: int
+    mtu: int
+    link_layer: str
+    bytes_per_second: int
+
+
+@dataclass(frozen=True)
+class Device:
+    """What can be said of a device without opening it; `spec` is the string that opens it.
+
+    >>> Device("emu", "mlx5_0", "emu:host=0,nic=0", (), "none", "dbrec").name
+    'mlx5_0'
+    """
+
+    backend: str
+    name: str
+    spec: str
+    ports: tuple[PortInfo, ...]
+    lag: str
+    doorbell: str
+    where: str = ""
+
+
+class CqQueue(NamedTuple):
+    """A completion queue's number and memory: `ring` is `entries * cqe_bytes` bytes, `dbrec` 8 bytes."""
+
+    cqn: int
+    ring: Bytes
+    dbrec: Bytes
+
+
+class QpQueues(NamedTuple):
+    """A queue pair's number and memory: rings, doorbell record (8 bytes), the register's address."""
+
+    qpn: int
+    sq: Bytes
+    rq: Bytes | None
+    rq_stride: int
+    dbrec: Bytes
+    doorbell: int
+
+
+@dataclass(frozen=True)
+class QpRequest:
+    """What `create_qp` asks for; sizes as powers of two, `cqn`s and `pd` as numbers of the same device."""
+
+    pd: int
+    send_cqn: int
+    recv_cqn: int
+    log_sq_wqebbs: int
+    log_rq_wqes: int
+    max_recv_sge: int
+    max_inline: int
+    sq_sig_all: bool
+    scatter_to_cqe: bool
+    doorbell: str | None
+    label: str
+
+
+class AsyncEvent(NamedTuple):
+    """An asynchronous event: IBV_EVENT_* in lower case, the QP, CQ or port number, a syndrome or 0."""
+
+    name: str
+    number: int
+    syndrome: int
+
+
+class Provider(Protocol):
+    """One opened device. Every method may raise `Refused`."""
+
+    device: Device
+
+    def close(self) -> None: ...
+    def alloc_pd(self) -> int: ...
+    def dealloc_pd(self, pd: int) -> None: ...
+    def reg_mr(self, pd: int, address: int, nbytes: int, access: int, label: str) -> tuple[int, int]:
+        """lkey and rkey of the bytes at `address`."""
+
+    def dereg_mr(self, lkey: int) -> None: ...
+    def create_cq(
+        self, log_entries: int, cqe_bytes: int, collapsed: bool, overrun_ignore: bool, label: str
+    ) -> CqQueue: ...
+    def destroy_cq(self, cqn: int) -> None: ...
+    def cq_is_dead(self, cqn: int) -> bool: ...
+    def arm_cq(self, cqn: int, solicited_only: bool) -> None: ...
+    def create_qp(self, request: QpRequest) -> QpQueues: ...
+    def destroy_qp(self, qpn: int) -> None: ...
+    def modify_qp(self, qpn: int, attributes: dict[str, Any], mask: int) -> None: ...
+    def query_qp(self, qpn: int) -> dict[str, Any]: ...
+    def modify_qp_udp_sport(self, qpn: int, port: int) -> None: ...
+    def query_qp_lag_port(self, qpn: int) -> tuple[int, int]: ...
+    def modify_qp_lag_port(self, qpn: int, port: int) -> None: ...
+    def ring(self, doorbell: int, value: int) -> None:
+        """Write 8 bytes to a doorbell register; `value` in the machine's own byte order."""
+
+    def receive_posted(self, qpn: int) -> None:
+        """The receive doorbell record has moved on. Hardware looks by itself."""
+
+    def progress(self) -> bool:
+        """Let the device work. False: nothing under way can complete without help from outside."""
+
+    def memory(self, nbytes: int, label: str) -> Bytes:
+        """Zeroed bytes, 128-byte aligned, that kernels and the device reach."""
+
+    def outcome(self) -> list[str]:
+        """Why `progress` has nothing to do, a sentence each: RNR waits, ports that are down."""
+
+    def port_up(self, port: int) -> bool: ...
+    def port_counters(self, port: int) -> dict[str, int]: ...
+    def counters(self) -> dict[str, int]: ...
+    def take_events(self) -> list[AsyncEvent]: ...

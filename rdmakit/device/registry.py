@@ -1,0 +1,78 @@
+"""Opening a device by a string: "emu", "emu:doorbell=register,hosts=2", later "mlx5_0" and others.
+
+Leans on context and errors. A backend registers its prefix with the name of the module that has its
+`open_device`; the module is imported when the first such device is opened, so importing rdmakit stays cheap
+and needs no driver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+
+from rdmakit.device.context import Context
+from rdmakit.errors import BadArgument, NotAvailable, UnknownDevice
+
+__all__ = ["backends", "open", "register_backend"]
+
+Opener = Callable[[str], Context]
+
+_BACKENDS: dict[str, str | Opener] = {}
+
+
+def register_backend(prefix: str, loader: str | Opener) -> None:
+    """Devices whose string is `prefix`, or starts with `prefix:`, are opened by `loader(rest)`.
+
+    `loader` is a callable, or "package.module" with a function `open_device(rest) -> Context` in it, which is
+    imported when needed. `rest` is what follows the colon, "" without one.
+
+    >>> register_backend("nowhere", "rdmakit.no_such_backend")
+    >>> open("nowhere")
+    Traceback (most recent call last):
+    rdmakit.errors.NotAvailable: backend 'nowhere' cannot be loaded...
+    >>> del _BACKENDS["nowhere"]
+    """
+    if not prefix or ":" in prefix:
+        raise BadArgument("bad backend prefix", value=prefix, rule="a word without a colon")
+    _BACKENDS[prefix] = loader
+
+
+def backends() -> list[str]:
+    """The prefixes that `open` knows, in alphabetical order."""
+    return sorted(_BACKENDS)
+
+
+def _opener(prefix: str) -> Opener:
+    loader = _BACKENDS[prefix]
+    if not isinstance(loader, str):
+        return loader
+    try:
+        module = import_module(loader)
+    except ImportError as error:
+        raise NotAvailable(
+            f"backend {prefix!r} cannot be loaded",
+            rule=str(error),
+            remedy="build or install the package again: python -m pip install rdmakit",
+        ) from error
+    found: Opener = module.open_device
+    return found
+
+
+def open(spec: str) -> Context:  # the name that users see is rdmakit.open
+    """Open a device by its string. UnknownDevice, listing what there is, for one that no backend knows.
+
+    >>> with open("emu") as context:
+    ...     context.device.name
+    'mlx5_0'
+    """
+    if not isinstance(spec, str):
+        raise BadArgument("a device is named by a string", value=spec, rule="prefix[:key=value,…]")
+    prefix, _, rest = spec.partition(":")
+    if prefix not in _BACKENDS:
+        raise UnknownDevice(
+            "no such device",
+            value=repr(spec),
+            rule="known: " + ", ".join(f"{name}[:…]" for name in backends()),
+            remedy='rdmakit.open("emu") opens an emulated ConnectX on any machine',
+        )
+    return _opener(prefix)(rest)

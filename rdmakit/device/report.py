@@ -1,0 +1,158 @@
+"""The report that a device thread leaves when it gives up: who waited for what, at which line.
+
+Leans on NumPy and errors. Layout: struct Report of cuda/rdmakit/report.cuh.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from rdmakit.device.notebook import table_html
+from rdmakit.errors import CompletionError, DeviceFault, HangError, LaunchError, RdmakitError
+from rdmakit.layout import wc_status
+
+__all__ = ["REPORT", "DeviceStatus", "Report"]
+
+
+class DeviceStatus(IntEnum):
+    """enum class Status of report.cuh."""
+
+    OK = 0
+    TIMEOUT = 1
+    COMPLETION_ERROR = 2
+    ABORTED = 3
+    LAYOUT_MISMATCH = 4
+    BAD_ARGUMENT = 5
+
+
+_WORDS = (
+    "layout_version",
+    "state",
+    "status",
+    "rank",
+    "block",
+    "warp",
+    "qpn",
+    "peer",
+    "channel",
+    "line",
+    "syndrome",
+    "vendor_syndrome",
+)
+_LONGS = ("expected", "seen", "index", "waited_ns")
+
+REPORT = np.dtype(
+    {
+        "names": [*_WORDS, *_LONGS, "what", "file"],
+        "offsets": [*range(0, 48, 4), *range(48, 80, 8), 80, 144],
+        "formats": [*["<u4"] * 12, *["<u8"] * 4, "S64", "S64"],
+        "itemsize": 208,
+    }
+)
+
+_WRITTEN = 2
+
+
+class Report:
+    """One `Report`, in memory that kernels write; true once something has been reported.
+
+    Every field of the struct is an attribute (`report.qpn`, `report.line` …); `what` and `file` are text.
+
+    >>> report = Report()
+    >>> bool(report), report.status.name
+    (False, 'OK')
+    """
+
+    def __init__(self, memory: np.ndarray[Any, np.dtype[np.uint8]] | None = None) -> None:
+        raw = np.zeros(REPORT.itemsize, np.uint8) if memory is None else memory[: REPORT.itemsize]
+        self.array = raw.view(REPORT)
+
+    @property
+    def address(self) -> int:
+        """Where the struct lies."""
+        return int(self.array.ctypes.data)
+
+    def __bool__(self) -> bool:
+        return int(self.array[0]["state"]) == _WRITTEN
+
+    @property
+    def status(self) -> DeviceStatus:
+        """What the thread that reported gave up with; OK when none has."""
+        return DeviceStatus(int(self.array[0]["status"])) if self else DeviceStatus.OK
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("what", "file"):
+            return bytes(self.array[0][name]).decode(errors="replace")
+        if name in (REPORT.names or ()):
+            return int(self.array[0][name])
+        raise AttributeError(f"a report has no field {name!r}")
+
+    def clear(self) -> None:
+        """Make it ready for the next launch; kernels leave at once while a report stands."""
+        self.array[:] = np.zeros(1, REPORT)
+
+    def error(self) -> RdmakitError | None:
+        """The error that the report stands for, or None."""
+        if not self:
+            return None
+        facts: dict[str, Any] = {
+            "rank": self.rank,
+            "block": self.block,
+            "warp": self.warp,
+            "peer": self.peer,
+            "channel": self.channel,
+            "at": f"{self.file}:{self.line}",
+        }
+        waits = {"expected": self.expected, "seen": self.seen}
+        if self.status is DeviceStatus.COMPLETION_ERROR:
+            return CompletionError(
+                f"a kernel's work request failed while it waited for {self.what}",
+                syndrome=self.syndrome,
+                wc_status=wc_status(self.syndrome).name,
+                vendor_error=self.vendor_syndrome,
+                qpn=self.qpn,
+                wqe_index=self.index,
+                remedy="poll the CQ or query the QP; the first error puts the QP into ERR",
+                **facts,
+            )
+        facts = {"qpn": f"{self.qpn:#x}", **facts, **waits}
+        if self.status is DeviceStatus.LAYOUT_MISMATCH:
+            return LaunchError(
+                self.what,
+                rule="headers and handles share RDMAKIT_LAYOUT_VERSION",
+                remedy="recompile",
+                **facts,
+            )
+        if self.status is DeviceStatus.BAD_ARGUMENT:
+            return LaunchError(f"a kernel refused {self.what}", **facts)
+        if self.status is DeviceStatus.TIMEOUT:
+            waited = f"{self.waited_ns / 1e9:g} s" if self.waited_ns else "until nothing moved"
+            return HangError(f"a kernel waited for {self.what}", rule=f"it waited {waited}", **facts)
+        return DeviceFault(f"a kernel gave up: {self.status.name}", **facts)
+
+    def raise_for_status(self) -> Report:
+        """Itself when nothing was reported, else CompletionError, HangError, LaunchError or DeviceFault."""
+        error = self.error()
+        if error is not None:
+            raise error
+        return self
+
+    def _rows(self) -> list[dict[str, Any]]:
+        return [{"field": name, "value": getattr(self, name)} for name in REPORT.names or ()]
+
+    def __repr__(self) -> str:
+        if not self:
+            return "<Report: nothing reported>"
+        return (
+            f"<Report: {self.status.name}, rank {self.rank} block {self.block} warp {self.warp} "
+            f"waited for {self.what} (QP {self.qpn:#x}, expected {self.expected}, seen {self.seen}) "
+            f"at {self.file}:{self.line}>"
+        )
+
+    def _repr_html_(self) -> str:
+        return table_html(
+            self._rows() if self else [{"report": "nothing reported"}], repr(self), title=repr(self)[1:-1]
+        )
