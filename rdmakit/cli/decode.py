@@ -13,7 +13,7 @@ import re
 import sys
 from typing import Any
 
-from rdmakit.errors import BadArgument, DecodeError
+from rdmakit.errors import BadArgument
 from rdmakit.layout import KINDS, Decoded, decode, hexdump
 
 __all__ = ["add_parser", "main", "parse_hex", "run"]
@@ -74,12 +74,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Print the annotated hex dump, or with `args.json` one JSON object; returns the exit status."""
-    try:
-        decoded = _decode(args)
-    except (BadArgument, DecodeError) as error:
-        print(f"rdmakit decode: {error}", file=sys.stderr)
-        return 2
+    """Print the annotated hex dump, or with `args.json` one JSON object; returns the exit status. Raises as `run`."""
+    decoded = _decode(args)
     print(json.dumps(_result(args, decoded)) if args.json else hexdump(decoded))
     return 1 if decoded.problems else 0
 

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from rdmakit.cli import decode as command
+from rdmakit.cli import main as rdmakit_main
 from rdmakit.errors import BadArgument
 from rdmakit.layout import Sge, decode, encode, hexdump
 
@@ -71,9 +72,12 @@ def test_problems_give_status_1(capsys):
 
 @pytest.mark.parametrize("argv", [["zz"], ["123"], [""], ["00"], ["--kind", "cqe", "00000000"]])
 def test_bad_input_gives_status_2_and_says_why(argv, capsys):
-    assert call(*argv) == 2
+    assert rdmakit_main(["decode", *argv]) == 2
     out, err = capsys.readouterr()
-    assert out == "" and err.startswith("rdmakit decode: ")
+    assert out == "" and err.startswith("error: ")
+    assert rdmakit_main(["decode", "--json", *argv]) == 2
+    said = json.loads(capsys.readouterr().out)
+    assert said["ok"] is False and said["error"]["what"]
 
 
 def test_bad_hex_names_the_group():

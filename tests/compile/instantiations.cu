@@ -1,0 +1,236 @@
+// One use of every public function of the device headers, every template with each kind of argument that it takes.
+// Inputs come from memory and results go there, so that no compiler can fold a call away. Compiled, never run.
+#include <rdmakit/atom.cuh>
+#include <rdmakit/channel.cuh>
+#include <rdmakit/config.cuh>
+#include <rdmakit/ep.cuh>
+#include <rdmakit/hca.cuh>
+#include <rdmakit/hca_atomic.cuh>
+#include <rdmakit/hca_cqe.cuh>
+#include <rdmakit/hca_key.cuh>
+#include <rdmakit/hca_wqe.cuh>
+#include <rdmakit/ll.cuh>
+#include <rdmakit/post.cuh>
+#include <rdmakit/queue.cuh>
+#include <rdmakit/report.cuh>
+#include <rdmakit/signal.cuh>
+#include <rdmakit/warp.cuh>
+#include <rdmakit/wqe.cuh>
+
+using namespace rdmakit;
+
+// Memory that holds whatever it is asked for, in and out.
+struct Memory {
+    u8* bytes;
+    template <class T> RDMAKIT_DEVICE T& any(int n = 0) const { return *reinterpret_cast<T*>(bytes + 4096 * n); }
+    template <class T> RDMAKIT_DEVICE const Memory& keep(const T& value) const {
+        any<T>(9) = value;
+        return *this;
+    }
+};
+
+// ---- config ----------------------------------------------------------------------------------------------------------
+template <class T> RDMAKIT_DEVICE void use_integer(const Memory& m) {
+    const T a = m.any<T>(0), b = m.any<T>(1);
+    m.keep(smaller(a, b)).keep(larger(a, b)).keep(ceil_div(a, b)).keep(round_up(a, b));
+}
+RDMAKIT_KERNEL use_config(Memory m) {
+    use_integer<u32>(m);
+    use_integer<u64>(m);
+    use_integer<i32>(m);
+    m.keep(swap_bytes(m.any<u16>())).keep(swap_bytes(m.any<u32>())).keep(swap_bytes(m.any<u64>()));
+    m.keep(Site::here().line);
+}
+
+// ---- atom ------------------------------------------------------------------------------------------------------------
+template <Scope S, class T> RDMAKIT_DEVICE void use_ordered(const Memory& m) {
+    T* const p = &m.any<T>(1);
+    const T a = m.any<T>(2), b = m.any<T>(3);
+    store_relaxed<S>(p, a);
+    store_release<S>(p, b);
+    m.keep(load_relaxed<S>(p)).keep(load_acquire<S>(p));
+    m.keep(fetch_add<S>(p, a)).keep(exchange<S>(p, a)).keep(compare_swap<S>(p, a, b));
+    fence<S>();
+}
+template <Scope S> RDMAKIT_DEVICE void use_scope(const Memory& m) {
+    use_ordered<S, u32>(m);
+    use_ordered<S, u64>(m);
+    use_ordered<S, i32>(m);
+    use_ordered<S, i64>(m);
+    m.keep(fetch_max<S>(&m.any<u32>(1), m.any<u32>(2))).keep(fetch_max<S>(&m.any<u64>(1), m.any<u64>(2)));
+}
+RDMAKIT_KERNEL use_atom(Memory m) {
+    use_scope<Scope::cta>(m);
+    use_scope<Scope::gpu>(m);
+    use_scope<Scope::sys>(m);
+    store_segment(m.bytes, m.any<Vec16>(1));
+    mmio_store(&m.any<u64>(1), m.any<u64>(2));
+    store_stream(&m.any<Vec16>(3), load_stream(&m.any<Vec16>(2)));
+    sleep_ns(m.any<u32>());
+    m.keep(time_ns());
+}
+
+// ---- warp ------------------------------------------------------------------------------------------------------------
+template <class T> RDMAKIT_DEVICE void use_lanes(const Memory& m) {
+    const T v = m.any<T>();
+    m.keep(warp_shuffle(v, m.any<int>(1))).keep(warp_broadcast(v)).keep(warp_sum(v));
+}
+RDMAKIT_KERNEL use_warp(Memory m) {
+    RDMAKIT_SHARED(u32, shared_word);
+    RDMAKIT_DYNAMIC_SHARED(Vec16, shared_vectors);
+    shared_word = m.any<u32>();
+    shared_vectors[thread_in_block()] = m.any<Vec16>();
+    block_sync();
+    m.keep(shared_word).keep(shared_vectors[threads_in_block() - 1]);
+    m.keep(lane_id()).keep(warp_id()).keep(warps_in_block()).keep(block_rank()).keep(block_size());
+    m.keep(block_id()).keep(blocks_in_grid());
+    use_lanes<u32>(m);
+    use_lanes<u64>(m);
+    use_lanes<i32>(m);
+    use_lanes<float>(m);
+    const bool v = m.any<u32>() != 0;
+    m.keep(warp_ballot(v)).keep(warp_any(v)).keep(warp_all(v));
+    warp_sync();
+    if (payload_moves(m.any<u64>())) warp_copy(m.bytes, m.bytes + 64, m.any<u64>());
+    charge_copy(m.any<u64>());
+}
+
+// ---- report ----------------------------------------------------------------------------------------------------------
+template <Scope S, class T> RDMAKIT_DEVICE void use_wait(const Memory& m) {
+    const Watch watch = m.any<Watch>();
+    const Subject who = m.any<Subject>(1);
+    T value = 0;
+    m.keep(wait_until<S>(&m.any<T>(2), [](T v) { return v > 7; }, watch, who, &value)).keep(value);
+}
+RDMAKIT_KERNEL use_report(Memory m) {
+    const Watch watch = m.any<Watch>();
+    const Subject who = m.any<Subject>(1);
+    char text[64];
+    copy_text(text, who.what);
+    m.keep(text[m.any<u32>() & 63]).keep(aborted(watch.report)).keep(layout_matches(m.any<u32>(), watch, who.what));
+    m.keep(fail(watch, Status::bad_argument, who, m.any<u64>(), 1, 2, 3, 4, Site::here()));
+    Spin spin(watch);
+    const Seen<u32> narrow{&m.any<u32>(2), m.any<u32>(3)};
+    const Seen<u64> wide{&m.any<u64>(2), m.any<u64>(3)};
+    while (spin.pause(who, Site::here(), narrow) && spin.pause(who, Site::here(), wide)) m.keep(spin.status());
+    use_wait<Scope::cta, u32>(m);
+    use_wait<Scope::gpu, u64>(m);
+    use_wait<Scope::sys, u64>(m);
+}
+
+// ---- wqe -------------------------------------------------------------------------------------------------------------
+RDMAKIT_KERNEL use_wqe(Memory m) {
+    const u32 a = m.any<u32>(), b = m.any<u32>(1);
+    const u64 wide = m.any<u64>(2);
+    m.keep(wqebbs(a)).keep(ctrl_segment(Opcode::write, a, b, a, b, kCqUpdate, a)).keep(pair64(wide, a));
+    m.keep(remote_segment(wide, a)).keep(data_segment(wide, a, b)).keep(atomic_segment(wide, a));
+    m.keep(masked_fetch_add4_segment(a, b)).keep(masked_cmp_swap4_segment(a, b, b, a));
+    m.keep(doorbell_next(a, wide)).keep(doorbell_last(m.any<Vec16>())).keep(cqe_ready(a, wide, b & 31));
+}
+
+// ---- queue -----------------------------------------------------------------------------------------------------------
+RDMAKIT_KERNEL use_queue(QpHandle qp, Memory m) {
+    const u64 index = m.any<u64>();
+    const u32 a = m.any<u32>(1);
+    m.keep(sq_size(qp)).keep(sq_slot(qp, index)).keep(check_handle(qp)).keep(doorbell_value(qp, index));
+    m.keep(about(qp, "a use", index).expected);
+    const CqeTail tail{a};
+    m.keep(tail.op_own()).keep(tail.opcode()).keep(tail.counter()).keep(tail.is_error());
+    m.keep(cqe_address(qp.cq, index)).keep(cqe_tail_address(qp.cq, index)).keep(completed_by(qp, index, tail.counter()));
+    note_error(qp, index, index, tail);
+    m.keep(poll_cq(qp)).keep(completion_error(qp, about(qp, "a use", 1), Site::here()));
+    m.keep(wait_completed(qp, index, "a use"));
+    const u64 base = reserve(qp, 3);
+    m.keep(publish(qp, base, 3)).keep(quiet(qp));
+    submit(qp);
+}
+
+// ---- post ------------------------------------------------------------------------------------------------------------
+RDMAKIT_KERNEL use_post(QpHandle qp, Memory m) {
+    const u64 at = m.any<u64>(), n = m.any<u64>(1);
+    const u32 a = m.any<u32>(2);
+    const u32 words[3] = {a, a, a};
+    store_at(qp, at, a, control(qp, at, Opcode::nop, a, 1, kCqUpdate));
+    write_rdma(qp, at, Opcode::write_imm, n, a, n, a, a, kCqUpdate, a);
+    write_inline(qp, at, n, a, words, 12, kCqUpdate);
+    write_send(qp, at, Opcode::send_imm, n, a, a, kCqUpdate, a);
+    write_atomic(qp, at, Opcode::fetch_add, a, n, a, m.any<Vec16>(), 8, kCqUpdate);
+    write_fetch_add(qp, at, n, a, n, kCqUpdate);
+    write_cmp_swap(qp, at, n, a, n, n, kCqUpdate);
+    write_masked_fetch_add4(qp, at, n, a, a, a, kCqUpdate);
+    write_masked_fetch_add8(qp, at, n, a, n, n, kCqUpdate);
+    write_masked_cmp_swap4(qp, at, n, a, a, a, a, a, kCqUpdate);
+    write_masked_cmp_swap8(qp, at, n, a, n, n, n, n, kCqUpdate);
+    write_nop(qp, at, kCqUpdate);
+    write_dump(qp, at, n, a, a, kCqUpdate);
+}
+
+// ---- hca -------------------------------------------------------------------------------------------------------------
+RDMAKIT_KERNEL use_hca(SendRing ring, KeyTable table, Memory m) {
+    const u64 a = m.any<u64>(), b = m.any<u64>(1);
+    const u32 narrow = m.any<u32>(2);
+    m.keep(masked_add<u32>(narrow, narrow, 1)).keep(masked_add<u64>(a, b, 1));
+    m.keep(masked_swap<u32>(narrow, narrow, 1, 2, 3)).keep(masked_swap<u64>(a, b, 1, 2, 3));
+    m.keep(atomic_result(narrow != 0, narrow, a, m.any<AtomicOperands>()));
+    m.keep(cqe_owner(a, narrow, false)).keep(cqe_slot(a, narrow, b != 0)).keep(cqe_op_own(CqeOpcode::requester, 4, narrow));
+    m.keep(requester_cqe(narrow, 8, 1, 2, a)).keep(vendor_syndrome(m.any<Syndrome>())).keep(scatter_flag(a, narrow));
+    m.keep(responder_cqe(CqeOpcode::responder_send, narrow, 1, 2, 3, 4, 5, b != 0, a));
+    m.keep(error_cqe(CqeOpcode::requester_error, narrow, 8, 1, 2, m.any<Syndrome>()));
+    m.keep(check_key(table, narrow, a, b, 3, 4).fault);
+    m.keep(widen_index(a, narrow)).keep(doorbell_next_index(decode_doorbell(a)));
+    m.keep(ring_ds(ring, a, narrow)).keep(word64(load_ds(ring, a, narrow), 2));
+    DecodedWqe wqe = decode_wqe(ring, a, b, narrow);
+    decode_atomic(ring, wqe);
+    m.keep(local_segment(ring, wqe, narrow).bytes).keep(opcode_shape(narrow).max_ds).keep(wants_cqe(wqe, b != 0));
+    m.keep(faulty(wqe, Syndrome::local_length));
+}
+
+// ---- signal ----------------------------------------------------------------------------------------------------------
+RDMAKIT_KERNEL use_signal(QpHandle qp, RemoteMemory to, LocalMemory from, Memory m) {
+    const u64 bytes = m.any<u64>();
+    u64 end = 0;
+    m.keep(writes_for(bytes)).keep(fill_put(qp, bytes, to + 64, from + 64, bytes, Signalled::yes));
+    m.keep(put(qp, to, from, bytes, &end)).keep(put_signal(qp, to, from, bytes, to, 1, &end)).keep(end);
+    m.keep(signal(qp, to, 1)).keep(put_word(qp, to, bytes));
+    m.keep(wait_signal(&m.any<u64>(1), bytes, qp.watch, about(qp, "a use", bytes), &end)).keep(end);
+}
+
+// ---- channel ---------------------------------------------------------------------------------------------------------
+RDMAKIT_KERNEL use_channel(ChannelHandle channel, Memory m) {
+    const u64 n = m.any<u64>();
+    m.keep(slot_of(channel, n)).keep(staging_payload(channel, n)).keep(staging_meta(channel, n));
+    m.keep(ring_payload(channel, n)).keep(ring_meta(channel, n)).keep(wait_credit(channel, n));
+    m.keep(send_slots(channel, n, 1, 64)).keep(wait_slot(channel, n)).keep(return_credit(channel, n));
+}
+
+// ---- ep --------------------------------------------------------------------------------------------------------------
+RDMAKIT_KERNEL use_ep(EpRank ep, Memory m) {
+    const u32 a = m.any<u32>();
+    const u64 n = m.any<u64>(1);
+    m.keep(notify_message(ep, m.bytes).experts).keep(count_row_bytes(ep)).keep(token_meta_bytes(ep));
+    m.keep(token_meta(ep, m.bytes).weights).keep(heap_of(ep, a, n)).keep(my_heap(ep, n));
+    m.keep(heap_array<i32>(ep, a, n)).keep(heap_array<u64>(ep, a, n)).keep(heap_array<float>(ep, a, n));
+    m.keep(first_local_rank(ep)).keep(rail_rank(ep, a)).keep(rail(ep, a, a).slots);
+    m.keep(channel_tokens(a, a, a).end).keep(goes(m.any<i32>())).keep(tokens_before(m.any<i32>()));
+    m.keep(share_hosts(a).parts);
+    const Chunks chunks{n, n + 1, a};
+    m.keep(chunks.begin_chunk()).keep(chunks.end_chunk()).keep(chunks.begin_of(n)).keep(chunks.end_of(n));
+    m.keep(in_turn(&m.any<u64>(2), n, ep.watch, m.any<Subject>(3), [] { return Status::ok; }));
+    m.keep(by_lane_zero([] { return Status::ok; })).keep(wait_starts(ep, n));
+    m.keep(bf16_to_float(a)).keep(float_to_bf16(m.any<float>()));
+    add_bf16(m.any<Sum8>(4), m.any<Vec16>());
+    m.keep(to_bf16(m.any<Sum8>(4)));
+}
+
+// ---- ll --------------------------------------------------------------------------------------------------------------
+RDMAKIT_KERNEL use_ll(LlRank ll, Memory m) {
+    const u32 a = m.any<u32>();
+    const u64 n = m.any<u64>(1);
+    const bool fp8 = a != 0;
+    m.keep(ll_header_bytes(ll)).keep(ll_payload_bytes(ll, fp8)).keep(ll_scale_count(ll, fp8)).keep(ll_slot_bytes(ll));
+    m.keep(ll_message_bytes(ll, fp8)).keep(ll_message(ll, m.bytes, fp8).scales).keep(same_host(ll, a));
+    m.keep(ll_slot(ll, n, a, a, a)).keep(ll_count(ll, n, a, a)).keep(ll_partial(ll, n, a, a));
+    m.keep(ll_qp(ll, a, a).qpn).keep(ll_heap(ll, a, n)).keep(ll_send(ll, a, a, n, n, 64)).keep(ll_signal(ll, a, a, n, 1));
+    m.keep(float_bits(m.any<float>())).keep(float_to_e4m3(m.any<float>()));
+    add_scaled_bf16(m.any<Sum8>(4), m.any<Vec16>(), m.any<float>());
+}

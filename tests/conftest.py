@@ -1,0 +1,51 @@
+"""What all tests share: one seed, printed, that replays the whole run."""
+
+import os
+import random
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+SEED = pytest.StashKey[int]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--seed",
+        type=lambda text: int(text, 0),
+        default=os.environ.get("RDMAKIT_SEED"),
+        help="seed of every randomised test (default: RDMAKIT_SEED, else a fresh one)",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    given = config.getoption("--seed")
+    config.stash[SEED] = random.SystemRandom().getrandbits(32) if given is None else given
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: {config.stash[SEED]} (replay: --seed={config.stash[SEED]} or RDMAKIT_SEED)"
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> Iterator[int]:
+    """This test's seed: the run's own, so that one number replays one test or all of them."""
+    number = request.config.stash[SEED]
+    print(f"RDMAKIT_SEED={number}")
+    yield number
+
+
+@pytest.fixture
+def rng(seed: int) -> np.random.Generator:
+    """A NumPy generator made from the run's seed."""
+    return np.random.default_rng(seed)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    report = yield
+    if report.failed and "seed" in getattr(item, "fixturenames", ()):
+        number = item.config.stash[SEED]
+        report.sections.append(("seed", f"replay: RDMAKIT_SEED={number} python -m pytest '{item.nodeid}'"))
+    return report
