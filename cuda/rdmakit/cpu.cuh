@@ -95,19 +95,18 @@ inline __attribute__((always_inline)) void step([[maybe_unused]] u64 cost_ps) {
 // A read-modify-write is whole: code that is preempted between any two basic blocks is not while this lives.
 struct Whole {
 #if defined(RDMAKIT_PREEMPT)
-    Whole() : budget(self().budget), horizon_ps(self().horizon_ps) {
-        self().budget = 1 << 30;
+    // Nothing of the clock or the budget may stay behind on the stack: endless loops are known by their stacks.
+    static constexpr i32 kCredit = 1 << 24;
+    Whole() {
+        self().budget += kCredit;
         self().horizon_ps = ~0ull;
     }
     ~Whole() {
-        Thread& t = self();
-        t.budget = budget;
-        if (horizon_ps < t.horizon_ps) t.horizon_ps = horizon_ps;
+        self().budget -= kCredit;
+        self().horizon_ps = 0;  // the scheduler says anew
     }
     Whole(const Whole&) = delete;
     Whole& operator=(const Whole&) = delete;
-    const i32 budget;
-    const u64 horizon_ps;
 #else
     Whole() {}  // not trivial, lest its unused instances be warned of
 #endif

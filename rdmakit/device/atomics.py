@@ -65,9 +65,7 @@ class Atomics(Verbs):
     ) -> int:
         """Replace the 8 bytes at `remote` by `swap` if they equal `compare`."""
         flags = self._flags(signalled, fence, False)
-        return self._post_atomic(
-            encode.compare_swap, landing, remote, flags, wr_id, compare=compare, swap=swap
-        )
+        return self._post_atomic(encode.compare_swap, landing, remote, flags, wr_id, compare=compare, swap=swap)
 
     def post_masked_fetch_add(
         self,

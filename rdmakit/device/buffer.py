@@ -64,9 +64,7 @@ def byte_view(buffer: Any, *, writeable: bool = False) -> np.ndarray[Any, np.dty
     """
     array = _as_array(buffer)
     if array.dtype.hasobject:
-        raise BadArgument(
-            "array of Python objects", value=str(array.dtype), rule="plain bytes that a NIC can move"
-        )
+        raise BadArgument("array of Python objects", value=str(array.dtype), rule="plain bytes that a NIC can move")
     if array.nbytes == 0:
         raise BadArgument("empty buffer", value=array.shape, rule="at least one byte")
     if not array.flags.c_contiguous:

@@ -148,12 +148,8 @@ class Completions(list[Completion]):
         if not self:
             return preformatted("no completions")
         bad = [i for i, completion in enumerate(self) if not completion.ok]
-        title = (
-            f"{len(self)} completions, {len(bad)} in error" if bad else f"{len(self)} completions, all good"
-        )
-        return table_html(
-            [completion.as_row() for completion in self], repr(list(self)), title=title, marked=bad
-        )
+        title = f"{len(self)} completions, {len(bad)} in error" if bad else f"{len(self)} completions, all good"
+        return table_html([completion.as_row() for completion in self], repr(list(self)), title=title, marked=bad)
 
 
 _OP_OWN, _COUNTER, _SOP, _BYTES, _IMM = 63, 60, 56, 44, 36

@@ -123,9 +123,7 @@ class Context(Resource):
         for info in self.device.ports:
             if info.number == number:
                 return Port(self, info)
-        raise BadArgument(
-            "no such port", value=number, rule=f"{self.device.name} has {len(self.device.ports)}"
-        )
+        raise BadArgument("no such port", value=number, rule=f"{self.device.name} has {len(self.device.ports)}")
 
     def ib_port(self, number: int = 1) -> PortInfo:
         """What is known of the port that QPs name by `number`: a bonded pair is one port here, number 1."""
@@ -133,9 +131,7 @@ class Context(Resource):
             if info.ib_port == number:
                 return info
         known = sorted({info.ib_port for info in self.device.ports})
-        raise BadArgument(
-            "no such port", value=number, rule=f"a QP of {self.device.name} names one of {known}"
-        )
+        raise BadArgument("no such port", value=number, rule=f"a QP of {self.device.name} names one of {known}")
 
     @property
     def counters(self) -> dict[str, int]:
@@ -161,11 +157,7 @@ class Context(Resource):
 
     def __repr__(self) -> str:
         device = self.device
-        state = (
-            "closed"
-            if self.closed
-            else f"{len(device.ports)} ports, lag {device.lag}, doorbell {device.doorbell}"
-        )
+        state = "closed" if self.closed else f"{len(device.ports)} ports, lag {device.lag}, doorbell {device.doorbell}"
         return f"<Context {device.spec!r}: {device.name} {device.where}, {state}>"
 
     def _repr_html_(self) -> str:

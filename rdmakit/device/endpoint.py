@@ -85,6 +85,4 @@ class Endpoint:
             found = remote.endpoint()
             if isinstance(found, Endpoint):
                 return found
-        raise BadArgument(
-            "not an endpoint", value=type(remote).__name__, rule="an Endpoint, its JSON or dict, or a QP"
-        )
+        raise BadArgument("not an endpoint", value=type(remote).__name__, rule="an Endpoint, its JSON or dict, or a QP")

@@ -49,9 +49,7 @@ def typed_refusal(what: str, remedy: str | None = None, **facts: Any) -> Iterato
     except Refused as refused:
         name = errno.errorcode.get(refused.code, str(refused.code))
         kind = _BY_ERRNO.get(refused.code, BadArgument)
-        raise kind(
-            f"{what} was refused with {name}", rule=refused.message or None, remedy=remedy, **facts
-        ) from None
+        raise kind(f"{what} was refused with {name}", rule=refused.message or None, remedy=remedy, **facts) from None
 
 
 class Box:

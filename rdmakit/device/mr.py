@@ -130,9 +130,7 @@ class MR(Resource):
         self.name = name or f"MR of {self.nbytes} B"
         provider = pd.context._provider
         with typed_refusal("registering memory", nbytes=self.nbytes, access=access_names(flags)):
-            self.lkey, self.rkey = provider.reg_mr(
-                pd.handle, self.address, self.nbytes, int(flags), self.name
-            )
+            self.lkey, self.rkey = provider.reg_mr(pd.handle, self.address, self.nbytes, int(flags), self.name)
         lkey = self.lkey
         super().__init__(lambda: provider.dereg_mr(lkey), pd)
 

@@ -32,9 +32,7 @@ class PD(Resource):
         with typed_refusal("allocating a PD"):
             self.handle = provider.alloc_pd()
         handle = self.handle
-        sink: list[
-            tuple[int, int, Any]
-        ] = []  # address, lkey, memory: no MR, which would hold the PD that holds it
+        sink: list[tuple[int, int, Any]] = []  # address, lkey, memory: no MR, which would hold the PD that holds it
         self._sink = sink
 
         def release() -> None:

@@ -172,9 +172,7 @@ class QP(Atomics):
         """What the peer must know to connect to it; `port` defaults to the one it uses (1 before INIT)."""
         self._require_open()
         info = self.context.ib_port(self._port if port is None else port)
-        return Endpoint(
-            qpn=self.qpn, gid=info.gid, lid=info.lid, port=info.ib_port, psn=self.psn, mtu=info.mtu
-        )
+        return Endpoint(qpn=self.qpn, gid=info.gid, lid=info.lid, port=info.ib_port, psn=self.psn, mtu=info.mtu)
 
     def connect(
         self,
@@ -317,9 +315,7 @@ class QP(Atomics):
         self._require_open()
         if dialect not in DIALECTS:
             raise BadArgument("no such doorbell dialect", value=dialect, rule="one of " + ", ".join(DIALECTS))
-        others = [
-            qp for qp in self.context._qps() if qp is not self and self.send_cq in (qp.send_cq, qp.recv_cq)
-        ]
+        others = [qp for qp in self.context._qps() if qp is not self and self.send_cq in (qp.send_cq, qp.recv_cq)]
         if others or (self._receives.size and self.recv_cq is self.send_cq):
             raise BadState(
                 f"{self.send_cq._name()} serves more than the send queue of {self._name()}",
@@ -378,9 +374,7 @@ class QP(Atomics):
             return f"<QP {self.qpn:#x} of {self.context.device.name}: closed>"
         rings = f"SQ {self.posted - self.completed} of {self._sends.size} WQEBBs in use"
         if self._receives.size:
-            rings += (
-                f", RQ {self._receives.posted - self._receives.completed} of {self._receives.size} posted"
-            )
+            rings += f", RQ {self._receives.posted - self._receives.completed} of {self._receives.size} posted"
         return f"<QP {self.qpn:#x} of {self.context.device.name}: {self.state.name}, {rings}>"
 
     def _repr_html_(self) -> str:

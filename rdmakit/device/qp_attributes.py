@@ -112,9 +112,7 @@ def transition(source: QPState, target: QPState) -> tuple[bool, str]:
 def mtu_code(mtu: int) -> int:
     """enum ibv_mtu from bytes: 256 … 4096 give 1 … 5. BadArgument for others."""
     if mtu not in _MTU_CODES:
-        raise BadArgument(
-            "no such MTU", value=mtu, rule="one of " + ", ".join(map(str, _MTU_CODES)) + " bytes"
-        )
+        raise BadArgument("no such MTU", value=mtu, rule="one of " + ", ".join(map(str, _MTU_CODES)) + " bytes")
     return _MTU_CODES[mtu]
 
 

@@ -134,9 +134,7 @@ class ReceiveQueue:
         """Write a receive WQE of `stride` bytes; returns its index. QueueFull when all are outstanding."""
         if self.posted - self.completed >= self.size:
             raise QueueFull(
-                f"receive queue of {self._name} is full"
-                if self.size
-                else f"{self._name} has no receive queue",
+                f"receive queue of {self._name} is full" if self.size else f"{self._name} has no receive queue",
                 value=self.posted - self.completed,
                 rule=f"{self.size} receive WQEs",
                 remedy="poll the receive CQ" if self.size else "create it with rq_wqes=…",

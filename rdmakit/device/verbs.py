@@ -179,9 +179,7 @@ class Verbs(Resource):
                 wr_id,
             )
         return self._post(
-            lambda index: encode.write(
-                index=index, qpn=self.qpn, raddr=raddr, rkey=rkey, sges=sges, flags=flags
-            ),
+            lambda index: encode.write(index=index, qpn=self.qpn, raddr=raddr, rkey=rkey, sges=sges, flags=flags),
             wr_id,
         )
 
@@ -220,9 +218,7 @@ class Verbs(Resource):
         sges, (raddr, rkey) = self._sges(target), self._remote(remote)
         flags = self._flags(signalled, fence, False)
         return self._post(
-            lambda index: encode.read(
-                index=index, qpn=self.qpn, raddr=raddr, rkey=rkey, sges=sges, flags=flags
-            ),
+            lambda index: encode.read(index=index, qpn=self.qpn, raddr=raddr, rkey=rkey, sges=sges, flags=flags),
             wr_id,
         )
 
@@ -266,9 +262,7 @@ class Verbs(Resource):
         flags = self._flags(signalled, fence, False)
         return self._post(lambda index: encode.nop(index=index, qpn=self.qpn, flags=flags), wr_id)
 
-    def post_dump(
-        self, source: Any, *, signalled: bool = True, fence: str = "none", wr_id: Any = None
-    ) -> int:
+    def post_dump(self, source: Any, *, signalled: bool = True, fence: str = "none", wr_id: Any = None) -> int:
         """DUMP: the device reads `source` and drops it, which flushes earlier inbound writes."""
         (sge,) = self._sges(source)
         flags = self._flags(signalled, fence, False)
@@ -283,9 +277,7 @@ class Verbs(Resource):
         raw = bytes(wqe)
         padded = -(-len(raw) // 64) * 64
         if not DS_BYTES <= len(raw) <= -(-_MAX_WQE // 64) * 64 or len(raw) % DS_BYTES:
-            raise BadArgument(
-                "no WQE has this size", value=len(raw), rule=f"16 … {_MAX_WQE} bytes, a multiple of 16"
-            )
+            raise BadArgument("no WQE has this size", value=len(raw), rule=f"16 … {_MAX_WQE} bytes, a multiple of 16")
         return self._post(lambda index: raw.ljust(padded, b"\0"), wr_id)
 
     def post_recv(self, target: Any, *, wr_id: Any = None) -> int:

@@ -4,8 +4,8 @@
 Leans on rdmakit/emu/run (scheduler, launches) and rdmakit/emu/hca (the device model). Every method that can be refused
 raises VerbRefused(errno, message); the caller, who knows the object and the remedy, turns it into a typed error.
 """
-from libc.stdint cimport uint8_t, uint32_t, uint64_t, uintptr_t
-from libc.string cimport memcpy, memset, strncpy
+from libc.stdint cimport uint8_t, uintptr_t
+from libc.string cimport memcpy, strncpy
 from libcpp cimport bool as cbool
 from libcpp.string cimport string
 from libcpp.vector cimport vector

@@ -107,8 +107,9 @@ def test_a_signal_that_never_comes_is_reported(seed):
     watch[0]["report"], watch[0]["timeout_ns"], watch[0]["rank"] = report.data.ptr, 2_000_000, 3
     source = next(p for p in KERNELS if p.stem == "put_signal")
     data = cupy.zeros(4, np.uint32)
-    module(source).get_function("wait_and_sum")((1,), (32,), (words, np.uint64(9), data, np.uint32(4), words[1:], watch[0]))
+    kernel = module(source).get_function("wait_and_sum")
+    kernel((1,), (32,), (words, np.uint64(9), data, np.uint32(4), words[1:], watch[0]))
     said = Report(cupy.asnumpy(report))
     assert said.status.name == "TIMEOUT" and said.expected == 9 and said.seen == 0 and said.rank == 3
-    assert "signal" in said.what and said.file.endswith((".cu", ".cuh", "put_signal.cu")) or said.line > 0
+    assert "signal" in said.what and said.line > 0 and ".cu" in said.file
     assert 2_000_000 <= said.waited_ns < 2_000_000_000

@@ -27,13 +27,18 @@ struct Fault {
 thread_local Fault t_fault;
 thread_local std::unique_ptr<char[]> t_stack;
 
-std::string place_of(const void* instruction) {
-    Dl_info info;
-    if (dladdr(instruction, &info) == 0 || info.dli_fname == nullptr) return "";
-    const auto offset = static_cast<const char*>(instruction) - static_cast<const char*>(info.dli_fbase);
-    char text[64];
-    std::snprintf(text, sizeof text, "+0x%zx]", static_cast<std::size_t>(offset));
-    return std::string(" [at ") + info.dli_fname + text;
+// Offsets of instructions in the module that holds the first of them.
+std::string place_of(const void* const* instructions, int count) {
+    Dl_info module;
+    if (count == 0 || dladdr(instructions[0], &module) == 0 || module.dli_fname == nullptr) return "";
+    std::string place = std::string(" [at ") + module.dli_fname + "+";
+    for (int i = 0; i < count; ++i) {
+        const auto offset = static_cast<const char*>(instructions[i]) - static_cast<const char*>(module.dli_fbase);
+        char text[32];
+        std::snprintf(text, sizeof text, i == 0 ? "0x%zx" : ",0x%zx", static_cast<std::size_t>(offset));
+        place += text;
+    }
+    return place + "]";
 }
 
 std::string describe(const Fault& fault, const Fibre& fibre) {
@@ -48,7 +53,8 @@ std::string describe(const Fault& fault, const Fibre& fibre) {
         std::snprintf(text, sizeof text, "illegal access to address %p", fault.address);
     }
     std::string why = text;
-    return why + place_of(fault.instruction);
+    const void* const instruction = fault.instruction;
+    return why + place_of(&instruction, 1);
 }
 
 // Runs on the fibre's stack, from its top: nothing below is needed any more.
@@ -91,16 +97,20 @@ void on_signal(int signal, siginfo_t* info, void* context) {
 }  // namespace
 
 std::string describe_place(const Fibre& fibre) {
-    if (fibre.preempted_at != nullptr) return place_of(static_cast<const char*>(fibre.preempted_at) - 1);
-    // Inside a primitive: the innermost return address into the kernel's module.
+    constexpr int kMost = 8;
+    const void* found[kMost];
+    int count = 0;
+    if (fibre.preempted_at != nullptr) found[count++] = static_cast<const char*>(fibre.preempted_at) - 1;
+    // Return addresses into the kernel's module: of a primitive, of what called it.
     Dl_info kernel;
     if (dladdr(reinterpret_cast<const void*>(fibre.block->launch->spec.kernel->call), &kernel) == 0) return "";
     const auto* word = static_cast<void* const*>(fibre.stack_pointer);
-    for (; static_cast<const void*>(word + 1) <= static_cast<const void*>(&fibre); ++word) {
+    for (; count < kMost && static_cast<const void*>(word + 1) <= static_cast<const void*>(&fibre); ++word) {
         Dl_info info;
-        if (dladdr(*word, &info) != 0 && info.dli_fbase == kernel.dli_fbase) return place_of(static_cast<char*>(*word) - 1);
+        if (dladdr(*word, &info) == 0 || info.dli_fbase != kernel.dli_fbase) continue;
+        found[count++] = static_cast<const char*>(*word) - 1;
     }
-    return "";
+    return place_of(found, count);
 }
 
 FaultGuard::FaultGuard() {

@@ -8,7 +8,8 @@ namespace rdmakit::emu {
 
 struct Fibre;
 
-// " [at module+0xoffset]": where in its kernel's code a fibre stands that has left its stack; "" if that cannot be told.
+// " [at module+0x1,0x2]": where in its kernel's code a fibre stands that has left its stack, innermost call first; "" if
+// that cannot be told.
 std::string describe_place(const Fibre& fibre);
 
 // Installs handlers for SIGSEGV, SIGBUS, SIGFPE and SIGILL while it lives; elsewhere than on a fibre the signal goes to

@@ -71,7 +71,7 @@ void Scheduler::kill(Fibre& fibre) {
 
 void Scheduler::block_current(Fibre& fibre, FibreState state) {
     fibre.state = state;
-    if (state != FibreState::ready) ++progress_;
+    if (state == FibreState::parked || state == FibreState::finished) ++progress_;
     rdmakit_switch_stack(&fibre.stack_pointer, scheduler_stack_);
 }
 

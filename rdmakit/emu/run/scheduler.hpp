@@ -134,7 +134,7 @@ class Scheduler {
     std::vector<Timer> timers_;
     Fibre* current_ = nullptr;
     void* scheduler_stack_ = nullptr;
-    u64 progress_ = 0;  // changes whenever a fibre is made ready by another, waits or ends, or an HCA has worked
+    u64 progress_ = 0;  // changes whenever a fibre parks, is woken or ends, or an HCA has worked: collectives alone are none
     bool interrupted_ = false;
     std::chrono::steady_clock::time_point last_asked_;
     u64 now_ps_ = 0, sequence_ = 0, fibres_created_ = 0, fibres_live_ = 0;

@@ -1,0 +1,269 @@
+"""The emulated world as Python sees it: hosts, GPUs (ranks), HCAs, a seed, a clock, and running it all.
+
+Leans on device, provider, topology, hang and the C++ world. One thread at a time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import html
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rdmakit.device import AsyncEvent, Context
+from rdmakit.emu._world import World as Core
+from rdmakit.emu.addresses import AddressBook
+from rdmakit.emu.hang import ENDLESS, device_fault, endless_error, hang_error
+from rdmakit.emu.memory import aligned_array
+from rdmakit.emu.provider import EVENT_NAMES, EmulatedHca
+from rdmakit.emu.runs import LaunchTime, Run
+from rdmakit.emu.topology import POLICIES, Rank, Topology
+from rdmakit.errors import BadArgument, BadState, LaunchError
+
+if TYPE_CHECKING:
+    from rdmakit.emu.module import Kernel, Module
+
+__all__ = ["World"]
+
+_DONE, _HUNG, _FAILED = 0, 1, 2  # enum class RunOutcome, world.hpp
+
+
+class World:
+    """Hosts with GPUs and emulated ConnectX HCAs, under one seed and one virtual clock.
+
+    `hosts`, `gpus_per_host`; `nics_per_gpu` (may be a fraction: 0.5 gives two GPUs one NIC); `ports` a NIC, 1
+    or 2. `lag`: "none", "hash" (bonded, the UDP source port decides) or "affinity" (bonded, each queue names
+    its port). `doorbell`: who has the last word, "dbrec", "register" or "no_dbr". `policy`: "fast" (no
+    clock), "timed" (virtual time) or "explore" (late-visible stores). `roce` False: InfiniBand. `mtu` in
+    bytes, `port_gbps` in Gb/s. The same seed gives the same run, bit for bit. BadArgument for values that
+    make no world.
+
+    >>> world = World(hosts=2, gpus_per_host=2, seed=7)
+    >>> len(world.ranks), world.rank(3), world.open(1).device.where
+    (4, Rank(index=3, host=1, local=1, nics=(1,)), 'host 1')
+    """
+
+    def __init__(
+        self,
+        hosts: int = 1,
+        gpus_per_host: int = 1,
+        nics_per_gpu: float = 1,
+        *,
+        ports: int = 2,
+        lag: str = "none",
+        doorbell: str = "dbrec",
+        policy: str = "fast",
+        seed: int = 0,
+        roce: bool = True,
+        mtu: int = 4096,
+        port_gbps: float = 400.0,
+        resident_warps: int = 132 * 64,
+        name: str = "",
+    ) -> None:
+        self.topology = Topology(
+            hosts=hosts,
+            gpus_per_host=gpus_per_host,
+            nics_per_gpu=nics_per_gpu,
+            ports=ports,
+            lag=lag,
+            doorbell=doorbell,
+            policy=policy,
+            roce=roce,
+            mtu=mtu,
+            port_gbps=port_gbps,
+        )
+        if not 0 <= seed < 1 << 64:
+            raise BadArgument("seed does not fit", value=seed, rule="0 … 2**64 − 1")
+        self.name = name
+        self.seed = seed
+        self.policy = policy
+        self.ranks = self.topology.ranks
+        self.addresses = AddressBook()
+        self.launches: list[LaunchTime] = []
+        self._core = Core(policy=POLICIES[policy], seed=seed, gpus=len(self.ranks), resident_warps=resident_warps)
+        self._devices = self.topology.build(self._core)
+        self._events: list[list[AsyncEvent]] = [[] for _ in self._devices]
+        self._pending: list[Any] = []  # arguments of launches that have not run yet
+        self._running = False
+        self._copy_payload = True
+
+    # ---- devices and ranks
+    def open(self, host: int = 0, nic: int = 0) -> Context:
+        """A context on NIC `nic` of host `host`. BadArgument when there is none."""
+        return Context(EmulatedHca(self, *self._device(host, nic)))
+
+    def _device(self, host: int, nic: int) -> tuple[int, Any]:
+        index = self.topology.nic_index(host, nic)
+        return index, self._devices[index]
+
+    def rank(self, index: int) -> Rank:
+        """GPU `index` of the world: its host, its number there, its NICs."""
+        if not 0 <= index < len(self.ranks):
+            raise BadArgument("no such rank", value=index, rule=f"0 … {len(self.ranks) - 1}")
+        return self.ranks[index]
+
+    def open_rank(self, index: int) -> Context:
+        """A context on the (first) NIC of GPU `index`."""
+        rank = self.rank(index)
+        return self.open(rank.host, rank.nics[0])
+
+    def set_port_up(self, host: int, nic: int, port: int, up: bool) -> None:
+        """Pull or plug a cable: physical port `port` (1 …)."""
+        self._require_idle()
+        index, device = self._device(host, nic)
+        if not 1 <= port <= len(device.ports):
+            raise BadArgument("no such port", value=port, rule=f"1 … {len(device.ports)}")
+        self._core.set_port_up(index, port, up)
+
+    # ---- memory
+    def array(
+        self, shape: int | tuple[int, ...], dtype: Any = np.uint8, fill: Any = 0, *, name: str = ""
+    ) -> np.ndarray[Any, Any]:
+        """An array in the memory of the emulated GPUs: 128-byte aligned, C-contiguous, filled with `fill`.
+
+        `name` is what reports call it. Any NumPy array works with kernels and MRs; this one is aligned and
+        named.
+
+        >>> World().array((2, 3), np.float32, 1.5)[1]
+        array([1.5, 1.5, 1.5], dtype=float32)
+        """
+        found = aligned_array(shape, dtype)
+        if not (np.isscalar(fill) and fill == 0):
+            found[...] = fill
+        if name:
+            self.addresses.add(found, name)
+        return found
+
+    # ---- kernels
+    def compile(self, code: str, *, lanes: int | None = None, name: str = "kernel.cu") -> Module:
+        """Compile device code for this world's policy; see `rdmakit.emu.compile.compile_source`."""
+        from rdmakit.emu.compile import compile_source
+
+        return compile_source(code, policy=self.policy, lanes=lanes, name=name).bind(self)
+
+    def stock_kernel(self, name: str) -> Kernel:
+        """A kernel of cuda/kernels, by name; see `rdmakit.emu.compile.stock_kernel`."""
+        from rdmakit.emu.compile import stock_kernel
+
+        return stock_kernel(name, policy=self.policy).bind(self)
+
+    def _launch(
+        self,
+        entry: int,
+        grid: tuple[int, int, int],
+        block: tuple[int, int, int],
+        arguments: bytes,
+        offsets: tuple[int, ...],
+        shared_mem: int,
+        rank: int,
+        stream: int,
+        section: tuple[int, int],
+        keep: Any,
+        what: str,
+    ) -> None:
+        self._require_idle()
+        self.rank(rank)
+        wrong = self._core.launch(
+            entry, grid, block, arguments, offsets, shared_mem, rank, stream, section[0], section[1]
+        )
+        if wrong:
+            raise LaunchError(
+                f"{what} cannot be launched",
+                rule=wrong,
+                grid=grid,
+                block=block,
+                shared_mem=shared_mem,
+                rank=rank,
+            )
+        self._pending.append(keep)
+
+    # ---- running
+    def run(self) -> Run:
+        """Run until every launch has ended and every HCA is idle.
+
+        HangError when launches cannot go on (its `report` says who waits for what at which line), DeviceFault
+        when device code faults. Either ends all launches; the world can be used again.
+        """
+        self._require_idle()
+        before = self._core.now_ns()
+        self._running = True
+        try:
+            outcome = self._core.run()
+        finally:
+            self._running = False
+            self._pending.clear()
+            _flush_stdout()
+        for hca, kind, number, syndrome in self._core.take_events():
+            self._events[hca].append(AsyncEvent(EVENT_NAMES[kind], number, syndrome))
+        ended = [LaunchTime(k, r, b / 1e3, e / 1e3) for k, r, b, e in self._core.take_launch_times()]
+        self.launches += ended
+        errors = self._core.take_errors()
+        if outcome == _FAILED:
+            if errors[0]["why"].startswith(ENDLESS):
+                raise endless_error(errors[0])
+            raise device_fault(errors)
+        if outcome == _HUNG:
+            raise hang_error(self._core.waiting(), self.addresses)
+        return Run(ended, self._core.now_ns() - before)
+
+    def _require_idle(self) -> None:
+        if self._running:
+            raise BadState(
+                "the world is running in another thread",
+                rule="a world is used by one thread at a time",
+                remedy="wait for its run() to return, or give each thread a world of its own",
+            )
+
+    def _take_events(self, hca: int) -> list[AsyncEvent]:
+        self._require_idle()
+        for number, kind, subject, syndrome in self._core.take_events():
+            self._events[number].append(AsyncEvent(EVENT_NAMES[kind], subject, syndrome))
+        found, self._events[hca] = self._events[hca], []
+        return found
+
+    # ---- clock, counters, switches
+    @property
+    def now_ns(self) -> int:
+        """Virtual time; 0 unless the policy is "timed"."""
+        return int(self._core.now_ns())
+
+    @property
+    def counters(self) -> dict[str, int]:
+        """The scheduler's: switches, parks, wakes, events, late_stores, sweeps."""
+        found: dict[str, int] = self._core.counters()
+        return found
+
+    @property
+    def copy_payload(self) -> bool:
+        """False: messages of more than 4 KiB are checked, counted and completed, but not copied."""
+        return self._copy_payload
+
+    @copy_payload.setter
+    def copy_payload(self, on: bool) -> None:
+        self._require_idle()
+        self._copy_payload = bool(on)
+        self._core.set_copy_payload(self._copy_payload)
+
+    # ---- shows itself
+    def __repr__(self) -> str:
+        label = f" {self.name!r}" if self.name else ""
+        time = f", {self.now_ns} ns" if self.policy == "timed" else ""
+        return f"<World{label}: {self.topology}, {self.policy}, seed {self.seed}{time}>"
+
+    def _repr_html_(self) -> str:
+        ups = [[bool(self._core.port_up(i, p.number)) for p in d.ports] for i, d in enumerate(self._devices)]
+        try:
+            show = import_module("rdmakit.show")
+            down = sum(not up for states in ups for up in states)
+            finding = f"; {down} port{'s' * (down != 1)} down" if down else ""
+            figure = show.host_map(self.topology.hosts_for_map(ups), title=repr(self)[1:-1] + finding)
+        except (ImportError, ValueError):
+            return f"<pre>{html.escape(repr(self))}</pre>"
+        return str(figure._repr_html_())
+
+
+def _flush_stdout() -> None:
+    """What kernels printed lies in libc's buffer, which Python's own flush does not know."""
+    ctypes.pythonapi.fflush(None)
