@@ -84,10 +84,11 @@ def test_extreme_routing(where, seed):
     assert not bad
 
 
-@pytest.mark.parametrize("ranks", [1, 5, 16])
-def test_any_rank_count(ranks, seed):
+@pytest.mark.parametrize(("hosts", "gpus"), [(1, 1), (5, 1), (16, 1), (3, 5), (8, 8)])
+def test_any_rank_count(hosts, gpus, seed):
     """Up to 64 ranks with payload; larger worlds run control traffic only (test_ep_scale.py)."""
-    world = rdmakit.World(hosts=ranks, gpus_per_host=1, seed=seed)
+    ranks = hosts * gpus
+    world = rdmakit.World(hosts=hosts, gpus_per_host=gpus, seed=seed)
     buffer = NormalBuffer(
         world, hidden=128, topk=4, experts=4 * ranks, max_tokens=24, channels=2, slots=8, chunk=2
     )
@@ -95,6 +96,16 @@ def test_any_rank_count(ranks, seed):
         world, buffer, *make_inputs([24] * ranks, 128, 4 * ranks, min(4, 4 * ranks), seed), 4 * ranks, seed
     )
     assert not bad
+
+
+@pytest.mark.parametrize("hidden", [128, 384, 2048, 7168])
+def test_any_multiple_of_128(hidden, seed):
+    world = rdmakit.World(hosts=2, gpus_per_host=2, seed=seed)
+    buffer = NormalBuffer(world, hidden=hidden, topk=8, experts=64, max_tokens=48, channels=2, slots=16)
+    x, idx, weights = make_inputs([48] * 4, hidden, 64, 8, seed)
+    for sent in (x, [reference.quantize_fp8(rows) for rows in x]):
+        poison(buffer)
+        assert not round_trip(world, buffer, sent, idx, weights, 64, seed)[1]
 
 
 def test_recorded_routing_on_every_kind_of_port(seed):
