@@ -194,13 +194,13 @@ class LowLatencyBuffer:
         def receive() -> None:
             for r in range(self.ranks):
                 self._launch("ll_dispatch_receive", [self.rank_pods[r], pods[r][0], epoch, int(use_fp8)], r)
-            self._run()
+            self.mesh.run()
             for r, result in enumerate(results):
                 ranges = handles[r].ranges.astype(np.int64)
                 result.packed_recv_layout_range[:] = (ranges[..., 1] << 32) | ranges[..., 0]
 
         if return_hook:
-            self._run()
+            self.mesh.run()
         else:
             receive()
         return results, handles, receive
@@ -277,18 +277,13 @@ class LowLatencyBuffer:
                     [self.rank_pods[r], out[r], chosen[r], topk_weights[r], handles[r].tokens, epoch],
                     r,
                 )
-            self._run()
+            self.mesh.run()
 
         if return_hook:
-            self._run()
+            self.mesh.run()
         else:
             receive()
         return out, receive
 
     def _launch(self, kernel: str, args: list[Any], rank: int) -> None:
         self.world.stock_kernel(kernel)((BLOCKS,), (WARPS * 32,), tuple(args), rank=rank)
-
-    def _run(self) -> None:
-        self.world.run()
-        for side in self.mesh.sides:
-            side.report.raise_for_status()

@@ -16,7 +16,8 @@ from rdmakit.device.handle import DeviceHandle
 from rdmakit.device.report import REPORT, Report
 from rdmakit.ep.abi import REMOTE_MEMORY
 from rdmakit.ep.heap import Heap, HeapLayout
-from rdmakit.errors import BadArgument
+from rdmakit.errors import BadArgument, CompletionError, HangError
+from rdmakit.layout import ERR_CQE, CqeOpcode, Syndrome, wc_status
 
 __all__ = ["Mesh", "PlannedQp", "Side"]
 
@@ -106,6 +107,40 @@ class Mesh:
             lag == "affinity"
         ):  # in hash mode the UDP source port decides, and the QP numbers that make it spread
             a.lag_port = b.lag_port = 1 + channel % ports
+
+    def run(self) -> None:
+        """Runs the world and raises what went wrong: a rank's own report first, a queue pair's error before the hang
+        that follows from it.
+        """
+        try:
+            self.world.run()
+        except HangError as hang:
+            raise self._broken_qp() or hang from None
+        for side in self.sides:
+            side.report.raise_for_status()
+
+    def _broken_qp(self) -> CompletionError | None:
+        """The first QP that failed by itself, with the syndrome that its CQ still shows; null when all are well.
+
+        Kernels look at their CQ only when they need room, and a receiver waits for what a broken sender never sends.
+        """
+        for side in self.sides:
+            for (peer, channel), qp in sorted(side.qps.items()):
+                ring = np.frombuffer(qp.send_cq.view().tobytes(), ERR_CQE)
+                bad = ring[(ring["op_own"] >> 4 == CqeOpcode.REQ_ERR) & (ring["syndrome"] != Syndrome.WR_FLUSH_ERR)]
+                if not len(bad):
+                    continue
+                down = [str(port.number) for port in side.context.ports if not port.up]
+                return CompletionError(
+                    f"rank {side.rank} cannot reach rank {peer} on channel {channel}",
+                    syndrome=int(bad[0]["syndrome"]),
+                    wc_status=wc_status(int(bad[0]["syndrome"])).name,
+                    qpn=qp.qpn,
+                    wqe_index=int(bad[0]["wqe_counter"]),
+                    rule=f"ports down at rank {side.rank}: {', '.join(down) or 'none'}",
+                    remedy="mend the path, then make the buffers and their queue pairs anew",
+                )
+        return None
 
     def plan(self) -> list[PlannedQp]:
         """Every QP, by rank, peer and channel, with the physical port that it uses now."""

@@ -18,7 +18,7 @@ from rdmakit.ep import abi
 from rdmakit.ep.layout import check_capacity, check_fp8, check_hidden, check_topk_idx, check_topk_weights
 from rdmakit.ep.mesh import Mesh
 from rdmakit.ep.normal_memory import NormalShape, connect_rails, rank_pod
-from rdmakit.errors import BadArgument
+from rdmakit.errors import BadArgument, RdmakitError
 
 __all__ = ["Dispatched", "NormalBuffer", "NormalHandle"]
 
@@ -190,7 +190,7 @@ class NormalBuffer:
             self._launch(
                 "ep_dispatch", 2 * self.channels, [self.rank_pods[r], handles[r].plan[0], args[0]], r
             )
-        self._run()
+        self.mesh.run()
         return [self._dispatched(r, handles[r], rows[r][1] is not None) for r in range(self.ranks)]
 
     def _exchange(self, chosen: Sequence[Array]) -> list[NormalHandle]:
@@ -199,7 +199,14 @@ class NormalBuffer:
         for r, (_, plan) in enumerate(plans):
             self._launch("ep_layout", 1, [self.rank_pods[r], plan[0], chosen[r], len(chosen[r])], r)
             self._launch("ep_notify", 1, [self.rank_pods[r], plan[0], self.exchange, self.epoch], r)
-        self._run()
+        try:
+            self.mesh.run()
+        except RdmakitError:
+            for r, (arrays, _) in enumerate(plans):  # the device found it; the host knows the buffer's name for it
+                if arrays["totals"][0] > self.capacity:
+                    self.mesh.sides[r].report.clear()
+                    check_capacity(arrays["totals"][:1], self.capacity, rank=r, buffer="NormalBuffer")
+            raise
         return [
             NormalHandle(len(chosen[r]), int(arrays["totals"][0]), arrays, plan)
             for r, (arrays, plan) in enumerate(plans)
@@ -292,18 +299,9 @@ class NormalBuffer:
                 r,
             )
             kept.append(w)  # the launch holds its address only
-        self._run()
+        self.mesh.run()
         return out, (out_weights if topk_weights is not None else None)
 
     # ---- launching
     def _launch(self, kernel: str, blocks: int, args: list[Any], rank: int) -> None:
         self.world.stock_kernel(kernel)((blocks,), (WARPS * 32,), tuple(args), rank=rank)
-
-    def _run(self) -> None:
-        self.world.run()
-        for r, side in enumerate(self.mesh.sides):
-            if side.report and side.report.what == "more tokens than the receive buffer holds":
-                check_capacity(
-                    np.array([int(side.report.seen)]), self.capacity, rank=r, buffer="capacity of the NormalBuffer"
-                )
-            side.report.raise_for_status()

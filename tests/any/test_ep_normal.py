@@ -10,7 +10,7 @@ from moe import failures, make_inputs, make_world
 import rdmakit
 from rdmakit.ep import recording, reference, verify
 from rdmakit.ep.normal import NormalBuffer
-from rdmakit.errors import BadArgument
+from rdmakit.errors import BadArgument, CompletionError
 
 RUNNERS = [("fast", 1), ("timed", 1), ("explore", 1), ("fast", 32), ("explore", 32)]
 
@@ -212,6 +212,19 @@ def test_counts_over_the_buffer():
     with pytest.raises(BadArgument) as caught:
         buffer.dispatch(x, idx, weights)
     assert "20" in str(caught.value) and "32" in str(caught.value)
+    x, idx, weights = make_inputs([10, 10], 128, 2, 1, 1, masked=0)
+    assert not round_trip(world, buffer, x, idx, weights, 2, 1)[1], "what fits still goes through"
+
+
+def test_a_cut_cable_is_named():
+    """Not a bare hang: which rank cannot reach which, by what syndrome, and which port is down."""
+    world = rdmakit.World(hosts=2, gpus_per_host=1, seed=1)
+    buffer = NormalBuffer(world, hidden=128, topk=2, experts=8, max_tokens=16, channels=2)
+    world.set_port_up(0, 0, 2, False)
+    with pytest.raises(CompletionError) as caught:
+        buffer.dispatch(*make_inputs([16, 16], 128, 8, 2, 1))
+    assert caught.value.wc_status == "RETRY_EXC_ERR"
+    assert "channel 1" in str(caught.value) and "rank" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -164,3 +164,23 @@ def test_assertions_and_traps_end_the_launch_not_the_process(world):
     module.get_function("stop")(1, 1)
     with pytest.raises(DeviceFault, match="__trap"):
         world.run()
+
+
+@pytest.mark.parametrize("policy", ["fast", "timed", "explore"])
+def test_an_empty_endless_loop_is_ended_too(policy):
+    """g++ puts no look-up into `for (;;) {}`: the thread's own CPU time ends it."""
+    world = rdmakit.World(policy=policy)
+    spin = world.compile("__global__ void spin() { for (;;) {} }", name="spin.cu").get_function("spin")
+    spin(1, 32)
+    with pytest.raises(HangError, match="endless loop"):
+        world.run()
+    assert not world.run().launches, "the world can be used again"
+
+
+def test_a_late_store_to_a_bad_address_is_its_own_fault():
+    """Explore delays stores; a wild one must not land, later, outside the kernel."""
+    world = rdmakit.World(policy="explore")
+    code = "#include <rdmakit/atom.cuh>\nRDMAKIT_KERNEL wild(unsigned* p) { rdmakit::store_relaxed(p, 1u); }\n"
+    world.compile(code, name="wild.cu").get_function("wild")(1, 32, (64,))
+    with pytest.raises(DeviceFault, match="illegal access"):
+        world.run()

@@ -65,8 +65,9 @@ def fences(trial: Trial, code: object) -> None:
     assert isinstance(code, str)
     try:
         # Without late stores first: a fault and an endless loop are told best where nothing else is going on.
-        plain = (compile_source(text, policy="fast", name=name) for text, name in ((code, "exercise.cu"), _OTHER))
-        bad = _attempt(*plain, seed=0, doorbell="dbrec", policy="fast")
+        plain = compile_source(code, policy="fast", name="exercise.cu")
+        other = compile_source(_OTHER[0], policy="fast", name=_OTHER[1])
+        bad = _attempt(plain, other, seed=0, doorbell="dbrec", policy="fast")
         trial.require(not bad, f"even with every store visible at once: {bad}")
         mine = compile_source(code, policy="explore", name="exercise.cu")
         neighbour = compile_source(_NEIGHBOUR, policy="explore", name=_OTHER[1])

@@ -2,7 +2,10 @@
 #include "fault.hpp"
 
 #include <dlfcn.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <ucontext.h>
+#include <unistd.h>
 
 #include <cstdint>
 #include <cstdio>
@@ -17,6 +20,16 @@ namespace {
 constexpr int kSignals[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL};
 constexpr std::size_t kAlternateStack = 64 * 1024;  // the fibre's own may be the one that overflowed
 struct sigaction g_previous[4];
+
+// An empty loop, `for (;;) {}`, has no place where g++ would look up. A timer on this thread's own CPU time does: when a
+// fibre has run for kPatience ticks without one step that the scheduler saw, it is taken off its processor.
+const int kTick = SIGRTMIN + 5;
+constexpr int kPatience = 3;  // seconds of CPU time
+struct sigaction g_previous_tick;
+timer_t g_timer;  // of the thread whose guard came first; one world runs at a time in all but odd programs
+bool g_ticking = false;
+thread_local u64 t_steps_seen = 0;
+thread_local int t_silent_ticks = 0;
 int g_guards = 0;
 
 struct Fault {
@@ -42,7 +55,11 @@ std::string place_of(const void* const* instructions, int count) {
 }
 
 std::string describe(const Fault& fault, const Fibre& fibre) {
+    const void* const instruction = fault.instruction;
     char text[256];
+    if (fault.signal == kTick) {
+        return "endless loop: an empty one, that looks at nothing and calls nothing" + place_of(&instruction, 1);
+    }
     if (fault.signal == SIGFPE) {
         std::snprintf(text, sizeof text, "arithmetic fault (division by zero?)");
     } else if (fault.signal == SIGILL) {
@@ -52,9 +69,7 @@ std::string describe(const Fault& fault, const Fibre& fibre) {
     } else {
         std::snprintf(text, sizeof text, "illegal access to address %p", fault.address);
     }
-    std::string why = text;
-    const void* const instruction = fault.instruction;
-    return why + place_of(&instruction, 1);
+    return text + place_of(&instruction, 1);
 }
 
 // Runs on the fibre's stack, from its top: nothing below is needed any more.
@@ -64,34 +79,61 @@ void landing() {
     scheduler->fault_current(fibre, describe(t_fault, fibre));
 }
 
-void on_signal(int signal, siginfo_t* info, void* context) {
-    Scheduler* scheduler = Scheduler::running();
-    Fibre* fibre = scheduler != nullptr ? scheduler->current() : nullptr;
+struct Registers {
+    std::uintptr_t sp, pc;
+};
+Registers registers_of(void* context) {
     auto* machine = &static_cast<ucontext_t*>(context)->uc_mcontext;
 #if defined(__x86_64__)
-    const auto sp = static_cast<std::uintptr_t>(machine->gregs[REG_RSP]);
-    const auto pc = static_cast<std::uintptr_t>(machine->gregs[REG_RIP]);
+    return {static_cast<std::uintptr_t>(machine->gregs[REG_RSP]), static_cast<std::uintptr_t>(machine->gregs[REG_RIP])};
 #else
-    const auto sp = static_cast<std::uintptr_t>(machine->sp);
-    const auto pc = static_cast<std::uintptr_t>(machine->pc);
+    return {static_cast<std::uintptr_t>(machine->sp), static_cast<std::uintptr_t>(machine->pc)};
 #endif
+}
+
+// The fibre whose stack the interrupted code was on; null: Python's, or the scheduler's own.
+Fibre* interrupted_fibre(std::uintptr_t sp) {
+    Scheduler* scheduler = Scheduler::running();
+    Fibre* fibre = scheduler != nullptr ? scheduler->current() : nullptr;
     const auto top = reinterpret_cast<std::uintptr_t>(fibre);
-    const bool on_fibre = fibre != nullptr && sp <= top && sp + cpu::kFibreBytes > top - 4096;
-    if (!on_fibre) {
-        for (int i = 0; i < 4; ++i) {
-            if (kSignals[i] == signal) sigaction(signal, &g_previous[i], nullptr);  // and fault again
-        }
-        return;
-    }
-    t_fault = {signal, info->si_addr, reinterpret_cast<void*>(pc)};
-    const auto stack = top - 4096;  // anywhere inside; entered as if by a call
+    return fibre != nullptr && sp <= top && sp + cpu::kFibreBytes > top - 4096 ? fibre : nullptr;
+}
+
+// Makes the handler return to landing(), at a place of the fibre's stack as if it had been called there.
+void end_fibre(void* context, const Fibre& fibre, const Fault& fault) {
+    t_fault = fault;
+    const auto stack = (reinterpret_cast<std::uintptr_t>(&fibre) - 4096) & ~std::uintptr_t{15};
+    auto* machine = &static_cast<ucontext_t*>(context)->uc_mcontext;
 #if defined(__x86_64__)
-    machine->gregs[REG_RSP] = static_cast<greg_t>((stack & ~std::uintptr_t{15}) - 8);
+    machine->gregs[REG_RSP] = static_cast<greg_t>(stack - 8);
     machine->gregs[REG_RIP] = static_cast<greg_t>(reinterpret_cast<std::uintptr_t>(&landing));
 #else
-    machine->sp = stack & ~std::uintptr_t{15};
+    machine->sp = stack;
     machine->pc = reinterpret_cast<std::uintptr_t>(&landing);
 #endif
+}
+
+void on_signal(int signal, siginfo_t* info, void* context) {
+    const Registers at = registers_of(context);
+    if (const Fibre* fibre = interrupted_fibre(at.sp)) {
+        end_fibre(context, *fibre, {signal, info->si_addr, reinterpret_cast<void*>(at.pc)});
+        return;
+    }
+    for (int i = 0; i < 4; ++i) {
+        if (kSignals[i] == signal) sigaction(signal, &g_previous[i], nullptr);  // and fault again
+    }
+}
+
+void on_tick(int signal, siginfo_t*, void* context) {
+    const Registers at = registers_of(context);
+    const Fibre* fibre = interrupted_fibre(at.sp);
+    const u64 steps = fibre != nullptr ? Scheduler::running()->steps() : 0;
+    if (fibre == nullptr || steps != t_steps_seen) {
+        t_steps_seen = steps;
+        t_silent_ticks = 0;
+        return;
+    }
+    if (++t_silent_ticks >= kPatience) end_fibre(context, *fibre, {signal, nullptr, reinterpret_cast<void*>(at.pc)});
 }
 
 }  // namespace
@@ -129,12 +171,28 @@ FaultGuard::FaultGuard() {
     action.sa_sigaction = on_signal;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     for (int i = 0; i < 4; ++i) sigaction(kSignals[i], &action, &g_previous[i]);
+
+    struct sigaction tick {};
+    tick.sa_sigaction = on_tick;
+    tick.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_RESTART;
+    sigaction(kTick, &tick, &g_previous_tick);
+    struct sigevent event {};
+    event.sigev_notify = SIGEV_THREAD_ID;
+    event.sigev_signo = kTick;
+    event._sigev_un._tid = static_cast<pid_t>(syscall(SYS_gettid));  // sigev_notify_thread_id, which older glibc hides
+    g_ticking = timer_create(CLOCK_THREAD_CPUTIME_ID, &event, &g_timer) == 0;
+    const struct itimerspec second {{1, 0}, {1, 0}};
+    if (g_ticking) timer_settime(g_timer, 0, &second, nullptr);
+    t_silent_ticks = 0;
 #endif
 }
 
 FaultGuard::~FaultGuard() {
 #if !defined(__SANITIZE_ADDRESS__)
     if (--g_guards != 0) return;
+    if (g_ticking) timer_delete(g_timer);
+    g_ticking = false;
+    sigaction(kTick, &g_previous_tick, nullptr);
     for (int i = 0; i < 4; ++i) sigaction(kSignals[i], &g_previous[i], nullptr);
 #endif
 }

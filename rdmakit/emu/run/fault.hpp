@@ -12,6 +12,7 @@ struct Fibre;
 // that cannot be told.
 std::string describe_place(const Fibre& fibre);
 
+// Also ends a fibre that has run for seconds of CPU time without one step that the scheduler saw: an empty endless loop.
 // Installs handlers for SIGSEGV, SIGBUS, SIGFPE and SIGILL while it lives; elsewhere than on a fibre the signal goes to
 // whoever handled it before. Does nothing under AddressSanitizer, which wants the signal for itself.
 class FaultGuard {

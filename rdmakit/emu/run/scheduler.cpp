@@ -86,6 +86,7 @@ void Scheduler::fail_current(Fibre& fibre, std::string why) {
 
 void Scheduler::resume(Fibre& fibre) {
     ++counters_.switches;
+    ++steps_;
     current_ = &fibre;
     fibre.state = FibreState::running;
     fibre.budget = policy_ == Policy::timed ? 0 : fresh_budget();
@@ -160,6 +161,7 @@ void Scheduler::yield(Fibre& fibre) { give_way(fibre, nullptr); }
 void Scheduler::preempt(Fibre& fibre, const void* pc) { give_way(fibre, pc); }
 
 void Scheduler::give_way(Fibre& fibre, const void* pc) {
+    ++steps_;
     const bool look = endless_.turn(fibre, progress_);
     if (policy_ == Policy::timed) {
         const u64 next = std::min(heap_.empty() ? kNever : heap_.front().when_ps,
@@ -184,6 +186,7 @@ void Scheduler::give_way(Fibre& fibre, const void* pc) {
 }
 
 bool Scheduler::park(Fibre& fibre, const cpu::Watched* list, int count, const cpu::WaitNote& note, u64 timeout_ns) {
+    ++steps_;
     const int n = std::min(count, kMaxWatched);
     for (int i = 0; i < n; ++i) {
         u64 now = 0;
@@ -240,6 +243,10 @@ void Scheduler::fire_timer() {
 
 void Scheduler::store_late(Fibre& fibre, void* address, const void* data, u32 bytes) {
     ++counters_.late_stores;
+    // A bad address is this fibre's fault and has to show now: later, it would be nobody's.
+    const auto* bytes_there = static_cast<volatile const u8*>(address);
+    static_cast<void>(bytes_there[0]);
+    static_cast<void>(bytes_there[bytes - 1]);
     late_.push(&fibre, address, data, bytes);
 }
 

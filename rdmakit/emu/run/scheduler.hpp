@@ -83,6 +83,7 @@ class Scheduler {
     // The scheduler that runs on this OS thread now, for the signal handler; its current fibre.
     static Scheduler* running();
     Fibre* current() const { return current_; }
+    u64 steps() const { return steps_; }  // grows whenever a fibre gives way, waits or is resumed
     FibreOwner* owner() const { return &owner_; }
     void fault_current(Fibre& fibre, std::string why);  // from the signal handler's landing
 
@@ -136,6 +137,7 @@ class Scheduler {
     void* scheduler_stack_ = nullptr;
     u64 progress_ = 0;  // changes whenever a fibre parks, is woken or ends, or an HCA has worked: collectives alone are none
     bool interrupted_ = false;
+    u64 steps_ = 0;
     std::chrono::steady_clock::time_point last_asked_;
     u64 now_ps_ = 0, sequence_ = 0, fibres_created_ = 0, fibres_live_ = 0;
     std::string fault_;
