@@ -31,10 +31,24 @@ namespace rdmakit {
 #define RDMAKIT_ADD(SCOPE) "relaxed." #SCOPE ".add."
 #define RDMAKIT_MAX(SCOPE) "relaxed." #SCOPE ".max."
 #define RDMAKIT_SWAP(SCOPE) "acq_rel." #SCOPE ".exch."
-#define RDMAKIT_CAS(T, TYPE, REG_OUT, REG)                                                                                                \
+#define RDMAKIT_CAS(TYPE, REG_OUT, REG)                                                                                                   \
     RDMAKIT_BY_SCOPE(S, asm volatile("atom.acq_rel.cta.cas." TYPE " %0, [%1], %2, %3;" : REG_OUT(old) : "l"(p), REG(expected), REG(desired) : "memory"), \
                      asm volatile("atom.acq_rel.gpu.cas." TYPE " %0, [%1], %2, %3;" : REG_OUT(old) : "l"(p), REG(expected), REG(desired) : "memory"),    \
                      asm volatile("atom.acq_rel.sys.cas." TYPE " %0, [%1], %2, %3;" : REG_OUT(old) : "l"(p), REG(expected), REG(desired) : "memory"))
+
+// The same for words of 4 and of 8 bytes, T being the caller's type and p its pointer.
+#define RDMAKIT_BY_WIDTH(NARROW, WIDE)                                                        \
+    static_assert(sizeof(T) == 4 || sizeof(T) == 8, "ordered accesses are 4 or 8 bytes");     \
+    if constexpr (sizeof(T) == 4) { NARROW; } else { WIDE; }
+#define RDMAKIT_LOAD(ORDER)                                                                                  \
+    RDMAKIT_BY_WIDTH(u32 v; RDMAKIT_LD(ORDER, "u32", "=r", v, p); return static_cast<T>(v),                  \
+                     u64 v; RDMAKIT_LD(ORDER, "u64", "=l", v, p); return static_cast<T>(v))
+#define RDMAKIT_STORE(ORDER)                                                                                 \
+    RDMAKIT_BY_WIDTH(RDMAKIT_ST(ORDER, "u32", "r", p, static_cast<u32>(value)),                              \
+                     RDMAKIT_ST(ORDER, "u64", "l", p, static_cast<u64>(value)))
+#define RDMAKIT_UPDATE(OP, LETTER)                                                                           \
+    RDMAKIT_BY_WIDTH(T old; RDMAKIT_ATOM(OP, LETTER "32", "=r", "r", old, p, value); return old,             \
+                     T old; RDMAKIT_ATOM(OP, LETTER "64", "=l", "l", old, p, value); return old)
 #else
 namespace host {
 // The twins. One OS thread runs the whole world, so a plain access is atomic; what remains is when others see it.
@@ -66,39 +80,30 @@ inline void drain([[maybe_unused]] const void* p = nullptr, [[maybe_unused]] u32
     cpu::self().api->drain(&cpu::self(), p, bytes);
 #endif
 }
+enum class Drains { this_word, everything };  // a relaxed atomic orders its own word only, an acq_rel one all
+template <class T, class Next> T update(T* p, Drains drains, Next next) {
+    cpu::step(cost::kAtomic);
+    const cpu::Whole whole;
+    drain(drains == Drains::everything ? nullptr : p, sizeof(T));
+    const T old = *p;
+    store_now(p, static_cast<T>(next(old)));
+    return old;
+}
 }  // namespace host
 #endif
 
 // ---- loads ------------------------------------------------------------------------------------------------------
 template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T load_relaxed(const T* p) {
-    static_assert(sizeof(T) == 4 || sizeof(T) == 8, "ordered accesses are 4 or 8 bytes");
 #if RDMAKIT_GPU
-    if constexpr (sizeof(T) == 4) {
-        u32 v;
-        RDMAKIT_LD("relaxed", "u32", "=r", v, p);
-        return static_cast<T>(v);
-    } else {
-        u64 v;
-        RDMAKIT_LD("relaxed", "u64", "=l", v, p);
-        return static_cast<T>(v);
-    }
+    RDMAKIT_LOAD("relaxed")
 #else
     cpu::step(cost::kLoad);
     return host::load(p);
 #endif
 }
 template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T load_acquire(const T* p) {
-    static_assert(sizeof(T) == 4 || sizeof(T) == 8, "ordered accesses are 4 or 8 bytes");
 #if RDMAKIT_GPU
-    if constexpr (sizeof(T) == 4) {
-        u32 v;
-        RDMAKIT_LD("acquire", "u32", "=r", v, p);
-        return static_cast<T>(v);
-    } else {
-        u64 v;
-        RDMAKIT_LD("acquire", "u64", "=l", v, p);
-        return static_cast<T>(v);
-    }
+    RDMAKIT_LOAD("acquire")
 #else
     cpu::step(cost::kLoad);
     return host::load(p);
@@ -107,26 +112,16 @@ template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T load_acquire(const T* 
 
 // ---- stores -----------------------------------------------------------------------------------------------------
 template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE void store_relaxed(T* p, T value) {
-    static_assert(sizeof(T) == 4 || sizeof(T) == 8, "ordered accesses are 4 or 8 bytes");
 #if RDMAKIT_GPU
-    if constexpr (sizeof(T) == 4) {
-        RDMAKIT_ST("relaxed", "u32", "r", p, static_cast<u32>(value));
-    } else {
-        RDMAKIT_ST("relaxed", "u64", "l", p, static_cast<u64>(value));
-    }
+    RDMAKIT_STORE("relaxed")
 #else
     cpu::step(cost::kStore);
     host::store_plain(p, value);
 #endif
 }
 template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE void store_release(T* p, T value) {
-    static_assert(sizeof(T) == 4 || sizeof(T) == 8, "ordered accesses are 4 or 8 bytes");
 #if RDMAKIT_GPU
-    if constexpr (sizeof(T) == 4) {
-        RDMAKIT_ST("release", "u32", "r", p, static_cast<u32>(value));
-    } else {
-        RDMAKIT_ST("release", "u64", "l", p, static_cast<u64>(value));
-    }
+    RDMAKIT_STORE("release")
 #else
     cpu::step(cost::kStore + (S == Scope::cta ? cost::kFenceCta : S == Scope::gpu ? cost::kFenceGpu : cost::kFenceSys));
     host::drain();
@@ -160,74 +155,32 @@ template <Scope S> RDMAKIT_DEVICE void fence() {
 // ---- read-modify-write ------------------------------------------------------------------------------------------
 template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T fetch_add(T* p, T value) {  // relaxed
 #if RDMAKIT_GPU
-    T old;
-    if constexpr (sizeof(T) == 4) {
-        RDMAKIT_ATOM(RDMAKIT_ADD, "u32", "=r", "r", old, p, value);
-    } else {
-        RDMAKIT_ATOM(RDMAKIT_ADD, "u64", "=l", "l", old, p, value);
-    }
-    return old;
+    RDMAKIT_UPDATE(RDMAKIT_ADD, "u")
 #else
-    cpu::step(cost::kAtomic);
-    const cpu::Whole whole;
-    host::drain(p, sizeof(T));
-    const T old = *p;
-    host::store_now(p, static_cast<T>(old + value));
-    return old;
+    return host::update(p, host::Drains::this_word, [value](T old) { return old + value; });
 #endif
 }
 template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T fetch_max(T* p, T value) {  // relaxed, unsigned
 #if RDMAKIT_GPU
-    T old;
-    if constexpr (sizeof(T) == 4) {
-        RDMAKIT_ATOM(RDMAKIT_MAX, "u32", "=r", "r", old, p, value);
-    } else {
-        RDMAKIT_ATOM(RDMAKIT_MAX, "u64", "=l", "l", old, p, value);
-    }
-    return old;
+    RDMAKIT_UPDATE(RDMAKIT_MAX, "u")
 #else
-    cpu::step(cost::kAtomic);
-    const cpu::Whole whole;
-    host::drain(p, sizeof(T));
-    const T old = *p;
-    host::store_now(p, larger(old, value));
-    return old;
+    return host::update(p, host::Drains::this_word, [value](T old) { return larger(old, value); });
 #endif
 }
 template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T exchange(T* p, T value) {  // acquire and release
 #if RDMAKIT_GPU
-    T old;
-    if constexpr (sizeof(T) == 4) {
-        RDMAKIT_ATOM(RDMAKIT_SWAP, "b32", "=r", "r", old, p, value);
-    } else {
-        RDMAKIT_ATOM(RDMAKIT_SWAP, "b64", "=l", "l", old, p, value);
-    }
-    return old;
+    RDMAKIT_UPDATE(RDMAKIT_SWAP, "b")
 #else
-    cpu::step(cost::kAtomic);
-    const cpu::Whole whole;
-    host::drain();
-    const T old = *p;
-    host::store_now(p, value);
-    return old;
+    return host::update(p, host::Drains::everything, [value](T) { return value; });
 #endif
 }
 template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T compare_swap(T* p, T expected, T desired) {  // acquire, release
 #if RDMAKIT_GPU
     T old;
-    if constexpr (sizeof(T) == 4) {
-        RDMAKIT_CAS(T, "b32", "=r", "r");
-    } else {
-        RDMAKIT_CAS(T, "b64", "=l", "l");
-    }
+    RDMAKIT_BY_WIDTH(RDMAKIT_CAS("b32", "=r", "r"), RDMAKIT_CAS("b64", "=l", "l"))
     return old;
 #else
-    cpu::step(cost::kAtomic);
-    const cpu::Whole whole;
-    host::drain();
-    const T old = *p;
-    if (old == expected) host::store_now(p, desired);
-    return old;
+    return host::update(p, host::Drains::everything, [=](T old) { return old == expected ? desired : old; });
 #endif
 }
 
