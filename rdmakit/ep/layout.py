@@ -23,6 +23,7 @@ __all__ = [
     "check_capacity",
     "check_fp8",
     "check_hidden",
+    "check_sizes",
     "check_topk_idx",
     "check_topk_weights",
     "check_topology",
@@ -172,6 +173,22 @@ def check_fp8(q: NDArray[Any], scales: NDArray[np.float32], num_tokens: int | No
         raise BadArgument("scales do not fit x", value=scales.shape,
                           rule=f"one a token and {FP8_BLOCK} channels: {want}",
                           remedy="use quantize_fp8, which returns both")
+
+
+def check_sizes(hidden: int, **positive: int) -> None:
+    """Refuse sizes that make no buffer: `hidden` must be a positive multiple of 128, the others at least 1.
+
+    >>> check_sizes(256, topk=0)
+    Traceback (most recent call last):
+    rdmakit.errors.BadArgument: topk is not positive (value 0)
+    rule: topk >= 1
+    """
+    if hidden % FP8_BLOCK or hidden <= 0:
+        raise BadArgument("hidden is no multiple of 128", value=hidden, rule=f"hidden % {FP8_BLOCK} == 0",
+                          remedy="pad the hidden dimension")
+    for name, value in positive.items():
+        if value < 1:
+            raise BadArgument(f"{name} is not positive", value=value, rule=f"{name} >= 1")
 
 
 def check_capacity(num_tokens_per_source: NDArray[np.integer], capacity: int, *, rank: int,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rdmakit.device.handle import LAYOUT_VERSION, QP_HANDLE
 from rdmakit.ep import abi
 from rdmakit.ep.heap import HeapLayout
-from rdmakit.ep.layout import check_hidden, check_topk_idx, check_topk_weights, check_topology
+from rdmakit.ep.layout import check_hidden, check_sizes, check_topk_idx, check_topk_weights, check_topology
 from rdmakit.ep.mesh import Mesh
 from rdmakit.ep.reference import LowLatencyDispatched
 from rdmakit.errors import BadArgument
@@ -65,16 +65,7 @@ class LowLatencyBuffer:
             world.topology.gpus_per_host,
         )
         check_topology(experts, self.ranks, self.local_ranks)
-        if hidden % 128 or hidden <= 0:
-            raise BadArgument(
-                "hidden is no multiple of 128",
-                value=hidden,
-                rule="hidden % 128 == 0",
-                remedy="pad the hidden dimension",
-            )
-        for name, value in (("topk", topk), ("max_tokens", max_tokens), ("qps_per_rank", qps_per_rank)):
-            if value < 1:
-                raise BadArgument(f"{name} is not positive", value=value, rule=f"{name} >= 1")
+        check_sizes(hidden, topk=topk, max_tokens=max_tokens, qps_per_rank=qps_per_rank)
         self.world, self.hidden, self.topk, self.experts, self.max_tokens = (
             world,
             hidden,

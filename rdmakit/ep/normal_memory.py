@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from rdmakit.device.handle import LAYOUT_VERSION
 from rdmakit.ep import abi
 from rdmakit.ep.heap import HeapLayout
-from rdmakit.ep.layout import check_topology
+from rdmakit.ep.layout import check_sizes, check_topology
 from rdmakit.ep.mesh import Mesh
 from rdmakit.errors import BadArgument
 
@@ -52,22 +52,20 @@ class NormalShape:
 
     def __post_init__(self) -> None:
         check_topology(self.experts, self.ranks, self.local_ranks)
-        if self.hidden % 128 or self.hidden <= 0:
-            raise BadArgument(
-                "hidden is no multiple of 128",
-                value=self.hidden,
-                rule="hidden % 128 == 0",
-                remedy="pad the hidden dimension",
-            )
+        check_sizes(
+            self.hidden,
+            topk=self.topk,
+            max_tokens=self.max_tokens,
+            channels=self.channels,
+            slots=self.slots,
+            chunk=self.chunk,
+        )
         if self.hosts > abi.MAX_HOSTS or self.local_ranks > abi.MAX_LOCAL_RANKS:
             raise BadArgument(
                 "too many hosts or GPUs a host",
                 value=(self.hosts, self.local_ranks),
                 rule=f"at most {abi.MAX_HOSTS} hosts of {abi.MAX_LOCAL_RANKS} GPUs",
             )
-        for name in ("topk", "max_tokens", "channels", "slots", "chunk"):
-            if getattr(self, name) < 1:
-                raise BadArgument(f"{name} is not positive", value=getattr(self, name), rule=f"{name} >= 1")
         for name in ("slots", "chunk"):
             value = getattr(self, name)
             if value & (value - 1):
