@@ -205,14 +205,14 @@ RDMAKIT_DEVICE Status wait_completed(const QpHandle& qp, u64 until, const char* 
 // ---- reserve, publish ----------------------------------------------------------------------------------------------
 // Returns the index of the first of `bbs` basic blocks, or kNoSlot after a reported failure.
 RDMAKIT_DEVICE u64 reserve(const QpHandle& qp, u32 bbs, Site site = Site::here()) {
+    if (bbs > sq_size(qp)) {  // before anything is taken: a hole in the order would stop everybody
+        fail(qp.watch, Status::bad_argument, about(qp, "a reservation larger than the send queue", sq_size(qp)), bbs, 0, 0,
+             0, 0, site);
+        return kNoSlot;
+    }
     const u64 base = fetch_add<Scope::gpu>(&qp.state->reserved, static_cast<u64>(bbs));
     const u64 end = base + bbs;
     if (end <= load_acquire<Scope::gpu>(&qp.state->completed) + sq_size(qp)) return base;
-    if (bbs > sq_size(qp)) {
-        fail(qp.watch, Status::bad_argument, about(qp, "a reservation larger than the send queue", sq_size(qp)), bbs, base,
-             0, 0, 0, site);
-        return kNoSlot;
-    }
     return wait_completed(qp, end - sq_size(qp), "room in the send queue", site) == Status::ok ? base : kNoSlot;
 }
 
