@@ -134,8 +134,8 @@ RDMAKIT_DEVICE Status return_credits(const EpRank& ep, const EpPlan& plan, Range
         // slots (at most a chunk) that it cannot finish before that chunk comes.
         const u64 hold = smaller<u64>(channel.chunk, channel.slots - 2 * channel.chunk + 1);
         if (used == credited[h] || (used < credited[h] + hold && end != range.end)) continue;
+        const Status s = return_credit(channel, used - credited[h]);
         credited[h] = used;
-        const Status s = return_credit(channel, *channel.received + used);
         if (s != Status::ok) return s;
     }
     return Status::ok;
@@ -234,6 +234,7 @@ RDMAKIT_KERNEL ep_combine(const rdmakit::EpRank* rank, rdmakit::EpPlan plan, rdm
         else *c.received += static_cast<u32>(plan.channel_counts[h * ep.channels + channel]);
     }
     // This block reads no row of a local rank any more; nobody's rows may change before all have said so.
+    fence<Scope::sys>();  // its reads, ordered by the barrier above, before the count
     for (u32 g = 0; g < ep.local_ranks; ++g) {
         fetch_add<Scope::sys>(heap_array<u64>(ep, first_local_rank(ep) + g, ep.at.combine_done), 1ull);
     }

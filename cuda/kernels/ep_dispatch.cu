@@ -145,7 +145,7 @@ RDMAKIT_DEVICE Status forward_from_host(const EpRank& ep, const EpPlan& plan, co
         }
         const Status s = by_lane_zero([&] {
             return in_turn(turn, n - chunks.begin_chunk(), ep.watch, about(channel.qp, "the turn to return a credit", n),
-                           [&] { return return_credit(channel, chunks.end_of(n)); });
+                           [&] { return return_credit(channel, chunks.end_of(n) - chunks.begin_of(n)); });
         });
         if (s != Status::ok) return s;
     }
@@ -194,7 +194,11 @@ RDMAKIT_KERNEL ep_dispatch(const rdmakit::EpRank* rank, rdmakit::EpPlan plan, rd
             const u32 g = i / (ep.ranks + 1), s = i % (ep.ranks + 1);
             plan.start[i] = load_relaxed<Scope::sys>(heap_array<i32>(ep, first_local_rank(ep) + g, ep.at.start) + s);
         }
+        block_sync();
         if (block_rank() == 0) {
+            for (u32 g = 0; g < ep.local_ranks; ++g) {  // a cached dispatch may rewrite `start` now, see ep_reopen.cu
+                fetch_add<Scope::sys>(heap_array<u64>(ep, first_local_rank(ep) + g, ep.at.start_read), 1ull);
+            }
             u64 seen = 0;
             wait_signal(heap_array<u64>(ep, ep.rank, ep.at.arrived), in.arrived, ep.watch,
                         Subject{"rows of this dispatch", in.arrived, 0, ep.rank, 0}, &seen);

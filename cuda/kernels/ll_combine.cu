@@ -15,9 +15,6 @@ RDMAKIT_KERNEL ll_combine_send(const rdmakit::LlRank* rank, const unsigned char*
         const u32 e = job / ll.ranks, to = job % ll.ranks;
         const u64 rows = static_cast<u64>(ll.ranks) * ll.max_tokens;
         const u64 first = e * rows + static_cast<u32>(ranges[2 * job + 1]);
-        const bool remote = !same_host(ll, to);
-        // Rows of the last epoch may still be on their way out of the place that we fill now.
-        if (remote && by_lane_zero([&] { return quiet(ll_qp(ll, to, e)); }) != Status::ok) return;
         for (u32 i = 0; i < static_cast<u32>(ranges[2 * job]); ++i) {
             const u64 from = ll.at.combine_x + (first + i) * row_bytes;
             if (x != offered) warp_copy(ll_heap(ll, ll.rank, from), x + (first + i) * row_bytes, row_bytes);
@@ -68,5 +65,10 @@ RDMAKIT_KERNEL ll_combine_receive(const rdmakit::LlRank* rank, unsigned char* ou
             }
             store_stream(reinterpret_cast<Vec16*>(out + static_cast<u64>(t) * 2 * ll.hidden) + i, to_bf16(sum));
         }
+    }
+    // The NIC may still read rows that ll_combine_send posted; when this kernel ends they may be overwritten.
+    for (u32 i = warp; i < ll.ranks * ll.qps_per_rank; i += warps) {
+        if (same_host(ll, i / ll.qps_per_rank)) continue;
+        if (by_lane_zero([&] { return quiet(ll.qps[i]); }) != Status::ok) return;
     }
 }

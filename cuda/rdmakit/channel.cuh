@@ -1,7 +1,7 @@
 // rdmakit/channel.cuh — a one-way ring from one rank to another over one QP: slots of payload and of metadata, a tail
 // that the sender's strong signals advance, a head (credits) that the receiver sends back.
 // Layer: channel (leans on signal). Slot numbers are 64 bits wide and never start again, so a ring needs no cleaning
-// between operations and a stale tail or head can only be too small.
+// between operations and a tail or head that is read late is only too small.
 #pragma once
 #include "signal.cuh"
 
@@ -85,10 +85,11 @@ RDMAKIT_DEVICE Status wait_slot(const ChannelHandle& c, u64 number, Site site = 
                        Subject{"a slot from the sender", number + 1, c.qp.qpn, c.qp.peer, c.qp.channel}, &tail, site);
 }
 
-// Tells the sender that all slots below `head` are free. The caller has seen, by acquire or barrier, that every reader
-// is done with them.
-RDMAKIT_DEVICE Status return_credit(const ChannelHandle& c, u64 head, Site site = Site::here()) {
-    return put_word(c.qp, c.peer_head, head, site);
+// Gives the sender `slots` more: the next ones in order, of which the caller has seen, by acquire or barrier, that every
+// reader is done. An addition, not a WRITE of the new head: two WRITEs to one word may land in either order where the
+// memory region allows relaxed ordering (man ibv_reg_mr), and the older head would stay.
+RDMAKIT_DEVICE Status return_credit(const ChannelHandle& c, u64 slots, Site site = Site::here()) {
+    return signal(c.qp, c.peer_head, slots, site);
 }
 
 }  // namespace rdmakit

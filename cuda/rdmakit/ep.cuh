@@ -20,6 +20,7 @@ struct EpHeap {
     u64 notify_tail;       // [hosts] u64: messages that have come from each host
     u64 counts;            // [2][ranks] CountRow
     u64 start;             // [ranks + 1] i32: first row of each source in recv_*
+    u64 start_read;        // u64: local ranks that have copied `start`, over all dispatches
     u64 start_epoch;       // u64: the epoch that `start` belongs to, hence that recv_* may be written for
     u64 arrived;           // u64: rows that have arrived, over all epochs
     u64 recv_x;            // [capacity] rows of row_bytes
@@ -29,7 +30,7 @@ struct EpHeap {
     u64 recv_source;       // [capacity] i32: index of the token at its source
     u64 combine_x;         // [capacity] rows of BF16
     u64 combine_weights;   // [capacity][topk] f32
-    u64 combine_epoch;     // u64: combine_* hold this epoch's rows
+    u64 combine_epoch;     // u64: blocks that have left their rows in combine_*, over all epochs
     u64 combine_done;      // u64: local ranks that have read them, over all epochs
 };
 
@@ -148,11 +149,13 @@ RDMAKIT_DEVICE Status in_turn(u64* turn, u64 mine, const Watch& watch, const Sub
     if (posted == Status::ok) store_release<Scope::cta>(turn, mine + 1);
     return posted;
 }
-// Lane 0 acts, all lanes learn how it went.
+// Lane 0 acts, all lanes learn how it went. The first meeting orders what the lanes did before its release, the second
+// what they read after its acquire: a shuffle alone orders no memory.
 template <class Act> RDMAKIT_DEVICE Status by_lane_zero(Act act) {
     warp_sync();
     u32 status = 0;
     if (lane_id() == 0) status = static_cast<u32>(act());
+    warp_sync();
     return static_cast<Status>(warp_broadcast(status));
 }
 

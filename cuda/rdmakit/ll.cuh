@@ -3,7 +3,9 @@
 //
 // A token goes once for every expert that it chose, straight to that expert's rank, into the slots of its source; behind
 // the last one, on the same QP, a strong signal carries the count. Buffers alternate by the epoch's parity: a rank can
-// not begin epoch k + 2 before every other has counted its messages of k + 1, which it does after it has unpacked k.
+// not begin epoch k + 2 before every other has counted its messages of k + 1, which it does after it has unpacked k. So
+// at most two dispatches may be sent and not yet received, and rows to combine are the caller's again when the receiving
+// half has ended.
 #pragma once
 #include "ep.cuh"
 
@@ -31,7 +33,7 @@ struct LlRank {
     u8* const* heaps;        // [ranks]; null for ranks of other hosts
     const RemoteMemory* remote_heaps;  // [ranks]: as our NIC knows them
     const QpHandle* qps;     // [ranks][qps_per_rank]; those of ranks on this host are not used
-    u64* announced;          // [experts]: what this rank's count word at each expert holds now, both parities [2][experts]
+    u64* announced;          // [2][experts], by parity: what this rank's count word at each expert holds now
     LlHeap at;
     Watch watch;
 };

@@ -40,6 +40,7 @@ struct SqState {
     u64 doorbells, cqes;         // statistics, guarded by bell and cq_lock
 };
 constexpr u32 kErrorFlag = 1u << 31;
+constexpr u32 kErrorClaimed = 1u << 30;  // somebody is writing the error down
 
 enum class DoorbellDialect : u32 { next_index = 0, last_wqe = 1 };
 
@@ -129,9 +130,9 @@ RDMAKIT_DEVICE void note_error(const QpHandle& qp, u64 consumer, u64 completed, 
     const auto* cqe = reinterpret_cast<const u32*>(cqe_address(qp.cq, consumer));
     const u32 word = load_relaxed<Scope::sys>(cqe + 13);  // bytes 52..55: hw syndrome, its type, vendor, syndrome
     const u32 error = kErrorFlag | ((word >> 8) & 0xff00) | (word >> 24);
-    if (compare_swap<Scope::gpu>(&qp.state->error, 0u, error) == 0) {
-        store_relaxed<Scope::gpu>(&qp.state->error_index, completed + static_cast<u16>(tail.counter() - static_cast<u16>(completed)));
-    }
+    if (compare_swap<Scope::gpu>(&qp.state->error, 0u, kErrorClaimed) != 0) return;  // the first one counts
+    store_relaxed<Scope::gpu>(&qp.state->error_index, completed + static_cast<u16>(tail.counter() - static_cast<u16>(completed)));
+    store_release<Scope::gpu>(&qp.state->error, error);
 }
 
 // Takes what the CQ holds; returns the basic blocks completed so far. Never waits. *more says which word will change
@@ -149,6 +150,10 @@ RDMAKIT_DEVICE u64 poll_cq(const QpHandle& qp, Seen<u32>* more) {
         }
         if (static_cast<i16>(tail.counter() - static_cast<u16>(completed)) < 0) return completed;  // nothing new
         const u64 now = completed_by(qp, completed, tail.counter());
+        // No lock is held: had another thread gone ahead, the slot might be used again and its size another WQE's.
+        const u64 meanwhile = load_acquire<Scope::gpu>(&s.completed);
+        if (meanwhile != completed) return meanwhile;
+        fence<Scope::gpu>();  // what this CQE made visible, before `completed` tells others
         return larger(fetch_max<Scope::gpu>(&s.completed, now), now);
     }
     if (load_acquire<Scope::gpu>(&s.cq_lock) != 0 || exchange<Scope::gpu>(&s.cq_lock, 1u) != 0) {
@@ -184,7 +189,8 @@ RDMAKIT_DEVICE Status completion_error(const QpHandle& qp, const Subject& who, S
                 error & 0xff, (error >> 8) & 0xff, site);
 }
 
-// Waits until at least `until` basic blocks are complete. Rings for what lies published first: a wait for the
+// Waits until at least `until` basic blocks are complete. Only a CQE can tell, so a WQE at or behind `until` must have asked
+// for one (kCqUpdate): the last of every reservation, as a rule. Rings for what lies published first: a wait for the
 // completion of a WQE that nobody has rung for would be for ever.
 RDMAKIT_DEVICE Status wait_completed(const QpHandle& qp, u64 until, const char* what, Site site = Site::here()) {
     SqState& s = *qp.state;

@@ -100,11 +100,14 @@ class Spin {
 
     // Not there yet. Returns false once the time is up (and reports it) or somebody else has given up.
     template <class... T> RDMAKIT_DEVICE bool pause(const Subject& who, Site site, const Seen<T>&... seen) {
+#if !RDMAKIT_GPU
         if (aborted(watch_.report)) return give_up(Status::aborted);
+#endif
         const u64 bound = watch_.timeout_ns != 0 ? watch_.timeout_ns : kDefaultTimeoutNs;
 #if RDMAKIT_GPU
         ((void)seen, ...);
-        if ((++turns_ & 63u) != 0) return true;
+        if ((++turns_ & 63u) != 0) return true;  // the clock is slow, and the report lies in the host's memory
+        if (aborted(watch_.report)) return give_up(Status::aborted);
         const u64 now = time_ns();
         if (since_ == 0) since_ = now;
         if (now - since_ < bound) return true;

@@ -22,8 +22,7 @@ struct LocalMemory {
 RDMAKIT_DEVICE RemoteMemory operator+(const RemoteMemory& m, u64 bytes) { return {m.address + bytes, m.key}; }
 RDMAKIT_DEVICE LocalMemory operator+(const LocalMemory& m, u64 bytes) { return {m.address + bytes, m.key}; }
 
-// What must be visible to the NIC before it is told to fetch: payload that other threads wrote, too, if they have met
-// this one at a barrier since.
+// Whether a WQE asks for a CQE when it succeeds; failures always have one.
 enum class Signalled : u32 { no = 0, yes = kCqUpdate };
 
 RDMAKIT_DEVICE u32 writes_for(u64 bytes) { return bytes == 0 ? 1 : static_cast<u32>(ceil_div<u64>(bytes, kMaxWrite)); }
@@ -41,7 +40,8 @@ RDMAKIT_DEVICE u64 fill_put(const QpHandle& qp, u64 index, const RemoteMemory& t
     return index + n;
 }
 
-// Writes bytes to the peer. Returns once posted; *end, if given, is the index to wait_completed() for before the source
+// Writes bytes to the peer. The payload may be other threads' work if they have met this one at a barrier since. Returns
+// once posted; *end, if given, is the index to wait_completed() for before the source
 // may be reused.
 RDMAKIT_DEVICE Status put(const QpHandle& qp, const RemoteMemory& to, const LocalMemory& from, u64 bytes,
                           u64* end = nullptr, Site site = Site::here()) {

@@ -81,6 +81,12 @@ class QP(Atomics):
                     rule=f"a QP, its PD and its CQs are of one opened device, here {pd.context!r}",
                     remedy="open the device once, and make the PD and the CQ from that context",
                 )
+            if cq._driver is not None:
+                raise BadState(
+                    f"{cq._name()} belongs to the kernels of another queue pair",
+                    rule="kernels take every CQE of a CQ that was handed to them for one of their own",
+                    remedy="create a CQ for this queue pair",
+                )
         self.pd, self.send_cq, self.recv_cq = pd, send_cq, recv_cq
         self.context = pd.context
         self.max_inline = max_inline

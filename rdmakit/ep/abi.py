@@ -68,8 +68,9 @@ CHANNEL_HANDLE = _aligned(
 
 EP_HEAP = _aligned(
     _u64(
-        "notify_out", "notify_in", "notify_tail", "counts", "start", "start_epoch", "arrived", "recv_x", "recv_scales",
-        "recv_topk", "recv_weights", "recv_source", "combine_x", "combine_weights", "combine_epoch", "combine_done",
+        "notify_out", "notify_in", "notify_tail", "counts", "start", "start_read", "start_epoch", "arrived",
+        "recv_x", "recv_scales", "recv_topk", "recv_weights", "recv_source", "combine_x", "combine_weights",
+        "combine_epoch", "combine_done",
     )
 )  # fmt: skip
 

@@ -21,7 +21,7 @@ from rdmakit.ep.heap import HeapLayout
 from rdmakit.ep.layout import check_hidden, check_sizes, check_topk_idx, check_topk_weights, check_topology
 from rdmakit.ep.mesh import Mesh
 from rdmakit.ep.reference import LowLatencyDispatched
-from rdmakit.errors import BadArgument
+from rdmakit.errors import BadArgument, BadState
 
 __all__ = ["LowLatencyBuffer", "LowLatencyHandle"]
 
@@ -85,6 +85,7 @@ class LowLatencyBuffer:
         self.rank_pods = [self._rank_pod(r) for r in range(self.ranks)]
         self.epoch = 0
         self.combine_epoch = 0
+        self._unreceived = {"dispatch": 0, "combine": 0}
 
     def _layout(self) -> HeapLayout:
         heap = HeapLayout()
@@ -133,6 +134,28 @@ class LowLatencyBuffer:
                 f"{name} has not one entry a rank", value=len(values), rule=f"{self.ranks} entries"
             )
 
+    def _begin(self, what: str, most: int) -> None:
+        """One more is under way; the buffers hold `most` (see cuda/rdmakit/ll.cuh)."""
+        if self._unreceived[what] >= most:
+            raise BadState(
+                f"{what} sent {most} times and not received",
+                rule=f"at most {most} {what} may wait for its hook",
+                remedy="call the hooks, oldest first",
+            )
+        self._unreceived[what] += 1
+
+    def _receive_once(self, what: str, receive: Callable[[], None]) -> Callable[[], None]:
+        """The hook: does its work when it is called first, and nothing after that."""
+        waiting = [True]
+
+        def hook() -> None:
+            if waiting:
+                waiting.clear()
+                receive()
+                self._unreceived[what] -= 1
+
+        return hook
+
     def _choices(self, r: int, topk_idx: Array, tokens: int) -> Array:
         check_topk_idx(topk_idx, self.experts, tokens)
         if topk_idx.shape[1] != self.topk:
@@ -152,7 +175,8 @@ class LowLatencyBuffer:
         """Sends every token to each of its experts; x[r]: BF16 [tokens, hidden], topk_idx[r]: [tokens, topk], -1 masks.
 
         Returns results, handles and a hook. Results are those of ep.reference.low_latency_dispatch, in its order; with
-        `return_hook` they are filled only when the hook is called. Raises BadArgument, HangError, CompletionError.
+        `return_hook` they are filled only when the hook is called; two dispatches and one combine may wait for
+        theirs. Raises BadArgument, BadState, HangError, CompletionError.
         """
         self._each("x", x)
         self._each("topk_idx", topk_idx)
@@ -167,6 +191,7 @@ class LowLatencyBuffer:
                     remedy="make the LowLatencyBuffer with larger max_tokens",
                 )
             chosen.append(self._choices(r, topk_idx[r], len(x[r])))
+        self._begin("dispatch", 2)
         self.epoch += 1
         for r in range(self.ranks):
             self._launch(
@@ -190,11 +215,12 @@ class LowLatencyBuffer:
                 ranges = handles[r].ranges.astype(np.int64)
                 result.packed_recv_layout_range[:] = (ranges[..., 1] << 32) | ranges[..., 0]
 
+        hook = self._receive_once("dispatch", receive)
         if return_hook:
             self.mesh.run()
         else:
-            receive()
-        return results, handles, receive
+            hook()
+        return results, handles, hook
 
     def _receiver(self, tokens: int, use_fp8: bool) -> tuple[LowLatencyDispatched, LowLatencyHandle, Array]:
         experts, array = self.local_experts, self.world.array
@@ -254,6 +280,7 @@ class LowLatencyBuffer:
                 )
             chosen.append(self._choices(r, topk_idx[r], handles[r].tokens))
             check_topk_weights(topk_weights[r], topk_idx[r])
+        self._begin("combine", 1)
         self.combine_epoch += 1
         epoch = self.combine_epoch
         for r in range(self.ranks):
@@ -270,11 +297,12 @@ class LowLatencyBuffer:
                 )
             self.mesh.run()
 
+        hook = self._receive_once("combine", receive)
         if return_hook:
             self.mesh.run()
         else:
-            receive()
-        return out, receive
+            hook()
+        return out, hook
 
     def _launch(self, kernel: str, args: list[Any], rank: int) -> None:
         self.world.stock_kernel(kernel)((BLOCKS,), (WARPS * 32,), tuple(args), rank=rank)

@@ -6,6 +6,7 @@ collective: it takes one array a rank and returns one result a rank.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,10 +29,20 @@ FP8 = ml_dtypes.float8_e4m3fn
 WARPS = 16  # a block
 
 
+def _digest(chosen: Array) -> bytes:
+    return hashlib.blake2b(chosen.tobytes(), digest_size=16).digest()
+
+
 @dataclass
 class NormalHandle:
-    """What a dispatch leaves behind for combine and for a cached dispatch: the plan's arrays, by their C names."""
+    """What a dispatch leaves behind for combine and for a cached dispatch: the plan's arrays, by their C names.
 
+    It belongs to one rank of one buffer and to one routing; `routing` is the digest of that.
+    """
+
+    owner: NormalBuffer
+    rank: int
+    routing: bytes
     tokens: int
     received: int
     arrays: dict[str, Array]
@@ -104,6 +115,7 @@ class NormalBuffer:
             world.array((channels * WARPS, shape.scratch_bytes), np.uint8) for _ in range(self.ranks)
         ]
         self.epoch = 0
+        self.dispatched = 0  # dispatches that have moved rows: an exchange of counts alone does not
         self.exchange = 0
         self.combine_epoch = 0
         self.arrived = [0] * self.ranks
@@ -140,6 +152,17 @@ class NormalBuffer:
                 f"{name} has not one entry a rank", value=len(values), rule=f"{self.ranks} entries"
             )
 
+    def _own(self, handles: Sequence[NormalHandle]) -> None:
+        self._each("handles", handles)
+        for r, handle in enumerate(handles):
+            if handle.owner is not self or handle.rank != r:
+                raise BadArgument(
+                    f"rank {r}: the handle is of rank {handle.rank}"
+                    + ("" if handle.owner is self else " of another buffer"),
+                    value=handle.rank,
+                    rule="handles in the order of the ranks, from a dispatch of this buffer",
+                )
+
     # ---- dispatch
     def dispatch(
         self,
@@ -172,6 +195,7 @@ class NormalBuffer:
             weights.append(topk_weights[r])
         self.epoch += 1
         handles = self._exchange(chosen) if handles is None else self._reuse(handles, chosen)
+        self.dispatched += 1
         for r in range(self.ranks):
             q, scales = rows[r]
             self.arrived[r] += handles[r].received
@@ -208,21 +232,23 @@ class NormalBuffer:
                     check_capacity(arrays["totals"][:1], self.capacity, rank=r, buffer="NormalBuffer")
             raise
         return [
-            NormalHandle(len(chosen[r]), int(arrays["totals"][0]), arrays, plan)
+            NormalHandle(self, r, _digest(chosen[r]), len(chosen[r]), int(arrays["totals"][0]), arrays, plan)
             for r, (arrays, plan) in enumerate(plans)
         ]
 
     def _reuse(self, handles: Sequence[NormalHandle], chosen: Sequence[Array]) -> list[NormalHandle]:
-        self._each("handles", handles)
+        self._own(handles)
         for r, handle in enumerate(handles):
-            if handle.tokens != len(chosen[r]):
+            if handle.routing != _digest(chosen[r]) or handle.tokens != len(chosen[r]):
                 raise BadArgument(
                     f"rank {r}: the handle is of another dispatch",
                     value=len(chosen[r]),
                     rule=f"{handle.tokens} tokens",
                     remedy="dispatch without a handle",
                 )
-            self._launch("ep_reopen", 1, [self.rank_pods[r], handle.plan[0], self.epoch], r)
+            self._launch(
+                "ep_reopen", 1, [self.rank_pods[r], handle.plan[0], self.epoch, self.dispatched * self.local_ranks], r
+            )
         return list(handles)
 
     def _dispatched(self, r: int, handle: NormalHandle, fp8: bool) -> Dispatched:
@@ -258,7 +284,7 @@ class NormalBuffer:
         ascending host.
         """
         self._each("x", x)
-        self._each("handles", handles)
+        self._own(handles)
         for r in range(self.ranks):
             check_hidden(x[r])
             if x[r].shape != (handles[r].received, self.hidden):

@@ -118,6 +118,7 @@ class NormalShape:
             "notify_tail": 8 * hosts,
             "counts": 2 * self.ranks * _sixteens(16 + 4 * self.local_experts),
             "start": 4 * (self.ranks + 1),
+            "start_read": 8,
             "start_epoch": 8,
             "arrived": 8,
             "recv_x": rows * 2 * self.hidden,

@@ -10,7 +10,7 @@ from moe import failures, make_inputs, make_world
 import rdmakit
 from rdmakit.ep import reference, verify
 from rdmakit.ep.low_latency import LowLatencyBuffer
-from rdmakit.errors import BadArgument
+from rdmakit.errors import BadArgument, BadState
 
 
 def rows_for(got, seed):
@@ -107,3 +107,23 @@ def test_bad_input():
         buffer.combine([g.packed_recv_x[:, :-1] for g in got], handles, idx, weights)
     with pytest.raises(BadArgument):
         buffer.dispatch(x, [i + 8 for i in idx])
+
+
+def test_more_under_way_than_the_buffers_hold_is_refused(seed):
+    world = rdmakit.World(hosts=2, gpus_per_host=1, seed=seed)
+    buffer = LowLatencyBuffer(world, hidden=128, topk=2, experts=8, max_tokens=8)
+    x, idx, weights = make_inputs([8, 8], 128, 8, 2, seed)
+    sent = [buffer.dispatch(x, idx, use_fp8=False, return_hook=True) for _ in range(2)]
+    with pytest.raises(BadState, match="hook"):
+        buffer.dispatch(x, idx, use_fp8=False, return_hook=True)
+    for got, _, receive in sent:
+        receive()
+        receive()  # a second call does nothing
+        assert not failures(verify.check_low_latency(got, x, idx, 8, 8, False))
+    got, handles, _ = sent[1]
+    y = rows_for(got, seed)
+    out, receive = buffer.combine(y, handles, idx, weights, return_hook=True)
+    with pytest.raises(BadState):
+        buffer.combine(y, handles, idx, weights)
+    receive()
+    assert not wrong_sums(out, y, got, idx, weights, 8)

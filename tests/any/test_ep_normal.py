@@ -250,3 +250,34 @@ def test_combine_refuses_rows_of_another_shape(small):
     got = small.dispatch(x, idx, weights)
     with pytest.raises(BadArgument):
         small.combine([g.recv_x[:-1] for g in got], [g.handle for g in got])
+
+
+def test_handles_belong_to_their_rank_routing_and_buffer(small):
+    x, idx, weights = arguments()
+    handles = [g.handle for g in small.dispatch(x, idx, weights)]
+    other = arguments(seed=2)
+    with pytest.raises(BadArgument, match="another dispatch"):
+        small.dispatch(other[0], other[1], other[2], handles)
+    with pytest.raises(BadArgument, match="rank 1"):
+        small.dispatch(x, idx, weights, handles[::-1])
+    rows = [small.combine_rows(r, h) for r, h in enumerate(handles)]
+    with pytest.raises(BadArgument, match="order of the ranks"):
+        small.combine(rows[::-1], handles[::-1])
+    twin = NormalBuffer(rdmakit.World(hosts=2), hidden=256, topk=2, experts=8, max_tokens=16, channels=2)
+    with pytest.raises(BadArgument, match="another buffer"):
+        twin.combine(rows, handles)
+    assert not round_trip(small.world, small, x, idx, weights, 8, 1)[1]
+
+
+def test_cached_dispatches_of_two_routings_take_turns(seed):
+    """Each rewrites the table of rows that the other left."""
+    world = rdmakit.World(hosts=2, gpus_per_host=2, seed=seed)
+    buffer = NormalBuffer(world, hidden=128, topk=2, experts=16, max_tokens=20, channels=2)
+    first, second = (make_inputs([20] * 4, 128, 16, 2, seed + n) for n in (1, 2))
+    handles = [[g.handle for g in buffer.dispatch(*given)] for given in (first, second)]
+    for turn in range(4):
+        given, held = ((first, handles[0]), (second, handles[1]))[turn % 2]
+        got = buffer.dispatch(*given, held)
+        assert not failures(verify.check_dispatched(got, *given, 16))
+        out, _ = buffer.combine([g.recv_x for g in got], held)
+        assert not failures(verify.check_combined(out, [g.recv_x for g in got], given[1], 16, 2))

@@ -8,7 +8,7 @@ import pytest
 
 import rdmakit
 from rdmakit.device.handle import QP_HANDLE
-from rdmakit.errors import CompletionError, HangError, RdmakitError
+from rdmakit.errors import BadState, CompletionError, HangError, RdmakitError
 
 MEMORY = np.dtype([("address", "<u8"), ("key", "<u4")], align=True)
 RUNNERS = [("fast", 1), ("timed", 1), ("explore", 1), ("fast", 32), ("explore", 32)]
@@ -228,3 +228,21 @@ def test_flushed_work_never_passes_for_done(batch, seed):
     with pytest.raises(CompletionError) as caught:
         pair.put(blocks=1, warps=1, batch=batch)
     assert caught.value.wc_status == "REM_ACCESS_ERR"
+
+
+def test_a_cq_that_kernels_own_takes_no_second_queue_pair():
+    pair = Pair(1)
+    with pytest.raises(BadState, match="kernels"):
+        pair.qp.pd.create_qp(pair.qp.send_cq)
+
+
+@pytest.mark.parametrize("collapsed", [False, True])
+def test_two_block_wqes_among_many_producers(collapsed, seed):
+    """The CQE names a WQE's first block only; its size must be read before the slot can be another's."""
+    pair = Pair(16, seed=seed, sq=32, collapsed=collapsed)
+    arguments = (pair.handle.array, memory(pair.to_mr, pair.to_mr.rkey), memory(pair.from_mr, pair.from_mr.lkey))
+    for stream in range(12):
+        pair.kernel("post_each")((1,), (32,), arguments, stream=stream)
+    pair.world.run()
+    pair.handle.report.raise_for_status()
+    assert pair.qp.completed == 12 * 11 and pair.context.counters["errors"] == 0
