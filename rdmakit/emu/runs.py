@@ -6,6 +6,7 @@ Leans on the standard library.
 from __future__ import annotations
 
 import html
+from collections import Counter
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -32,7 +33,7 @@ class Run:
     """Outcome of `World.run`: `launches` that ended in it and `elapsed_ns` of virtual time.
 
     >>> Run([LaunchTime("put", 0, 0.0, 1500.0)], 2000)
-    <Run: 1 launch, 2.000 µs of virtual time>
+    <Run: 1 launch (put), 2.000 µs of virtual time>
     """
 
     def __init__(self, launches: list[LaunchTime], elapsed_ns: float) -> None:
@@ -53,7 +54,9 @@ class Run:
     def __repr__(self) -> str:
         plural = "" if len(self.launches) == 1 else "es"
         time = f", {self.elapsed_ns / 1e3:.3f} µs of virtual time" if self.elapsed_ns else ""
-        return f"<Run: {len(self.launches)} launch{plural}{time}>"
+        counts = Counter(launch.kernel for launch in self.launches)
+        names = ", ".join(kernel if n == 1 else f"{n} × {kernel}" for kernel, n in counts.items())
+        return f"<Run: {len(self.launches)} launch{plural}{f' ({names})' if names else ''}{time}>"
 
     def _repr_html_(self) -> str:
         try:
