@@ -194,7 +194,7 @@ RDMAKIT_DEVICE void offer_rows(const EpRank& ep, const CombineInput& in) {
 RDMAKIT_KERNEL ep_combine(const rdmakit::EpRank* rank, rdmakit::EpPlan plan, rdmakit::CombineInput in, unsigned char* scratch) {
     using namespace rdmakit;
     const EpRank& ep = *rank;
-    if (!layout_matches(ep.layout_version, ep.watch, "EpRank of another layout version")) return;
+    if (!check_rails(ep, static_cast<u32>(block_id()) / 2)) return;
     using Words = u64[kMaxHosts];
     RDMAKIT_SHARED(Words, turns);
     RDMAKIT_SHARED(Words, credited);

@@ -158,7 +158,7 @@ RDMAKIT_DEVICE Status forward_from_host(const EpRank& ep, const EpPlan& plan, co
 RDMAKIT_KERNEL ep_dispatch(const rdmakit::EpRank* rank, rdmakit::EpPlan plan, rdmakit::DispatchInput in) {
     using namespace rdmakit;
     const EpRank& ep = *rank;
-    if (!layout_matches(ep.layout_version, ep.watch, "EpRank of another layout version")) return;
+    if (!check_rails(ep, static_cast<u32>(block_id()) / 2)) return;
     using Turns = u64[kMaxHosts];
     RDMAKIT_SHARED(Turns, turns);  // a host's chunks, whose turn
     for (int i = block_rank(); i < static_cast<int>(kMaxHosts); i += block_size()) turns[i] = 0;

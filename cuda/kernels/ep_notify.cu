@@ -68,7 +68,7 @@ RDMAKIT_KERNEL ep_notify(const rdmakit::EpRank* rank, rdmakit::EpPlan plan, unsi
                          unsigned long long epoch) {
     using namespace rdmakit;
     const EpRank& ep = *rank;
-    if (!layout_matches(ep.layout_version, ep.watch, "EpRank of another layout version")) return;
+    if (!check_rails(ep, 0)) return;
     const u32 warps = static_cast<u32>(warps_in_block()), warp = static_cast<u32>(warp_id());
     Status status = Status::ok;
     for (u32 h = warp; h < ep.hosts && status == Status::ok; h += warps) status = send_counts(ep, plan, h, exchange);

@@ -6,7 +6,7 @@ RDMAKIT_KERNEL ll_combine_send(const rdmakit::LlRank* rank, const unsigned char*
                                const int* ranges, unsigned long long epoch) {
     using namespace rdmakit;
     const LlRank& ll = *rank;
-    if (!layout_matches(ll.layout_version, ll.watch, "LlRank of another layout version")) return;
+    if (!check_queues(ll)) return;
     const u32 warps = static_cast<u32>(warps_in_block() * blocks_in_grid());
     const u32 warp = static_cast<u32>(block_id() * warps_in_block() + warp_id());
     const u32 row_bytes = 2 * ll.hidden;
@@ -30,7 +30,7 @@ RDMAKIT_KERNEL ll_combine_receive(const rdmakit::LlRank* rank, unsigned char* ou
                                   unsigned tokens, unsigned long long epoch) {
     using namespace rdmakit;
     const LlRank& ll = *rank;
-    if (!layout_matches(ll.layout_version, ll.watch, "LlRank of another layout version")) return;
+    if (!check_queues(ll)) return;
     const u32 warps = static_cast<u32>(warps_in_block() * blocks_in_grid());
     const u32 warp = static_cast<u32>(block_id() * warps_in_block() + warp_id());
     const u64* const returned = reinterpret_cast<const u64*>(ll_heap(ll, ll.rank, ll.at.returned));

@@ -94,7 +94,7 @@ RDMAKIT_KERNEL ll_dispatch_send(const rdmakit::LlRank* rank, const unsigned char
                                 unsigned long long epoch, unsigned fp8) {
     using namespace rdmakit;
     const LlRank& ll = *rank;
-    if (!layout_matches(ll.layout_version, ll.watch, "LlRank of another layout version")) return;
+    if (!check_queues(ll)) return;
     const u32 warps = static_cast<u32>(warps_in_block() * blocks_in_grid());
     const u32 warp = static_cast<u32>(block_id() * warps_in_block() + warp_id());
     u64* const staged = reinterpret_cast<u64*>(ll_heap(ll, ll.rank, ll.at.staged));
@@ -111,7 +111,7 @@ RDMAKIT_KERNEL ll_dispatch_send(const rdmakit::LlRank* rank, const unsigned char
 RDMAKIT_KERNEL ll_dispatch_receive(const rdmakit::LlRank* rank, rdmakit::LlReceived out, unsigned long long epoch, unsigned fp8) {
     using namespace rdmakit;
     const LlRank& ll = *rank;
-    if (!layout_matches(ll.layout_version, ll.watch, "LlRank of another layout version")) return;
+    if (!check_queues(ll)) return;
     const u32 warps = static_cast<u32>(warps_in_block() * blocks_in_grid());
     const u32 warp = static_cast<u32>(block_id() * warps_in_block() + warp_id());
     const u32 row_bytes = ll_payload_bytes(ll, fp8 != 0), scales = ll_scale_count(ll, fp8 != 0);

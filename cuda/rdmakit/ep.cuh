@@ -104,6 +104,16 @@ RDMAKIT_DEVICE const ChannelHandle& rail(const EpRank& ep, u32 host, u32 channel
     return ep.rails[host * ep.channels + channel];
 }
 
+// Every block looks at the handles that it will use, before it uses any. All threads call it; false: one does not fit.
+RDMAKIT_DEVICE bool check_rails(const EpRank& ep, u32 channel) {
+    if (!layout_matches(ep.layout_version, ep.watch, "EpRank of another layout version")) return false;
+    for (u32 h = static_cast<u32>(block_rank()); h < ep.hosts; h += static_cast<u32>(block_size())) {
+        if (h != ep.host) check_handle(rail(ep, h, channel).qp);
+    }
+    block_sync();
+    return !aborted(ep.watch.report);
+}
+
 // Channel c has tokens [begin, end) of its rank: contiguous and equal to within one.
 struct Range {
     u32 begin, end;

@@ -76,6 +76,16 @@ RDMAKIT_DEVICE const QpHandle& ll_qp(const LlRank& ll, u32 rank, u32 local_exper
 }
 RDMAKIT_DEVICE u8* ll_heap(const LlRank& ll, u32 rank, u64 offset) { return ll.heaps[rank] + offset; }
 
+// Every block looks at the handles, before it uses any. All threads call it; false: one does not fit.
+RDMAKIT_DEVICE bool check_queues(const LlRank& ll) {
+    if (!layout_matches(ll.layout_version, ll.watch, "LlRank of another layout version")) return false;
+    for (u32 i = static_cast<u32>(block_rank()); i < ll.ranks * ll.qps_per_rank; i += static_cast<u32>(block_size())) {
+        if (!same_host(ll, i / ll.qps_per_rank)) check_handle(ll.qps[i]);
+    }
+    block_sync();
+    return !aborted(ll.watch.report);
+}
+
 // From this rank's heap to another's: by stores on this host, by a put elsewhere. All lanes take part.
 RDMAKIT_DEVICE Status ll_send(const LlRank& ll, u32 rank, u32 local_expert, u64 to, u64 from, u32 bytes) {
     u8* const source = ll_heap(ll, ll.rank, from);

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rdmakit.device.handle import DeviceHandle
-from rdmakit.device.report import REPORT, Report
+from rdmakit.device.report import REPORT, DeviceStatus, Report
 from rdmakit.ep.abi import REMOTE_MEMORY
 from rdmakit.ep.heap import Heap, HeapLayout
 from rdmakit.errors import BadArgument, CompletionError, HangError
@@ -109,12 +109,15 @@ class Mesh:
             a.lag_port = b.lag_port = 1 + channel % ports
 
     def run(self) -> None:
-        """Runs the world and raises what went wrong: a rank's own report first, a queue pair's error before the hang
+        """Runs the world and raises what went wrong: a rank's own report or a queue pair's error rather than the hang
         that follows from it.
         """
         try:
             self.world.run()
         except HangError as hang:
+            for side in self.sides:  # a rank that stopped for a reason of its own, while the others waited for it
+                if side.report and side.report.status is not DeviceStatus.TIMEOUT:
+                    side.report.raise_for_status()
             raise self._broken_qp() or hang from None
         for side in self.sides:
             side.report.raise_for_status()
@@ -154,6 +157,10 @@ class Mesh:
         """The array's address; the mesh keeps it alive, since PODs hold bare pointers."""
         self._kept.append(array)
         return int(array.ctypes.data)
+
+    def kept(self, dtype: Any) -> list[Any]:
+        """The arrays of `dtype` that PODs point at: what a debugger wants to look into."""
+        return [array for array in self._kept if array.dtype == dtype]
 
     def watch(self, pod: Any, rank: int) -> None:
         """Fills in a `Watch`: where device code of `rank` reports, and how long it waits."""

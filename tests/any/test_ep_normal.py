@@ -8,9 +8,9 @@ import pytest
 from moe import failures, make_inputs, make_world
 
 import rdmakit
-from rdmakit.ep import recording, reference, verify
+from rdmakit.ep import abi, recording, reference, verify
 from rdmakit.ep.normal import NormalBuffer
-from rdmakit.errors import BadArgument, CompletionError
+from rdmakit.errors import BadArgument, CompletionError, RdmakitError
 
 RUNNERS = [("fast", 1), ("timed", 1), ("explore", 1), ("fast", 32), ("explore", 32)]
 
@@ -281,3 +281,14 @@ def test_cached_dispatches_of_two_routings_take_turns(seed):
         assert not failures(verify.check_dispatched(got, *given, 16))
         out, _ = buffer.combine([g.recv_x for g in got], held)
         assert not failures(verify.check_combined(out, [g.recv_x for g in got], given[1], 16, 2))
+
+
+@pytest.mark.parametrize("what", ["rank", "rails"])
+def test_another_layout_version_is_refused_by_the_kernels(small, what):
+    if what == "rank":
+        small.rank_pods[0]["layout_version"] = 7
+    else:
+        for kept in small.mesh.kept(abi.CHANNEL_HANDLE):
+            kept["qp"]["layout_version"] = 7
+    with pytest.raises(RdmakitError, match="layout"):
+        small.dispatch(*arguments())

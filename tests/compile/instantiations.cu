@@ -216,7 +216,7 @@ RDMAKIT_KERNEL use_ep(EpRank ep, Memory m) {
     const Chunks chunks{n, n + 1, a};
     m.keep(chunks.begin_chunk()).keep(chunks.end_chunk()).keep(chunks.begin_of(n)).keep(chunks.end_of(n));
     m.keep(in_turn(&m.any<u64>(2), n, ep.watch, m.any<Subject>(3), [] { return Status::ok; }));
-    m.keep(by_lane_zero([] { return Status::ok; })).keep(wait_starts(ep, n));
+    m.keep(check_rails(ep, a)).keep(by_lane_zero([] { return Status::ok; })).keep(wait_starts(ep, n));
     m.keep(bf16_to_float(a)).keep(float_to_bf16(m.any<float>()));
     add_bf16(m.any<Sum8>(4), m.any<Vec16>());
     m.keep(to_bf16(m.any<Sum8>(4)));
@@ -230,7 +230,7 @@ RDMAKIT_KERNEL use_ll(LlRank ll, Memory m) {
     m.keep(ll_header_bytes(ll)).keep(ll_payload_bytes(ll, fp8)).keep(ll_scale_count(ll, fp8)).keep(ll_slot_bytes(ll));
     m.keep(ll_message_bytes(ll, fp8)).keep(ll_message(ll, m.bytes, fp8).scales).keep(same_host(ll, a));
     m.keep(ll_slot(ll, n, a, a, a)).keep(ll_count(ll, n, a, a)).keep(ll_partial(ll, n, a, a));
-    m.keep(ll_qp(ll, a, a).qpn).keep(ll_heap(ll, a, n)).keep(ll_send(ll, a, a, n, n, 64)).keep(ll_signal(ll, a, a, n, 1));
+    m.keep(check_queues(ll)).keep(ll_qp(ll, a, a).qpn).keep(ll_heap(ll, a, n)).keep(ll_send(ll, a, a, n, n, 64)).keep(ll_signal(ll, a, a, n, 1));
     m.keep(float_bits(m.any<float>())).keep(float_to_e4m3(m.any<float>()));
     add_scaled_bf16(m.any<Sum8>(4), m.any<Vec16>(), m.any<float>());
 }
