@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from rdmakit.device.access import ALL_ACCESS, AccessLike
+from rdmakit.device.access import ALL_ACCESS, AccessLike, access_flags
 from rdmakit.device.lifetime import Resource, typed_refusal
 from rdmakit.device.mr import MR
 from rdmakit.device.notebook import memory_html, preformatted
@@ -42,12 +42,21 @@ class PD(Resource):
 
         super().__init__(release, context)
 
-    def register(self, buffer: Any, access: AccessLike = ALL_ACCESS, *, name: str | None = None) -> MR:
+    def register(
+        self,
+        buffer: Any,
+        access: AccessLike = ALL_ACCESS,
+        *,
+        relaxed_ordering: bool = False,
+        name: str | None = None,
+    ) -> MR:
         """Register the memory of `buffer`, without a copy, and keep it alive.
 
         `buffer` is a NumPy array (C-contiguous), any object with the buffer protocol, or a DLPack tensor in
         memory that this process addresses. `access` names rights ("local_write|remote_read"; all by default).
-        `name` shows in reports. BadArgument for gaps, emptiness or a read-only buffer that a device may
+        `relaxed_ordering` adds that right by its own name (IBV_ACCESS_RELAXED_ORDERING): writes from the
+        network may become visible in any order, though none passes an atomic. `name` shows in reports.
+        BadArgument for gaps, emptiness or a read-only buffer that a device may
         write.
 
         >>> import numpy as np, rdmakit
@@ -56,7 +65,8 @@ class PD(Resource):
         (32, True)
         """
         self._require_open()
-        return MR(self, buffer, access, name)
+        flags = access_flags(access) | (Access.RELAXED_ORDERING if relaxed_ordering else Access.NONE)
+        return MR(self, buffer, flags, name)
 
     def create_qp(
         self,
@@ -70,6 +80,7 @@ class PD(Resource):
         sq_sig_all: bool = False,
         scatter_to_cqe: bool = False,
         doorbell: str | None = None,
+        out_of_order: bool = False,
         name: str | None = None,
     ) -> QP:
         """A reliable connected queue pair, in RESET; `connect` or `modify` bring it up.
@@ -77,8 +88,10 @@ class PD(Resource):
         `sq_wqebbs`: send ring in basic blocks of 64 bytes. `rq_wqes`: receive ring, 0 for none (a QP that is
         only written to needs none). Both are rounded up to powers of two. `sq_sig_all`: every WQE completes
         with a CQE. `scatter_to_cqe`: small results land in the CQE instead of memory, which kernels do not
-        expect. `doorbell` overrides the device's mode ("dbrec", "register", "no_dbr"). ForeignObject for a CQ
-        of another context.
+        expect. `doorbell` overrides the device's mode ("dbrec", "register", "no_dbr"). `out_of_order`
+        (MLX5DV_QP_CREATE_OOO_DP, at both ends or without effect): packets may take several paths and WRITEs
+        land in any order, READs and atomics after all earlier messages. ForeignObject for a CQ of another
+        context.
         """
         self._require_open()
         return QP(
@@ -92,6 +105,7 @@ class PD(Resource):
             sq_sig_all=sq_sig_all,
             scatter_to_cqe=scatter_to_cqe,
             doorbell=doorbell,
+            out_of_order=out_of_order,
             name=name,
         )
 

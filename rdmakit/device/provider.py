@@ -91,6 +91,7 @@ class QpRequest:
     scatter_to_cqe: bool
     doorbell: str | None
     label: str
+    out_of_order: bool = False
 
 
 class AsyncEvent(NamedTuple):

@@ -70,6 +70,7 @@ class QP(Atomics):
         scatter_to_cqe: bool,
         doorbell: str | None,
         name: str | None,
+        out_of_order: bool = False,
     ) -> None:
         recv_cq = send_cq if recv_cq is None else recv_cq
         for role, cq in (("send_cq", send_cq), ("recv_cq", recv_cq)):
@@ -103,6 +104,7 @@ class QP(Atomics):
             scatter_to_cqe=scatter_to_cqe,
             doorbell=doorbell,
             label=name or "",
+            out_of_order=out_of_order,
         )
         with typed_refusal("creating a QP", sq_wqebbs=sq_wqebbs, rq_wqes=rq_wqes):
             queues = provider.create_qp(request)

@@ -61,7 +61,7 @@ cdef extern from "run/world.hpp" namespace "rdmakit::emu" nogil:
         u32 users
     cdef cppclass QpAttr:
         u32 pd, send_cq, recv_cq, log_sq_bbs, log_rq_wqes, max_recv_sge, max_inline
-        cbool sq_sig_all, scatter_to_cqe_requester, scatter_to_cqe_responder
+        cbool sq_sig_all, scatter_to_cqe_requester, scatter_to_cqe_responder, out_of_order
         DoorbellMode doorbell
         u32 uar, user_index
         void* sq_buffer
@@ -368,6 +368,7 @@ cdef class World:
         attr.sq_sig_all = a["sq_sig_all"]
         attr.scatter_to_cqe_requester = a["scatter_to_cqe_requester"]
         attr.scatter_to_cqe_responder = a["scatter_to_cqe_responder"]
+        attr.out_of_order = a.get("out_of_order", False)
         attr.doorbell = <DoorbellMode><u32>a["doorbell"]
         attr.uar = a["uar"]
         attr.sq_buffer = <void*><uintptr_t>a.get("sq_buffer", 0)
@@ -413,7 +414,7 @@ cdef class World:
         return dict(
             qpn=i.qpn, state=<u32>i.state, pd=i.create.pd, send_cq=i.create.send_cq, recv_cq=i.create.recv_cq,
             log_sq_bbs=i.create.log_sq_bbs, log_rq_wqes=i.create.log_rq_wqes, max_recv_sge=i.create.max_recv_sge,
-            max_inline=i.create.max_inline, sq_sig_all=i.create.sq_sig_all, doorbell=<u32>i.create.doorbell,
+            max_inline=i.create.max_inline, sq_sig_all=i.create.sq_sig_all, out_of_order=i.create.out_of_order, doorbell=<u32>i.create.doorbell,
             uar=i.create.uar, sq_buffer=<uintptr_t>i.create.sq_buffer, rq_buffer=<uintptr_t>i.create.rq_buffer,
             dbrec=<uintptr_t>i.create.dbrec, rq_stride=i.rq_stride, uar_register=<uintptr_t>i.uar_register,
             sq_producer=i.sq_producer, sq_issued=i.sq_issued, sq_completed=i.sq_completed,

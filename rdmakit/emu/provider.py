@@ -127,6 +127,7 @@ class EmulatedHca:
                 "sq_sig_all": request.sq_sig_all,
                 "scatter_to_cqe_requester": request.scatter_to_cqe,
                 "scatter_to_cqe_responder": request.scatter_to_cqe,
+                "out_of_order": request.out_of_order,
                 "doorbell": DOORBELL_MODES[request.doorbell] if request.doorbell else 0,
                 "uar": 0,
                 "sq_buffer": sq.ctypes.data,

@@ -110,6 +110,7 @@ struct QpAttr {
     bool sq_sig_all = false;
     bool scatter_to_cqe_requester = false;  // READ and atomic results of up to 32 (64) bytes land in the CQE
     bool scatter_to_cqe_responder = false;  // and so do received SENDs; libmlx5's default unless disabled
+    bool out_of_order = false;  // MLX5DV_QP_CREATE_OOO_DP: WRITEs in any order, if the peer's QP has it too
     DoorbellMode doorbell = DoorbellMode::device_default;
     u32 uar = 0;                // index from alloc_uar; 0: the device's first page
     u32 user_index = 0;

@@ -1,9 +1,9 @@
 // environment.hpp — what the emulated HCA needs of the world around it: time, events, chance, and who to tell.
-// Leans on cuda/rdmakit/config.cuh for its number types only. The scheduler implements it; tests implement a small one.
+// Leans on faults.hpp and on cuda/rdmakit/config.cuh for its number types. The scheduler implements it; tests implement a small one.
 #pragma once
 #include <cstddef>
 
-#include "rdmakit/config.cuh"
+#include "faults.hpp"
 
 namespace rdmakit::emu {
 
@@ -50,6 +50,27 @@ class Environment {
     // False: messages of more than cpu::kControlBytes are checked, counted and completed but not copied.
     virtual bool copy_payload() = 0;
     virtual void async_event(Hca& hca, AsyncEvent event) = 0;
+
+    // Set by an environment in which things go wrong: all that faults cost those without is a look at this.
+    bool faults_on = false;
+    // Does this fault happen now, to something of this QP (its number at the requester)? Asked once an event, for
+    // packets once a packet. Asking is choosing: an answer of true has to be acted upon.
+    virtual bool fault(FaultKind, u32 /*qpn*/) { return false; }
+    // By how much, for the kinds that are about time.
+    virtual u64 fault_delay_ps(FaultKind) { return 0; }
+    // What the way through physical port `port` takes longer than through port 1.
+    virtual u64 port_skew_ps(u32 /*port*/) { return 0; }
+    // A request of this QP has left: what counts for faults that come after so many messages. faults_on only.
+    virtual void message_left(Hca&, u32 /*qpn*/) {}
+
+    bool happens(FaultKind kind, u32 qpn) { return faults_on && fault(kind, qpn); }
+    // How many of `packets` come through before the first that the fault strikes; `packets` if it strikes none.
+    u64 unharmed(FaultKind kind, u32 qpn, u64 packets) {
+        if (!faults_on) return packets;
+        u64 passed = 0;
+        while (passed < packets && !fault(kind, qpn)) ++passed;
+        return passed;
+    }
 };
 
 }  // namespace rdmakit::emu
