@@ -33,8 +33,8 @@ def files(*patterns: str) -> list[str]:
 
 WORLD = Extension(
     "rdmakit.emu._world",
-    sources=["rdmakit/emu/_world.pyx", *files("rdmakit/emu/run/*.cpp", "rdmakit/emu/hca/*.cpp")],
-    depends=["setup.py", *files("rdmakit/emu/**/*.hpp", "cuda/rdmakit/*.cuh")],
+    sources=["rdmakit/emu/_world.pyx", *files("rdmakit/emu/run/*.cpp", "rdmakit/emu/hca/*.cpp", "rdmakit/emu/explore/*.cpp")],
+    depends=["setup.py", "rdmakit/emu/_explorer.pxi", *files("rdmakit/emu/**/*.hpp", "cuda/rdmakit/*.cuh")],
     include_dirs=["cuda", "rdmakit/emu", "rdmakit/emu/run"],
     language="c++",
     extra_compile_args=["-std=c++17", "-O2", "-fvisibility=hidden", "-MMD"],

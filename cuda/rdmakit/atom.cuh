@@ -51,136 +51,147 @@ namespace rdmakit {
                      T old; RDMAKIT_ATOM(OP, LETTER "64", "=l", "l", old, p, value); return old)
 #else
 namespace host {
-// The twins. One OS thread runs the whole world, so a plain access is atomic; what remains is when others see it.
-template <class T> T load(const T* p) {
+// The twins. One OS thread runs the whole world, so a plain access is atomic; what others may see of it, and when, is
+// Explore's business: there every access is the memory model's (rdmakit/emu/explore).
+constexpr cpu::Access access(cpu::Order order, Scope scope) { return {order, static_cast<u32>(scope)}; }
+
+template <class T> T load(const T* p, [[maybe_unused]] cpu::Access how, [[maybe_unused]] Site site) {
     T value;
 #if RDMAKIT_POLICY == RDMAKIT_EXPLORE
-    cpu::self().api->load_own(&cpu::self(), p, &value, sizeof(T));
+    cpu::self().api->load(&cpu::self(), p, &value, sizeof(T), how, site);
 #else
     if constexpr (std::is_scalar_v<T>) value = *static_cast<const volatile T*>(p);
     else value = *p;
 #endif
     return value;
 }
-template <class T> void store_now(T* p, T value) {
+template <class T> void store(T* p, T value, [[maybe_unused]] cpu::Access how, [[maybe_unused]] Site site) {
+#if RDMAKIT_POLICY == RDMAKIT_EXPLORE
+    cpu::self().api->store(&cpu::self(), p, &value, sizeof(T), how, site);
+#else
     if constexpr (std::is_scalar_v<T>) *static_cast<volatile T*>(p) = value;
     else *p = value;
     cpu::written(p, sizeof(T));
-}
-template <class T> void store_plain(T* p, T value) {
-#if RDMAKIT_POLICY == RDMAKIT_EXPLORE
-    cpu::self().api->store_late(&cpu::self(), p, &value, sizeof(T));
-#else
-    store_now(p, value);
 #endif
 }
-// Explore: pending stores of this fibre become visible, all of them or those that touch [p, p + bytes).
-inline void drain([[maybe_unused]] const void* p = nullptr, [[maybe_unused]] u32 bytes = 0) {
-#if RDMAKIT_POLICY == RDMAKIT_EXPLORE
-    cpu::self().api->drain(&cpu::self(), p, bytes);
-#endif
-}
-enum class Drains { this_word, everything };  // a relaxed atomic orders its own word only, an acq_rel one all
-template <class T, class Next> T update(T* p, Drains drains, Next next) {
+template <class T, class Next> T update(T* p, Next next, [[maybe_unused]] cpu::Access how, [[maybe_unused]] Site site) {
     cpu::step(cost::kAtomic);
+#if RDMAKIT_POLICY == RDMAKIT_EXPLORE
+    T old;
+    cpu::self().api->update_begin(&cpu::self(), p, &old, sizeof(T), how, site);
+    const T fresh = static_cast<T>(next(old));
+    cpu::self().api->update_end(&cpu::self(), p, &fresh, sizeof(T));
+#else
     const cpu::Whole whole;
-    drain(drains == Drains::everything ? nullptr : p, sizeof(T));
     const T old = *p;
-    store_now(p, static_cast<T>(next(old)));
+    store(p, static_cast<T>(next(old)), how, site);
+#endif
     return old;
 }
 }  // namespace host
 #endif
 
 // ---- loads ------------------------------------------------------------------------------------------------------
-template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T load_relaxed(const T* p) {
+template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T load_relaxed(const T* p, [[maybe_unused]] Site site = Site::here()) {
 #if RDMAKIT_GPU
     RDMAKIT_LOAD("relaxed")
 #else
     cpu::step(cost::kLoad);
-    return host::load(p);
+    return host::load(p, host::access(cpu::Order::relaxed, S), site);
 #endif
 }
-template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T load_acquire(const T* p) {
+template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T load_acquire(const T* p, [[maybe_unused]] Site site = Site::here()) {
 #if RDMAKIT_GPU
     RDMAKIT_LOAD("acquire")
 #else
     cpu::step(cost::kLoad);
-    return host::load(p);
+    return host::load(p, host::access(cpu::Order::acquire, S), site);
 #endif
 }
 
 // ---- stores -----------------------------------------------------------------------------------------------------
-template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE void store_relaxed(T* p, T value) {
+template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE void store_relaxed(T* p, T value, [[maybe_unused]] Site site = Site::here()) {
 #if RDMAKIT_GPU
     RDMAKIT_STORE("relaxed")
 #else
     cpu::step(cost::kStore);
-    host::store_plain(p, value);
+    host::store(p, value, host::access(cpu::Order::relaxed, S), site);
 #endif
 }
-template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE void store_release(T* p, T value) {
+template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE void store_release(T* p, T value, [[maybe_unused]] Site site = Site::here()) {
 #if RDMAKIT_GPU
     RDMAKIT_STORE("release")
 #else
     cpu::step(cost::kStore + (S == Scope::cta ? cost::kFenceCta : S == Scope::gpu ? cost::kFenceGpu : cost::kFenceSys));
-    host::drain();
-    host::store_now(p, value);
+    host::store(p, value, host::access(cpu::Order::release, S), site);
 #endif
 }
 // One segment of a WQE: a plain (weak) store. Only the fence before the doorbell orders it.
-RDMAKIT_DEVICE void store_segment(void* p, const Vec16& v) {
+RDMAKIT_DEVICE void store_segment(void* p, const Vec16& v, [[maybe_unused]] Site site = Site::here()) {
 #if RDMAKIT_GPU
     asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)), "r"(v.w[0]),
                  "r"(v.w[1]), "r"(v.w[2]), "r"(v.w[3])
                  : "memory");
 #else
     cpu::step(cost::kStore);
-    host::store_plain(static_cast<Vec16*>(p), v);
+    host::store(static_cast<Vec16*>(p), v, host::access(cpu::Order::plain, Scope::cta), site);
 #endif
 }
 
 // ---- fences -----------------------------------------------------------------------------------------------------
 // Orders everything before it against everything after it, for observers within the scope.
-template <Scope S> RDMAKIT_DEVICE void fence() {
+template <Scope S> RDMAKIT_DEVICE void fence([[maybe_unused]] Site site = Site::here()) {
 #if RDMAKIT_GPU
     RDMAKIT_BY_SCOPE(S, asm volatile("fence.acq_rel.cta;" ::: "memory"),
                      asm volatile("fence.acq_rel.gpu;" ::: "memory"), asm volatile("fence.acq_rel.sys;" ::: "memory"))
 #else
     cpu::step(S == Scope::cta ? cost::kFenceCta : S == Scope::gpu ? cost::kFenceGpu : cost::kFenceSys);
-    host::drain();
+#if RDMAKIT_POLICY == RDMAKIT_EXPLORE
+    cpu::self().api->fence(&cpu::self(), host::access(cpu::Order::acq_rel, S), site);
+#endif
 #endif
 }
 
 // ---- read-modify-write ------------------------------------------------------------------------------------------
-template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T fetch_add(T* p, T value) {  // relaxed
+template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T fetch_add(T* p, T value, [[maybe_unused]] Site site = Site::here()) {  // relaxed
 #if RDMAKIT_GPU
     RDMAKIT_UPDATE(RDMAKIT_ADD, "u")
 #else
-    return host::update(p, host::Drains::this_word, [value](T old) { return old + value; });
+    return host::update(p, [value](T old) { return old + value; }, host::access(cpu::Order::relaxed, S), site);
 #endif
 }
-template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T fetch_max(T* p, T value) {  // relaxed, unsigned
+template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T fetch_max(T* p, T value, [[maybe_unused]] Site site = Site::here()) {  // relaxed, unsigned
 #if RDMAKIT_GPU
     RDMAKIT_UPDATE(RDMAKIT_MAX, "u")
 #else
-    return host::update(p, host::Drains::this_word, [value](T old) { return larger(old, value); });
+    return host::update(p, [value](T old) { return larger(old, value); }, host::access(cpu::Order::relaxed, S), site);
 #endif
 }
-template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T exchange(T* p, T value) {  // acquire and release
+template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T exchange(T* p, T value, [[maybe_unused]] Site site = Site::here()) {  // acquire and release
 #if RDMAKIT_GPU
     RDMAKIT_UPDATE(RDMAKIT_SWAP, "b")
 #else
-    return host::update(p, host::Drains::everything, [value](T) { return value; });
+    return host::update(p, [value](T) { return value; }, host::access(cpu::Order::acq_rel, S), site);
 #endif
 }
-template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T compare_swap(T* p, T expected, T desired) {  // acquire, release
+template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T compare_swap(T* p, T expected, T desired, [[maybe_unused]] Site site = Site::here()) {  // acquire, release
 #if RDMAKIT_GPU
     T old;
     RDMAKIT_BY_WIDTH(RDMAKIT_CAS("b32", "=r", "r"), RDMAKIT_CAS("b64", "=l", "l"))
     return old;
 #else
-    return host::update(p, host::Drains::everything, [=](T old) { return old == expected ? desired : old; });
+    return host::update(p, [=](T old) { return old == expected ? desired : old; },
+                        host::access(cpu::Order::acq_rel, S), site);
+#endif
+}
+
+// ---- conditions -------------------------------------------------------------------------------------------------
+// A condition that a protocol rests on: a bound, an epoch, an order. Explore can take each one out, to see that it is needed.
+RDMAKIT_DEVICE bool holds(bool condition, [[maybe_unused]] Site site = Site::here()) {
+#if !RDMAKIT_GPU && RDMAKIT_POLICY == RDMAKIT_EXPLORE
+    return condition || cpu::self().api->removed(&cpu::self(), site);
+#else
+    return condition;
 #endif
 }
 
@@ -197,7 +208,7 @@ RDMAKIT_DEVICE void mmio_store(u64* reg, u64 value) {
 
 // ---- payload ----------------------------------------------------------------------------------------------------
 // Streaming 16-byte accesses: read once, do not displace what L1 holds.
-RDMAKIT_DEVICE Vec16 load_stream(const Vec16* p) {
+RDMAKIT_DEVICE Vec16 load_stream(const Vec16* p, [[maybe_unused]] Site site = Site::here()) {
 #if RDMAKIT_GPU
     Vec16 v;
     asm volatile("ld.global.L1::no_allocate.v4.b32 {%0, %1, %2, %3}, [%4];"
@@ -205,15 +216,15 @@ RDMAKIT_DEVICE Vec16 load_stream(const Vec16* p) {
                  : "l"(__cvta_generic_to_global(p)) : "memory");
     return v;
 #else
-    return host::load(p);
+    return host::load(p, host::access(cpu::Order::plain, Scope::cta), site);
 #endif
 }
-RDMAKIT_DEVICE void store_stream(Vec16* p, const Vec16& v) {
+RDMAKIT_DEVICE void store_stream(Vec16* p, const Vec16& v, [[maybe_unused]] Site site = Site::here()) {
 #if RDMAKIT_GPU
     asm volatile("st.global.L1::no_allocate.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(__cvta_generic_to_global(p)),
                  "r"(v.w[0]), "r"(v.w[1]), "r"(v.w[2]), "r"(v.w[3]) : "memory");
 #else
-    host::store_plain(p, v);
+    host::store(p, v, host::access(cpu::Order::plain, Scope::cta), site);
 #endif
 }
 

@@ -30,6 +30,14 @@ struct WaitNote {
     Site site;
 };
 
+// Order and scope of an access, as explore/weak_memory.hpp numbers them.
+enum class Order : u32 { plain = 0, relaxed = 1, acquire = 2, release = 3, acq_rel = 4 };
+struct Access {
+    Order order;
+    u32 scope;
+};
+enum RawAccess : u32 { kRawRead = 0, kRawWrite = 1, kRawVolatileRead = 2, kRawVolatileWrite = 3 };
+
 struct Thread;
 
 struct RunnerApi {
@@ -43,10 +51,15 @@ struct RunnerApi {
     void (*gathered)(Thread*);                                 // done reading them
     void (*trap)(Thread*, const char* why, Site);              // ends the launch with an error; does not return
     void* (*shared)(Thread*, const void* key, u64 bytes, u64 alignment);
-    // Explore only.
-    void (*store_late)(Thread*, void*, const void*, u32 bytes);
-    void (*load_own)(Thread*, const void*, void*, u32 bytes);
-    void (*drain)(Thread*, const void* address, u32 bytes);  // nullptr: all of this fibre's pending stores
+    // Explore only: every access goes through the memory model, which decides what is seen.
+    void (*load)(Thread*, const void*, void* out, u32 bytes, Access, Site);
+    void (*store)(Thread*, void*, const void* value, u32 bytes, Access, Site);
+    void (*update_begin)(Thread*, void*, void* old, u32 bytes, Access, Site);
+    void (*update_end)(Thread*, void*, const void* fresh, u32 bytes);
+    void (*fence)(Thread*, Access, Site);
+    bool (*removed)(Thread*, Site);  // is the condition at this place taken out, to see whether it is needed?
+    // Accesses that the compiler reports (cpu_watch.cuh), before they happen: size, RawAccess, and by which instruction.
+    void (*raw)(Thread*, void*, u32 bytes, u32 kind, const void* pc);
     // Foreign kernels (cpu_preempt.cuh): the budget is used up in code that waits for nobody, at instruction pc.
     void (*preempt)(Thread*, const void* pc);
 };

@@ -75,9 +75,9 @@ inline int __syncthreads_or(int predicate, rdmakit::Site site = rdmakit::Site::h
 inline int __syncthreads_and(int predicate, rdmakit::Site site = rdmakit::Site::here()) {
     return __syncthreads_count(!predicate, site) == 0;
 }
-inline void __threadfence_block() { rdmakit::fence<rdmakit::Scope::cta>(); }
-inline void __threadfence() { rdmakit::fence<rdmakit::Scope::gpu>(); }
-inline void __threadfence_system() { rdmakit::fence<rdmakit::Scope::sys>(); }
+inline void __threadfence_block(rdmakit::Site site = rdmakit::Site::here()) { rdmakit::fence<rdmakit::Scope::cta>(site); }
+inline void __threadfence(rdmakit::Site site = rdmakit::Site::here()) { rdmakit::fence<rdmakit::Scope::gpu>(site); }
+inline void __threadfence_system(rdmakit::Site site = rdmakit::Site::here()) { rdmakit::fence<rdmakit::Scope::sys>(site); }
 
 // ---- the warp ----------------------------------------------------------------------------------------------------
 namespace rdmakit::cuda {
@@ -165,22 +165,19 @@ inline unsigned __reduce_and_sync(unsigned mask, unsigned v, RDMAKIT_HERE) {
 namespace rdmakit::cuda {
 template <class T> struct Same { using type = T; };
 template <class T> using Value = typename Same<T>::type;  // not deduced: atomicAdd(&an_unsigned, 1)
-template <class T, class Change> T update(T* p, Change change) {
-    cpu::step(cost::kAtomic);
-    const cpu::Whole whole;
-    host::drain(p, sizeof(T));
-    const T old = *p;
-    host::store_now(p, static_cast<T>(change(old)));
-    return old;
+template <class T, class Change> T update(T* p, Change change, Scope scope, Site site) {
+    return host::update(p, change, host::access(cpu::Order::relaxed, scope), site);
 }
 }  // namespace rdmakit::cuda
 
+#define RDMAKIT_ATOMIC_AT(name, scope, expression)                                                                   \
+    template <class T> T name(T* p, rdmakit::cuda::Value<T> v, rdmakit::Site site = rdmakit::Site::here()) {        \
+        return rdmakit::cuda::update(p, [=](T old) { return expression; }, rdmakit::Scope::scope, site);            \
+    }
 #define RDMAKIT_ATOMIC(name, expression)                                                               \
-    template <class T> T name(T* p, rdmakit::cuda::Value<T> v) {                                       \
-        return rdmakit::cuda::update(p, [=](T old) { return expression; });                            \
-    }                                                                                                  \
-    template <class T> T name##_block(T* p, rdmakit::cuda::Value<T> v) { return name(p, v); }          \
-    template <class T> T name##_system(T* p, rdmakit::cuda::Value<T> v) { return name(p, v); }
+    RDMAKIT_ATOMIC_AT(name, gpu, expression)                                                           \
+    RDMAKIT_ATOMIC_AT(name##_block, cta, expression)                                                   \
+    RDMAKIT_ATOMIC_AT(name##_system, sys, expression)
 RDMAKIT_ATOMIC(atomicAdd, old + v)
 RDMAKIT_ATOMIC(atomicSub, old - v)
 RDMAKIT_ATOMIC(atomicMax, old < v ? v : old)
@@ -192,11 +189,14 @@ RDMAKIT_ATOMIC(atomicExch, (static_cast<void>(old), v))
 RDMAKIT_ATOMIC(atomicInc, old >= v ? T{0} : old + 1)
 RDMAKIT_ATOMIC(atomicDec, old == 0 || old > v ? v : old - 1)
 #undef RDMAKIT_ATOMIC
-template <class T> T atomicCAS(T* p, rdmakit::cuda::Value<T> compare, rdmakit::cuda::Value<T> value) {
-    return rdmakit::cuda::update(p, [=](T old) { return old == compare ? value : old; });
+#undef RDMAKIT_ATOMIC_AT
+template <class T> T atomicCAS(T* p, rdmakit::cuda::Value<T> compare, rdmakit::cuda::Value<T> value,
+                               rdmakit::Site site = rdmakit::Site::here()) {
+    return rdmakit::cuda::update(p, [=](T old) { return old == compare ? value : old; }, rdmakit::Scope::gpu, site);
 }
-template <class T> T atomicCAS_system(T* p, rdmakit::cuda::Value<T> compare, rdmakit::cuda::Value<T> value) {
-    return atomicCAS(p, compare, value);
+template <class T> T atomicCAS_system(T* p, rdmakit::cuda::Value<T> compare, rdmakit::cuda::Value<T> value,
+                                      rdmakit::Site site = rdmakit::Site::here()) {
+    return rdmakit::cuda::update(p, [=](T old) { return old == compare ? value : old; }, rdmakit::Scope::sys, site);
 }
 
 // ---- bits, bytes, arithmetic -------------------------------------------------------------------------------------

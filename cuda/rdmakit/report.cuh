@@ -145,7 +145,7 @@ RDMAKIT_DEVICE Status wait_until(const T* p, Done done, const Watch& watch, cons
                                  Site site = Site::here()) {
     for (Spin spin(watch);;) {
         *value = load_acquire<S>(p);
-        if (done(*value)) return Status::ok;
+        if (holds(done(*value), site)) return Status::ok;
         if (!spin.pause(who, site, Seen<T>{p, *value})) return spin.status();
     }
 }

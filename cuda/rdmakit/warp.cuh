@@ -101,7 +101,6 @@ RDMAKIT_DEVICE void warp_sync([[maybe_unused]] Site site = Site::here()) {
     __syncwarp();
 #else
     if constexpr (kLanes > 1) {
-        host::drain();  // __syncwarp orders memory among its lanes; Explore lets everybody see, which is more than that
         host::with_lanes(0, [](const u64*) { return 0; }, site);
     }
 #endif

@@ -8,6 +8,7 @@ from libc.stdint cimport uint8_t, uintptr_t
 from libc.string cimport memcpy, strncpy
 from libcpp cimport bool as cbool
 from libcpp.string cimport string
+from libcpp.unordered_set cimport unordered_set
 from libcpp.vector cimport vector
 from cpython.exc cimport PyErr_CheckSignals
 
@@ -183,7 +184,14 @@ cdef extern from "run/world.hpp" namespace "rdmakit::emu" nogil:
         u32 gpu
         string kernel
     cdef cppclass SchedulerCounters:
-        u64 switches, parks, wakes, events, late_stores, sweeps
+        u64 switches, parks, wakes, events, stale_loads, sweeps
+    cdef cppclass HcaAgent:
+        u32 agent, hca, qpn
+        cbool requester
+    cdef cppclass FibreAgent:
+        u32 agent, gpu, thread
+        Dim block
+        const char* kernel
     cdef cppclass CppWorld "rdmakit::emu::World":
         CppWorld(const WorldConfig&) except +
         Hca* add_hca(const HcaConfig&) except +
@@ -199,6 +207,9 @@ cdef extern from "run/world.hpp" namespace "rdmakit::emu" nogil:
         void set_copy_payload(cbool)
         u64 now_ns()
         const SchedulerCounters& counters()
+        void add_action(void (*)(void*) noexcept, void*) except +
+        const vector[HcaAgent]& hca_agents()
+        const vector[FibreAgent]& fibre_agents()
 
 
 class VerbRefused(Exception):
@@ -547,5 +558,8 @@ cdef class World:
 
     def counters(self):
         cdef SchedulerCounters c = self.world.counters()
-        return dict(switches=c.switches, parks=c.parks, wakes=c.wakes, events=c.events, late_stores=c.late_stores,
+        return dict(switches=c.switches, parks=c.parks, wakes=c.wakes, events=c.events, stale_loads=c.stale_loads,
                     sweeps=c.sweeps)
+
+
+include "_explorer.pxi"

@@ -41,6 +41,7 @@ _FLAGS = (
     "-Wno-unknown-pragmas",
 )
 _TIMEOUT = 300
+_EXPLORE = 2  # RDMAKIT_EXPLORE of config.cuh
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,23 @@ class Recipe:
         return (*_FLAGS, *chosen, *extra)
 
     @property
+    def hooks(self) -> tuple[str, ...]:
+        """Headers whose functions the compiler calls by itself: between basic blocks, before accesses to memory."""
+        return (*(["cpu_preempt.cuh"] if self.preempted else []), *(["cpu_watch.cuh"] if self.policy == _EXPLORE else []))
+
+    @property
+    def hooked_flags(self) -> tuple[str, ...]:
+        """What makes it call them; not for the hooks themselves."""
+        blocks = ("-fsanitize-coverage=trace-pc",) if self.preempted else ()
+        # memcpy and its kin as calls: expanded in place they would be accesses that nobody is told of.
+        copies = ("-fno-builtin-memcpy", "-fno-builtin-memset", "-fno-builtin-memmove")
+        watch = ("-fsanitize=thread", "--param", "tsan-distinguish-volatile=1", *copies)
+        return (*blocks, *(watch if self.policy == _EXPLORE else ()))
+
+    @property
     def identity(self) -> str:
         """Text that is equal for equal recipes, wherever the headers are installed."""
-        return "\n".join(["2", platform.machine(), *self.flags, str(self.builtins), self.source.text])
+        return "\n".join(["3", platform.machine(), *self.flags, str(self.builtins), self.source.text])
 
 
 def recipe(
@@ -139,20 +154,17 @@ def build(plan: Recipe, target: Path) -> list[str]:
         paths.append(f"-ffile-prefix-map={work}=.")
         compile_only = [compiler, *plan.flags, *paths, "-MD", "-MF", str(deps)]
         command = [*compile_only, *(("-include", "rdmakit/cuda_builtins.cuh") if plan.builtins else ())]
-        if not plan.preempted:
-            _run([*command, "-shared", str(source), "-o", str(target)], plan.source.name, work)
-            return _read(deps, source)
-        _run(
-            [*command, "-fsanitize-coverage=trace-pc", "-c", str(source), "-o", str(main)],
-            plan.source.name,
-            work,
-        )
-        headers = set(_read(deps, source))
-        # The callback that preempts must not be instrumented: it is a translation unit of its own.
-        hook, object_file = Path(include, "rdmakit", "cpu_preempt.cuh"), Path(work, "preempt.o")
-        _run([*compile_only, "-c", "-x", "c++", str(hook), "-o", str(object_file)], hook.name, work)
-        _run([compiler, "-shared", str(main), str(object_file), "-o", str(target)], plan.source.name, work)
-        return sorted(headers | set(_read(deps, source)))
+        _run([*command, *plan.hooked_flags, "-c", str(source), "-o", str(main)], plan.source.name, work)
+        headers, objects = set(_read(deps, source)), [str(main)]
+        # Callbacks that the compiler adds calls of must have none themselves: translation units of their own.
+        for name in plan.hooks:
+            hook, object_file = Path(include, "rdmakit", name), str(Path(work, f"{name}.o"))
+            flags = [*compile_only, "-fno-tree-loop-distribute-patterns", "-c", "-x", "c++"]
+            _run([*flags, str(hook), "-o", object_file], hook.name, work)
+            headers |= set(_read(deps, source))
+            objects.append(object_file)
+        _run([compiler, "-shared", *objects, "-o", str(target)], plan.source.name, work)
+        return sorted(headers)
 
 
 def _read(deps: Path, source: Path) -> list[str]:

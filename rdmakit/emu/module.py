@@ -104,15 +104,15 @@ class Module:
         self.path = path
         self.world: World | None = None
         self._library = ctypes.CDLL(str(path))
-        # Entries run on Python's stack, which is no fibre: nothing may be preempted meanwhile (cpu_preempt.cuh).
-        self._arm_preemption(False)
+        # Entries run on Python's stack, which is no fibre: nothing may be preempted or watched meanwhile.
+        self._arm(False)
         self._entries: dict[str, int] = {}
         for name in kernels:
             entry = getattr(self._library, f"rdmakit_entry_{name}")
             entry.restype = ctypes.c_void_p
             self._entries[name] = int(entry())
         self.section = self._shared_section()
-        self._arm_preemption(True)
+        self._arm(True)
 
     def _shared_section(self) -> tuple[int, int]:
         """Address and size of the module's raw `__shared__` variables; (0, 0) without any."""
@@ -125,9 +125,10 @@ class Module:
         begin = section(ctypes.byref(size))
         return (int(begin), int(size.value)) if begin and size.value else (0, 0)
 
-    def _arm_preemption(self, on: bool) -> None:
-        with contextlib.suppress(ValueError):  # not compiled with preemption
-            ctypes.c_int.in_dll(self._library, "rdmakit_preemption").value = on
+    def _arm(self, on: bool) -> None:
+        for hook in ("rdmakit_preemption", "rdmakit_watching"):  # cpu_preempt.cuh, cpu_watch.cuh
+            with contextlib.suppress(ValueError):  # not compiled with it
+                ctypes.c_int.in_dll(self._library, hook).value = on
 
     @property
     def kernels(self) -> list[str]:

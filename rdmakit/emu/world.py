@@ -231,7 +231,7 @@ class World:
 
     @property
     def counters(self) -> dict[str, int]:
-        """The scheduler's: switches, parks, wakes, events, late_stores, sweeps."""
+        """The scheduler's: switches, parks, wakes, events, stale_loads, sweeps."""
         found: dict[str, int] = self._core.counters()
         return found
 

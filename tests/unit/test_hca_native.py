@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-HCA = ROOT / "rdmakit" / "emu" / "hca"
+EMULATOR = ROOT / "rdmakit" / "emu"
 NATIVE = ROOT / "tests" / "native"
 BUILDS = {
     "plain": ["-O1"],
@@ -26,7 +26,8 @@ def build(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     """Name of the build and its binary. One translation unit compiles in a third of the time."""
     folder = tmp_path_factory.mktemp(request.param)
     unit, binary = folder / "unit.cpp", folder / "hca_tests"
-    sources = sorted(HCA.glob("*.cpp")) + sorted(NATIVE.glob("*.cpp"))
+    model = [*EMULATOR.glob("hca/*.cpp"), EMULATOR / "explore" / "weak_memory.cpp"]
+    sources = sorted(model) + sorted(NATIVE.glob("*.cpp"))
     unit.write_text("".join(f'#include "{source}"\n' for source in sources))
     flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", *BUILDS[request.param], f"-I{ROOT / 'cuda'}"]
     done = subprocess.run(["g++", *flags, str(unit), "-o", str(binary)], capture_output=True, text=True)

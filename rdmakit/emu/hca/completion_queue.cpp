@@ -5,6 +5,8 @@
 #include <cerrno>
 #include <cstring>
 
+#include "../explore/weak_memory.hpp"
+#include "flight.hpp"
 #include "hca.hpp"
 #include "queue_pair.hpp"
 
@@ -15,7 +17,7 @@ u64 CompletionQueue::unconsumed() const {
     return (info.produced - consumed) & 0xffffff;
 }
 
-bool CompletionQueue::push(const void* cqe, const u8* preceding, Environment& environment) {
+bool CompletionQueue::push(const void* cqe, const u8* preceding, Environment& environment, u32 agent) {
     if (info.dead) return false;
     if (!info.collapsed && unconsumed() >= entries()) {
         if (!info.overrun_ignore) {
@@ -30,10 +32,18 @@ bool CompletionQueue::push(const void* cqe, const u8* preceding, Environment& en
     u8 op_own = static_cast<const u8*>(cqe)[kCqe - 1];
     const CqeOpcode opcode = static_cast<CqeOpcode>(op_own >> 4);
     op_own |= static_cast<u8>(cqe_owner(info.produced, info.log_entries, info.collapsed));
-    if (preceding && info.cqe_bytes == 128) std::memcpy(entry, preceding, 64);
-    std::memcpy(body, cqe, kCqe - 1);
-    // The owner byte last: software that sees it may read the rest.
-    __atomic_store_n(body + kCqe - 1, op_own, __ATOMIC_RELEASE);
+    if (WeakMemory* weak = environment.weak()) {
+        u8 whole[kCqe];
+        std::memcpy(whole, cqe, kCqe - 1);
+        whole[kCqe - 1] = op_own;
+        if (preceding && info.cqe_bytes == 128) weak->dma_write(agent, entry, preceding, 64, WeakMemory::kOwn, "writes a CQE");
+        weak->dma_write(agent, body, whole, kCqe, WeakMemory::kOwn, "writes a CQE");
+    } else {
+        if (preceding && info.cqe_bytes == 128) std::memcpy(entry, preceding, 64);
+        std::memcpy(body, cqe, kCqe - 1);
+        // The owner byte last: software that sees it may read the rest.
+        __atomic_store_n(body + kCqe - 1, op_own, __ATOMIC_RELEASE);
+    }
     ++info.produced;
     if ((op_own & kSolicited) || opcode == CqeOpcode::requester_error || opcode == CqeOpcode::responder_error)
         last_solicited = info.produced;
@@ -106,9 +116,18 @@ Status Hca::arm_cq(u32 cqn, bool solicited_only) {
 
 // False if the entry could not be written; the caller takes the QP to ERR.
 bool Hca::push_cqe(QueuePair& qp, CompletionQueue& cq, const void* cqe, const u8* preceding) {
+    if (!stepwise_) return push_now(qp, cq, cqe, preceding, 0);
+    introduce(qp);
+    const u32 opcode = static_cast<const u8*>(cqe)[kCqe - 1] >> 4;
+    if (opcode == static_cast<u32>(CqeOpcode::requester) || opcode == static_cast<u32>(CqeOpcode::requester_error))
+        return push_now(qp, cq, cqe, preceding, qp.flight->requester);
+    complete_later(qp, cq, cqe, preceding);  // behind what the responder has still to place
+    return true;
+}
+bool Hca::push_now(QueuePair& qp, CompletionQueue& cq, const void* cqe, const u8* preceding, u32 agent) {
     const bool was_dead = cq.info.dead;
     const u64 overwritten = cq.info.overwritten;
-    if (!cq.push(cqe, preceding, environment_)) {
+    if (!cq.push(cqe, preceding, environment_, agent)) {
         if (!was_dead) {
             ++counters_.cq_overruns;
             report(AsyncEventType::cq_error, cq.info.cqn);

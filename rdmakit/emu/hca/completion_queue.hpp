@@ -19,7 +19,8 @@ struct CompletionQueue {
     u64 unconsumed() const;
     // Writes `cqe` (a Cqe or ErrorCqe with owner bit 0), and `preceding` into the half before it in a 128-byte entry.
     // False: the CQ is full, and now dead, or was dead before.
-    bool push(const void* cqe, const u8* preceding, Environment& environment);
+    // `agent` writes it, to the memory model.
+    bool push(const void* cqe, const u8* preceding, Environment& environment, u32 agent = 0);
 };
 
 }  // namespace rdmakit::emu

@@ -1,6 +1,9 @@
 // create_qp.cpp — making, destroying and describing queue pairs (man ibv_create_qp, ibv_destroy_qp, ibv_query_qp).
 #include <cerrno>
 
+#include <algorithm>
+
+#include "flight.hpp"
 #include "hca.hpp"
 #include "port.hpp"
 #include "qp_state.hpp"
@@ -67,10 +70,15 @@ Status Hca::create_qp(const QpAttr& attr, u32* qpn) {
         qp->timed = std::make_unique<TimedQueue>();
         qp->timed->slots = std::make_unique<InFlight[]>(static_cast<std::size_t>(1) << attr.log_sq_bbs);
     }
+    if (stepwise_) qp->flight = std::make_shared<Flight>();
     qp->sq = SendRing{static_cast<const u8*>(create.sq_buffer), attr.log_sq_bbs};
     if (attr.max_recv_sge != 0) {
         qp->rq = static_cast<const u8*>(create.rq_buffer);
         qp->rq_mask = (1u << attr.log_rq_wqes) - 1;
+    }
+    if (weak_ != nullptr) {  // decoded from what was fetched, which need not be the newest
+        qp->flight->shadow.resize(static_cast<std::size_t>(kWqebb) << attr.log_sq_bbs);
+        qp->sq.base = qp->flight->shadow.data();
     }
     qp->send_cq = send_cq;
     qp->recv_cq = recv_cq;
@@ -91,6 +99,7 @@ Status Hca::destroy_qp(u32 qpn) {
     QueuePair* qp = find_qp(qpn);
     if (!qp) return refuse(EINVAL, "no QP 0x%x", qpn);
     ports_->remove(*qp);
+    moving_.erase(std::remove(moving_.begin(), moving_.end(), qp), moving_.end());
     --qp->send_cq->info.users;
     --qp->recv_cq->info.users;
     --uars_[qp->info.create.uar]->users;

@@ -66,6 +66,8 @@ void Hca::mmio_write64(const void* address, u64 value) {
     if (timed_)
         schedule(environment_.now_ps() + config_.timing.doorbell_to_fetch_ps, EventKind::doorbell, qp->info.qpn, 0, 0,
                  value);
+    else if (stepwise_)
+        rung(*qp, value);
     else
         ring_send(*qp, value);
 }
@@ -93,7 +95,7 @@ void Hca::ring_send(QueuePair& qp, u64 value) {
         if (slot && qp.info.create.doorbell == DoorbellMode::register_value) target = qp.producer;
     }
     if (qp.info.create.doorbell != DoorbellMode::no_dbr) {
-        const u32 record = swap_bytes(__atomic_load_n(&qp.info.create.dbrec[kDbrecSend], __ATOMIC_ACQUIRE));
+        const u32 record = read_record(qp, &qp.info.create.dbrec[kDbrecSend], true);
         target = larger(target, widen_index(qp.producer, record & 0xffff));
     }
     if (target <= qp.producer) {
@@ -107,6 +109,7 @@ void Hca::ring_send(QueuePair& qp, u64 value) {
         qp.producer = qp.completed + entries;
         report(AsyncEventType::qp_fatal, qp.info.qpn, static_cast<u32>(Syndrome::local_qp_op));
         if (qp.state() != QpState::err) {
+            fetch(qp, qp.completed, 1);
             fail(qp, decode_wqe(qp.sq, qp.completed, entries, qp.info.qpn), Syndrome::local_qp_op);
             return;
         }

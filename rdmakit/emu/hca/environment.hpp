@@ -3,11 +3,13 @@
 #pragma once
 #include <cstddef>
 
+#include "../explore/clocks.hpp"
 #include "faults.hpp"
 
 namespace rdmakit::emu {
 
 class Hca;
+class WeakMemory;
 
 // Asynchronous events, named as IBV_EVENT_* (man ibv_get_async_event). `completion` is the completion channel's event
 // of an armed CQ; `doorbell_split` has no verbs counterpart (a real HCA would act on half a doorbell, undefined).
@@ -50,6 +52,17 @@ class Environment {
     // False: messages of more than cpu::kControlBytes are checked, counted and completed but not copied.
     virtual bool copy_payload() = 0;
     virtual void async_event(Hca& hca, AsyncEvent event) = 0;
+
+    // ---- where the legs of a message are steps of their own (stepwise.cpp); asked when an HCA is made
+    virtual bool stepwise() { return false; }
+    // Which values loads may return, or null: the newest.
+    virtual WeakMemory* weak() { return nullptr; }
+    // Does a reader see the bytes of one WRITE in their order (ibv_query_qp_data_in_order)? GPUs are promised no such thing.
+    virtual bool data_in_order() { return false; }
+    // Changes whenever the memory model forgets its agents; adds one, and says what the running code has made visible.
+    virtual u64 run_number() { return 0; }
+    virtual u32 add_agent(Hca&, u32 /*qpn*/, bool /*requester*/) { return 0; }
+    virtual ClockRef published() { return 0; }
 
     // Set by an environment in which things go wrong: all that faults cost those without is a look at this.
     bool faults_on = false;

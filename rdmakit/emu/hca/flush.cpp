@@ -1,5 +1,6 @@
 // flush.cpp — the error state: everything posted, and everything still to be posted, completes with syndrome 0x05.
 // Leans on hca_cqe.cuh. Unsignalled WQEs complete too (mlx5 completion mode "CQE on error only"): size CQs for it.
+#include "flight.hpp"
 #include "hca.hpp"
 #include "port.hpp"
 
@@ -12,12 +13,14 @@ void Hca::enter_error(QueuePair& qp) {
     qp.stalled = false;
     ++qp.epoch;  // responses under way find nobody
     if (qp.timed) qp.timed->restart(qp.completed);
+    if (qp.flight) qp.flight->requests.clear();
     flush_sends(qp);
     flush_receives(qp);
 }
 
 void Hca::flush_sends(QueuePair& qp) {
     while (qp.completed < qp.producer) {
+        fetch(qp, qp.completed, 1);
         const Vec16 ctrl = load_ds(qp.sq, qp.completed, 0);
         const u32 opcode = swap_bytes(ctrl.w[0]) & 0xff;
         const u64 bbs = larger(1u, wqebbs(swap_bytes(ctrl.w[1]) & 0x3f));

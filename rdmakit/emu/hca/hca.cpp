@@ -35,6 +35,8 @@ Hca::Hca(Environment& environment, Fabric& fabric, const HcaConfig& config)
       fabric_(fabric),
       config_(checked(config)),
       timed_(environment.timed()),
+      stepwise_(environment.stepwise()),
+      weak_(environment.weak()),
       qpn_base_(0x100 + static_cast<u32>(environment.random(0x8000))),
       memory_(std::make_unique<MemoryRegions>(2 + static_cast<u32>(environment.random(254)),
                                               static_cast<u32>(environment.random(256)), config_.max_mrs)),
@@ -62,6 +64,10 @@ Status Hca::add_address(u32 port, const Gid& gid, u32 lid) {
 }
 
 void Hca::enqueue(QueuePair& qp) {
+    if (stepwise_) {
+        list(qp);
+        return;
+    }
     ports_->enqueue(qp);
     if (timed_) {
         wake_port(qp.queued_at, environment_.now_ps());
@@ -72,6 +78,7 @@ void Hca::enqueue(QueuePair& qp) {
 }
 
 u32 Hca::work(u32 budget) {
+    if (stepwise_) return work_stepwise(budget);
     announced_ = true;  // until the end of this call nobody need be told
     copy_payload_ = environment_.copy_payload();
     turn_stalled();

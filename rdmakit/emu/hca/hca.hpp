@@ -23,6 +23,9 @@ struct Outcome;
 struct Pieces;
 struct Port;
 class EventPool;
+struct HcaSnapshot;
+struct HcaStep;
+struct Request;
 class MemoryRegions;
 class Ports;
 enum class EventKind : u32;
@@ -90,6 +93,13 @@ class Hca {
     // Executes up to `budget` WQEs; returns how many. Calls ready() at its end if some can still be done, or if a
     // finite retry counts down.
     u32 work(u32 budget);
+    // Stepwise: appends what can be done next, the calmest first; takes one of them; who does it, to the memory model.
+    void next_steps(std::vector<HcaStep>& out);
+    void take(const HcaStep& step);
+    u32 agent_of(const HcaStep& step);
+    // Stepwise: everything that work changes, to be put back before the next run. Not what verbs create or destroy.
+    std::shared_ptr<const HcaSnapshot> save() const;
+    void restore(const HcaSnapshot& snapshot);
     // QPs that wait for a receive WQE or for a peer. Call work() once more before calling the world hung.
     u32 waiting() const { return static_cast<u32>(stalled_.size()); }
 
@@ -170,14 +180,40 @@ class Hca {
     void advance(QueuePair& qp);
     u64 respond_at(const QueuePair& qp, const DecodedWqe& wqe, const Outcome& outcome);
 
+    // stepwise.cpp
+    void introduce(QueuePair& qp);
+    u32 read_record(QueuePair& qp, const u32* record, bool as_requester);
+    void fetch(QueuePair& qp, u64 bb, u64 count);
+    void list(QueuePair& qp);
+    bool may_issue(const QueuePair& qp) const;
+    bool may_arrive(const QueuePair& qp, u32 index) const;
+    bool may_place(const QueuePair& qp, u32 index) const;
+    bool must_give_up(const QueuePair& qp, u32 index) const;
+    u32 work_stepwise(u32 budget);
+    void rung(QueuePair& qp, u64 value);
+    void take_bell(QueuePair& qp);
+    void issue_request(QueuePair& qp);
+    void arrive_request(QueuePair& qp, u32 index);
+    void place_part(QueuePair& qp, Request& request, u64 packets);
+    void place(QueuePair& qp, u32 index);
+    void acknowledge_request(QueuePair& qp);
+    void land(QueuePair& qp, const Pieces& from, const Pieces& to, u64 bytes, u32 rkey);
+    void complete_later(QueuePair& qp, CompletionQueue& cq, const void* cqe, const u8* preceding);
+    void bring_home(QueuePair& qp, const Pieces& from, const Pieces& to, u64 bytes);
+
     // completion_queue.cpp
     bool push_cqe(QueuePair& qp, CompletionQueue& cq, const void* cqe, const u8* preceding);
+    bool push_now(QueuePair& qp, CompletionQueue& cq, const void* cqe, const u8* preceding, u32 agent);
     void report(AsyncEventType type, u32 number, u32 syndrome = 0);
 
     Environment& environment_;
     Fabric& fabric_;
     const HcaConfig config_;
     const bool timed_;
+    const bool stepwise_;
+    WeakMemory* const weak_;
+    Request* arriving_ = nullptr;      // stepwise: what is being executed here
+    std::vector<QueuePair*> moving_;   // stepwise: queue pairs with something under way
     HcaCounters counters_;
     u32 qpn_base_ = 0;
     bool copy_payload_ = true;   // Environment::copy_payload, asked once a work() or event

@@ -1,6 +1,7 @@
 // modify_qp.cpp — taking a queue pair through its states (man ibv_modify_qp).
 #include <cerrno>
 
+#include "flight.hpp"
 #include "hca.hpp"
 #include "port.hpp"
 #include "qp_state.hpp"
@@ -81,6 +82,7 @@ void Hca::reset_queues(QueuePair& qp) {
     qp.info.udp_source_port = qp.info.lag_affinity = 0;
     ++qp.epoch;
     if (qp.timed) qp.timed->restart(0);
+    if (qp.flight) qp.flight->clear();
     // As the driver does (libmlx5 mlx5_modify_qp): a record left over would post the old WQEs again.
     qp.info.create.dbrec[kDbrecReceive] = qp.info.create.dbrec[kDbrecSend] = 0;
     environment_.memory_written(qp.info.create.dbrec, 2 * sizeof(u32));

@@ -49,7 +49,11 @@ struct TimedQueue {
     }
 };
 
-struct QueuePair {
+struct Flight;
+struct QueuePair;
+
+// What changes while it works, and can be put back as it was (snapshot.cpp).
+struct QueuePairState {
     QpInfo info;
     SendRing sq{};
     u64 producer = 0;   // free-running basic block indices: posted up to
@@ -81,7 +85,11 @@ struct QueuePair {
     QueuePair* next = nullptr;
 
     u32 epoch = 0;  // changes whenever events under way must no longer count: reset, error, resend
+};
+
+struct QueuePair : QueuePairState {
     std::unique_ptr<TimedQueue> timed;
+    std::shared_ptr<Flight> flight;  // stepwise only
     OwnedMemory owned_sq, owned_rq, owned_dbrec;
 
     QpState state() const { return info.state; }
@@ -91,8 +99,9 @@ struct QueuePair {
     }
     // Receive WQEs that the record shows and that are not consumed; over the ring's size if the record makes no sense.
     u32 receives_available() const {
-        if (!rq) return 0;
-        const u32 posted = swap_bytes(__atomic_load_n(&info.create.dbrec[kDbrecReceive], __ATOMIC_ACQUIRE));
+        return rq ? receives_available(swap_bytes(__atomic_load_n(&info.create.dbrec[kDbrecReceive], __ATOMIC_ACQUIRE))) : 0;
+    }
+    u32 receives_available(u32 posted) const {
         const u32 ahead = (posted - static_cast<u32>(rq_consumed)) & 0xffff;
         return ahead <= 0x8000 ? ahead : 0;
     }

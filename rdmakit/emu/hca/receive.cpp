@@ -1,5 +1,7 @@
 // receive.cpp — receive WQEs: SENDs scattered into them, immediates that consume them.
 // Leans on hca_cqe.cuh. rdma-core providers/mlx5/qp.c mlx5_post_recv: a scatter list ends with {0, lkey 0x100}.
+#include "../explore/weak_memory.hpp"
+#include "flight.hpp"
 #include "hca.hpp"
 #include "memory_region.hpp"
 #include "queue_pair.hpp"
@@ -8,7 +10,8 @@ namespace rdmakit::emu {
 
 // Is a receive WQE there? If not, the outcome says what to answer.
 bool Hca::receive_ready(QueuePair& qp, Outcome& outcome) {
-    const u32 available = qp.receives_available();
+    const u32 available =
+        qp.rq ? qp.receives_available(read_record(qp, &qp.info.create.dbrec[kDbrecReceive], false)) : 0;
     if (qp.rq && available > qp.rq_mask + 1) {  // the record is further ahead than the ring is long
         report(AsyncEventType::qp_fatal, qp.info.qpn);
         enter_error(qp);
@@ -61,7 +64,13 @@ Outcome Hca::send(QueuePair& qp, Transfer& transfer, QueuePair& source) {
 
     Pieces target;
     u64 left = wqe.bytes;
-    const u8* const list = qp.rq + static_cast<u64>(static_cast<u32>(qp.rq_consumed) & qp.rq_mask) * qp.rq_stride;
+    const u8* list = qp.rq + static_cast<u64>(static_cast<u32>(qp.rq_consumed) & qp.rq_mask) * qp.rq_stride;
+    std::vector<u8> fetched;
+    if (weak_ != nullptr) {
+        fetched.resize(qp.rq_stride);
+        weak_->dma_read(qp.flight->responder, fetched.data(), list, qp.rq_stride, "fetches a receive WQE", Order::relaxed);
+        list = fetched.data();
+    }
     for (u32 i = 0; i < qp.info.create.max_recv_sge && left != 0; ++i) {
         const DataSeg& entry = reinterpret_cast<const DataSeg*>(list)[i];
         const u32 lkey = swap_bytes(entry.lkey);
@@ -80,7 +89,7 @@ Outcome Hca::send(QueuePair& qp, Transfer& transfer, QueuePair& source) {
 
     const bool to_cqe =
         qp.info.create.scatter_to_cqe_responder && scatter_flag(wqe.bytes, qp.recv_cq->info.cqe_bytes) != 0;
-    if (!to_cqe && copies(wqe.bytes)) copy_pieces(transfer.local, target, wqe.bytes, environment_);
+    if (!to_cqe && copies(wqe.bytes)) land(qp, transfer.local, target, wqe.bytes, 0);
     qp.info.counters.rcv_payload += wqe.bytes;
     return consume_receive(qp, wqe, source.info.qpn,
                            wqe.opcode == static_cast<u32>(Opcode::send_imm) ? CqeOpcode::responder_send_imm

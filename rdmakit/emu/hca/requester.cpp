@@ -125,7 +125,7 @@ void Hca::finish(QueuePair& qp, Transfer& transfer, const Outcome& outcome) {
     if (source.count != 0) {
         if (signalled && qp.info.create.scatter_to_cqe_requester)
             scatter = scatter_flag(wqe.bytes, qp.send_cq->info.cqe_bytes);
-        if (!scatter && copies(wqe.bytes)) copy_pieces(source, transfer.local, wqe.bytes, environment_);
+        if (!scatter && copies(wqe.bytes)) bring_home(qp, source, transfer.local, wqe.bytes);
         qp.info.counters.rcv_payload += wqe.bytes;
     } else {
         qp.info.counters.xmit_payload += wqe.bytes;

@@ -2,6 +2,8 @@
 // Leans on hca_key.cuh and hca_atomic.cuh; SENDs and immediates go on in receive.cpp. IBTA vol. 1 §9.7.
 #include <cstring>
 
+#include "../explore/weak_memory.hpp"
+#include "flight.hpp"
 #include "hca.hpp"
 #include "memory_region.hpp"
 #include "port.hpp"
@@ -73,7 +75,9 @@ Outcome Hca::write(QueuePair& qp, Transfer& transfer, QueuePair& source) {
             check_key(memory_->table(), wqe.rkey, wqe.raddr, wqe.bytes, kKeyRemoteWrite, qp.info.create.pd);
         if (check.fault != KeyFault::none)
             return refuse_request(qp, Syndrome::remote_access, AsyncEventType::qp_access_error);
-        target.add(reinterpret_cast<void*>(check.memory), wqe.bytes);
+        // What came through before a packet was lost is there already.
+        const u64 there = arriving_ ? arriving_->placed : 0;
+        target.add(reinterpret_cast<u8*>(check.memory) + there, wqe.bytes - there);
     }
     const bool immediate = wqe.opcode == static_cast<u32>(Opcode::write_imm);
     u64 placed = wqe.bytes;
@@ -82,7 +86,8 @@ Outcome Hca::write(QueuePair& qp, Transfer& transfer, QueuePair& source) {
     // Only the last packet of a WRITE_IMM needs a receive WQE: what came before it has been placed by then.
     if (!ready) placed = wqe.bytes == 0 ? 0 : (wqe.bytes - 1) >> source.mtu_shift << source.mtu_shift;
     if (!ready && outcome.kind == Outcome::refused) return outcome;
-    if (placed != 0 && copies(wqe.bytes)) copy_pieces(transfer.local, target, placed, environment_);
+    const u64 there = arriving_ ? arriving_->placed : 0;
+    if (placed > there && copies(wqe.bytes)) land(qp, transfer.local, target, placed - there, wqe.rkey);
     if (!ready) return outcome;
     qp.info.counters.rcv_payload += wqe.bytes;
     if (!immediate) return {};
@@ -109,12 +114,18 @@ Outcome Hca::atomic(QueuePair& qp, const DecodedWqe& wqe) {
     if (check.fault != KeyFault::none)
         return refuse_request(qp, Syndrome::remote_access, AsyncEventType::qp_access_error);
     u8* const at = reinterpret_cast<u8*>(check.memory);
-    u64 old = 0;
-    std::memcpy(&old, at, width);  // little endian: the low bytes; an iova may be aligned where its memory is not
     const bool add = wqe.opcode == static_cast<u32>(Opcode::fetch_add) ||
                      wqe.opcode == static_cast<u32>(Opcode::masked_fetch_add);
-    const u64 result = atomic_result(add, width, old, wqe.operands);
-    std::memcpy(at, &result, width);
+    const auto next = [&](u64 value) { return atomic_result(add, width, value, wqe.operands); };
+    u64 old = 0;
+    if (weak_ != nullptr) {
+        old = weak_->dma_update(qp.flight->responder, at, width, next, "executes an atomic");
+        qp.flight->base = weak_->snapshot(qp.flight->responder);  // later writes do not pass it
+    } else {
+        std::memcpy(&old, at, width);  // little endian: the low bytes; an iova may be aligned where its memory is not
+        const u64 result = next(old);
+        std::memcpy(at, &result, width);
+    }
     environment_.memory_written(at, width);
     return {Outcome::done, Syndrome::none, old};
 }

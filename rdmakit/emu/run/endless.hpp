@@ -12,6 +12,7 @@ namespace rdmakit::emu {
 
 constexpr u32 kLookEvery = 64;           // turns between looks at one fibre
 constexpr u32 kSameLooks = 1u << 15;     // looks in a row that showed nothing new: 7 × 10⁷ basic blocks, a fifth of a second
+constexpr u32 kIdlePoints = 1u << 20;    // Explore: ordered accesses in a row, by whomever, that changed no word of memory
 constexpr u32 kEndlessTurns = 1u << 26;  // turns of one fibre, whatever it does: 2 × 10⁹ basic blocks
 constexpr u32 kImages = 1u << 16;        // that are remembered, of all fibres together
 
@@ -35,6 +36,14 @@ class EndlessLoops {
         if (same_looks_ >= kSameLooks) return "endless loop: it polls memory that nobody writes, and nothing else moves";
         if (fibre.turns >= kEndlessTurns) return "endless loop: it ran for billions of instructions while nothing else moved";
         return nullptr;
+    }
+
+    // Explore: one more ordered access; `progress` and `changes` grow whenever anything, or any word of memory, changes.
+    bool idle(u64 progress, u64 changes) {
+        const u64 now = progress + changes;
+        idle_points_ = now == idle_since_ ? idle_points_ + 1 : 0;
+        idle_since_ = now;
+        return idle_points_ > kIdlePoints;
     }
 
   private:
@@ -71,7 +80,8 @@ class EndlessLoops {
     }
     std::vector<u64> images_;  // open addressing
     u32 used_ = 0, same_looks_ = 0;
-    u64 progress_ = 0;
+    u64 progress_ = 0, idle_since_ = 0;
+    u32 idle_points_ = 0;
 };
 
 }  // namespace rdmakit::emu

@@ -40,6 +40,7 @@ struct Fibre : cpu::Thread {
     cpu::WaitNote note;
     void* gather;             // the group it takes part in
     Watcher watchers[kMaxWatched];
+    u32 agent;                // Explore: who it is to the memory model
     u64 progress_seen;        // the rest: see endless.hpp
     u32 turns;
     bool looked_at;

@@ -8,6 +8,7 @@ namespace rdmakit::emu {
 namespace {
 
 constexpr u64 kMaxThreads = 1024;
+constexpr u64 kManyThreads = 512;       // Explore: in larger launches the lanes of a warp are one observer of memory
 constexpr u64 kMaxShared = 227 * 1024;  // what a block may have on Hopper
 
 Launcher& launcher_of(cpu::Thread* t);
@@ -21,7 +22,7 @@ Launcher::Launcher(Policy policy, u64 seed, u32 gpus, u32 resident_warps)
 Launcher::~Launcher() { abandon(); }
 
 // ---- launching -------------------------------------------------------------------------------------------------
-std::string Launcher::launch(const LaunchSpec& spec) {
+std::string Launcher::refusal(const LaunchSpec& spec) const {
     const cpu::KernelEntry& k = *spec.kernel;
     if (k.layout_version != RDMAKIT_LAYOUT_VERSION) return "the kernel was compiled against another layout version";
     if (k.policy != static_cast<u32>(scheduler_.policy())) return "the kernel was compiled for another policy";
@@ -30,6 +31,14 @@ std::string Launcher::launch(const LaunchSpec& spec) {
     if (spec.block.volume() > kMaxThreads) return "more than 1024 threads in a block";
     if (spec.shared_bytes > kMaxShared) return "more than 227 KiB of dynamic shared memory";
     if (k.lanes == 1 && spec.block.volume() % kWarpThreads != 0) return "a kernel run by warps needs whole warps of 32 threads";
+    if ((spec.block.volume() + kWarpThreads - 1) / kWarpThreads > resident_limit_) return "one block alone exceeds the GPU's resident warps";
+    return "";
+}
+
+std::string Launcher::launch(const LaunchSpec& spec) {
+    const std::string wrong = refusal(spec);
+    if (!wrong.empty()) return wrong;
+    const cpu::KernelEntry& k = *spec.kernel;
 
     auto launch = std::make_unique<Launch>();
     launch->number = numbers_++;
@@ -39,8 +48,6 @@ std::string Launcher::launch(const LaunchSpec& spec) {
     for (u32 i = 0; i < k.argument_count; ++i) {
         launch->argument_pointers.push_back(launch->argument_memory.data() + spec.offsets[i]);
     }
-    const u64 warps = warps_of(*launch);
-    if (warps > resident_limit_) return "one block alone exceeds the GPU's resident warps";
     Gpu& gpu = gpus_[spec.gpu];
     if (gpu.streams.size() <= spec.stream) gpu.streams.resize(spec.stream + 1);
     gpu.streams[spec.stream].push_back(launch.get());
@@ -84,6 +91,7 @@ bool Launcher::start_block(Launch& launch) {
     block->warps.resize(warps_of(launch));
     if (spec.shared_bytes != 0) {
         block->dynamic_memory = std::make_unique<u8[]>(spec.shared_bytes + 128);
+        forget(block->dynamic_memory.get(), spec.shared_bytes + 128);
     }
     block->section.assign(spec.section_bytes, 0);
     const u64 threads = spec.block.volume();
@@ -112,7 +120,9 @@ bool Launcher::start_block(Launch& launch) {
         }
         fibre->dynamic_shared_bytes = spec.shared_bytes;
         block->fibres.push_back(fibre);
+        introduce(*fibre, *block, spec.gpu, threads * spec.grid.volume() > kManyThreads);
     }
+    ++blocks_made_;
     block->live_fibres = static_cast<u32>(block->fibres.size());
     if (threads % kWarpThreads != 0) block->warps.back().exited = ~0u << (threads % kWarpThreads);
     ++launch.next_block;
@@ -121,6 +131,29 @@ bool Launcher::start_block(Launch& launch) {
     launch.blocks.push_back(block);
     for (Fibre* fibre : block->fibres) scheduler_.make_ready(*fibre);
     return true;
+}
+
+// Explore: who this fibre is to the memory model, and what it knows at the start.
+void Launcher::introduce(Fibre& fibre, const Block& block, u32 gpu, bool many) {
+    Exploration* exploration = scheduler_.exploration();
+    if (exploration == nullptr) return;
+    const Fibre* before = block.fibres.size() > 1 ? block.fibres[block.fibres.size() - 2] : nullptr;
+    if (many && fibre.lane != 0 && before != nullptr) {
+        fibre.agent = before->agent;
+        return;
+    }
+    fibre.agent = exploration->memory.add_agent(static_cast<u32>(blocks_made_), gpu);
+    exploration->memory.learn(fibre.agent, gpus_[gpu].ended);
+    const cpu::Dim3& t = fibre.thread_index;
+    introduced_.push_back({fibre.agent, gpu, t.x + fibre.block_size.x * (t.y + fibre.block_size.y * t.z), block.index,
+                           block.launch->spec.kernel->name});
+}
+void Launcher::met(const std::vector<Fibre*>& fibres) {
+    Exploration* exploration = scheduler_.exploration();
+    if (exploration == nullptr) return;
+    std::vector<u32> agents;
+    for (const Fibre* f : fibres) agents.push_back(f->agent);
+    exploration->memory.meet(agents.data(), static_cast<u32>(agents.size()));
 }
 
 void Launcher::run_fibre(Fibre& fibre) {
@@ -135,6 +168,10 @@ void Launcher::fibre_finished(Fibre& fibre) {
     *slot = nullptr;
     block.warps[fibre.warp_in_block].exited |= 1u << fibre.lane;
     const u32 warp = fibre.warp_in_block;
+    if (Exploration* exploration = scheduler_.exploration()) {
+        ClockRef& ended = gpus_[block.launch->spec.gpu].ended;
+        ended = exploration->memory.both(ended, exploration->memory.snapshot(fibre.agent));
+    }
     scheduler_.retire(fibre);
     if (--block.live_fibres == 0) {
         end_block(block);
@@ -158,7 +195,7 @@ void Launcher::end_block(Block& block) {
     launch.blocks.erase(std::find(launch.blocks.begin(), launch.blocks.end(), &block));
     gpus_[launch.spec.gpu].resident_warps -= warps_of(launch);
     --launch.live_blocks;
-    delete &block;
+    drop(&block);
     const u32 gpu = launch.spec.gpu;
     if (launch.live_blocks == 0 && (launch.failed || launch.next_block == launch.spec.grid.volume())) end_launch(launch);
     start_blocks(gpu);
@@ -183,7 +220,7 @@ void Launcher::abandon() {
                 for (Fibre* fibre : block->fibres) {
                     if (fibre != nullptr) scheduler_.kill(*fibre);
                 }
-                delete block;
+                drop(block);
             }
         }
         gpu = Gpu{};
@@ -201,9 +238,20 @@ void* Launcher::shared(Fibre& fibre, const void* key, u64 bytes, u64 alignment) 
     }
     auto memory = std::make_unique<u8[]>(bytes + alignment);  // zeroed
     const auto raw = reinterpret_cast<std::uintptr_t>(memory.get());
-    block.slots.push_back({key, (alignment - raw % alignment) % alignment});
+    block.slots.push_back({key, bytes, (alignment - raw % alignment) % alignment});
+    forget(memory.get(), bytes + alignment);
     block.slot_memory.push_back(std::move(memory));
     return block.slot_memory.back().get() + block.slots.back().offset;
+}
+
+// Explore: shared memory comes and goes, and what the last block wrote there is not the next one's history.
+void Launcher::forget(const void* p, u64 bytes) {
+    if (Exploration* exploration = scheduler_.exploration()) exploration->memory.forget(p, bytes);
+}
+void Launcher::drop(Block* block) {
+    for (std::size_t i = 0; i < block->slots.size(); ++i) forget(block->slot_memory[i].get() + block->slots[i].offset, block->slots[i].bytes);
+    if (block->dynamic_memory) forget(block->dynamic_memory.get(), block->launch->spec.shared_bytes + 128);
+    delete block;
 }
 
 // Raw __shared__ variables live in one section of the module, the same addresses for every block, as on a GPU: their
@@ -222,10 +270,11 @@ void Launcher::swap_section(Block& block) {
 // ---- barrier ---------------------------------------------------------------------------------------------------
 void Launcher::barrier(Fibre& fibre, Site site) {
     Block& block = *fibre.block;
-    scheduler_.drain(fibre, nullptr, 0);
     block.barrier_site = site;
     if (++block.waiting == block.live_fibres) {
-        fibre.clock_ps = std::max(fibre.clock_ps, release_barrier(block));
+        fibre.next_in_group = block.barrier_list;
+        block.barrier_list = &fibre;
+        fibre.clock_ps = std::max(fibre.clock_ps, release_barrier(block, &fibre));
         scheduler_.yield(fibre);
         return;
     }
@@ -235,17 +284,20 @@ void Launcher::barrier(Fibre& fibre, Site site) {
     scheduler_.block_current(fibre, FibreState::at_barrier);
 }
 
-u64 Launcher::release_barrier(Block& block) {
+u64 Launcher::release_barrier(Block& block, const Fibre* last) {
     u64 latest = scheduler_.now_ps();
     for (Fibre* f = block.barrier_list; f != nullptr; f = f->next_in_group) latest = std::max(latest, f->clock_ps);
     Fibre* list = block.barrier_list;
+    std::vector<Fibre*> all;
+    for (Fibre* f = list; f != nullptr; f = f->next_in_group) all.push_back(f);
+    met(all);
     block.barrier_list = nullptr;
     block.waiting = 0;
     while (list != nullptr) {
         Fibre* const f = list;
         list = f->next_in_group;
         f->clock_ps = latest;
-        scheduler_.make_ready(*f);
+        if (f != last) scheduler_.make_ready(*f);
     }
     return latest;
 }
@@ -285,9 +337,13 @@ void Launcher::complete_gathers(Block& block, u32 index) {
         if (g->complete || (g->arrived & expected) != expected) continue;
         g->complete = true;
         u64 latest = 0;
+        std::vector<Fibre*> all;
         for (Fibre* f : block.fibres) {
-            if (f != nullptr && f->gather == g.get()) latest = std::max(latest, f->clock_ps);
+            if (f == nullptr || f->gather != g.get()) continue;
+            latest = std::max(latest, f->clock_ps);
+            all.push_back(f);
         }
+        met(all);
         for (Fibre* f : block.fibres) {
             if (f == nullptr || f->gather != g.get()) continue;
             f->clock_ps = latest;
@@ -310,41 +366,106 @@ namespace {
 Launcher& launcher_of(cpu::Thread* t) { return *static_cast<Launcher*>(fibre_of(t).scheduler->owner()); }
 Scheduler& scheduler_of(cpu::Thread* t) { return *fibre_of(t).scheduler; }
 
-const cpu::RunnerApi kApi = {
-    [](cpu::Thread* t) {
+Exploration& exploration_of(cpu::Thread* t) { return *scheduler_of(t).exploration(); }
+void back_on(cpu::Thread* t) { launcher_of(t).swap_section(*fibre_of(t).block); }
+// Raw __shared__ variables have one address for all blocks: no history can be kept of it.
+bool in_section(cpu::Thread* t, const void* p) {
+    const LaunchSpec& spec = fibre_of(t).block->launch->spec;
+    const auto at = reinterpret_cast<std::uintptr_t>(p), begin = reinterpret_cast<std::uintptr_t>(spec.section_begin);
+    return at - begin < spec.section_bytes;
+}
+// Explore: others may go first, then this access is made.
+void before_access(cpu::Thread* t) {
+    scheduler_of(t).settle();
+    scheduler_of(t).point(fibre_of(t));
+    back_on(t);
+}
+
+cpu::RunnerApi make_api() {
+    cpu::RunnerApi api{};
+    api.yield = [](cpu::Thread* t) {
         scheduler_of(t).yield(fibre_of(t));
-        launcher_of(t).swap_section(*fibre_of(t).block);
-    },
-    [](cpu::Thread* t, const cpu::Watched* list, int count, const cpu::WaitNote& note, u64 timeout_ns) {
+        back_on(t);
+    };
+    api.park = [](cpu::Thread* t, const cpu::Watched* list, int count, const cpu::WaitNote& note, u64 timeout_ns) {
+        scheduler_of(t).settle();
         const bool in_time = scheduler_of(t).park(fibre_of(t), list, count, note, timeout_ns);
-        launcher_of(t).swap_section(*fibre_of(t).block);
+        back_on(t);
         return in_time;
-    },
-    [](cpu::Thread* t, const void* p, u64 bytes) { scheduler_of(t).written(p, bytes); },
-    [](cpu::Thread* t, void* reg, u64 value) { Launcher& l = launcher_of(t); l.mmio64(l.world, reg, value); },
-    [](cpu::Thread* t, void* reg, u32 value) { Launcher& l = launcher_of(t); l.mmio32(l.world, reg, value); },
-    [](cpu::Thread* t, Site site) {
+    };
+    api.written = [](cpu::Thread* t, const void* p, u64 bytes) { scheduler_of(t).written(p, bytes); };
+    api.mmio64 = [](cpu::Thread* t, void* reg, u64 value) {
+        if (scheduler_of(t).exploration() != nullptr) before_access(t);
+        Launcher& l = launcher_of(t);
+        l.mmio64(l.world, reg, value);
+    };
+    api.mmio32 = [](cpu::Thread* t, void* reg, u32 value) {
+        Launcher& l = launcher_of(t);
+        l.mmio32(l.world, reg, value);
+    };
+    api.barrier = [](cpu::Thread* t, Site site) {
+        scheduler_of(t).settle();
         launcher_of(t).barrier(fibre_of(t), site);
-        launcher_of(t).swap_section(*fibre_of(t).block);
-    },
-    [](cpu::Thread* t, u32 mask, u64 value, Site site) {
+        back_on(t);
+    };
+    api.gather = [](cpu::Thread* t, u32 mask, u64 value, Site site) {
+        scheduler_of(t).settle();
+        scheduler_of(t).end_if_endless(fibre_of(t));
         const u64* values = launcher_of(t).gather(fibre_of(t), mask, value, site);
-        launcher_of(t).swap_section(*fibre_of(t).block);
+        back_on(t);
         return values;
-    },
-    [](cpu::Thread* t) { launcher_of(t).gathered(fibre_of(t)); },
-    [](cpu::Thread* t, const char* why, Site site) {
+    };
+    api.gathered = [](cpu::Thread* t) { launcher_of(t).gathered(fibre_of(t)); };
+    api.trap = [](cpu::Thread* t, const char* why, Site site) {
         scheduler_of(t).fail_current(fibre_of(t), std::string(why) + " (" + site.file + ":" + std::to_string(site.line) + ")");
-    },
-    [](cpu::Thread* t, const void* key, u64 bytes, u64 alignment) { return launcher_of(t).shared(fibre_of(t), key, bytes, alignment); },
-    [](cpu::Thread* t, void* p, const void* data, u32 bytes) { scheduler_of(t).store_late(fibre_of(t), p, data, bytes); },
-    [](cpu::Thread* t, const void* p, void* out, u32 bytes) { scheduler_of(t).load_own(fibre_of(t), p, out, bytes); },
-    [](cpu::Thread* t, const void* p, u32 bytes) { scheduler_of(t).drain(fibre_of(t), p, bytes); },
-    [](cpu::Thread* t, const void* pc) {
+    };
+    api.shared = [](cpu::Thread* t, const void* key, u64 bytes, u64 alignment) {
+        return launcher_of(t).shared(fibre_of(t), key, bytes, alignment);
+    };
+    api.preempt = [](cpu::Thread* t, const void* pc) {
+        scheduler_of(t).settle();
         scheduler_of(t).preempt(fibre_of(t), pc);
-        launcher_of(t).swap_section(*fibre_of(t).block);
-    },
-};
+        back_on(t);
+    };
+    api.load = [](cpu::Thread* t, const void* p, void* out, u32 bytes, cpu::Access how, Site site) {
+        if (how.order == cpu::Order::plain) scheduler_of(t).settle();
+        else before_access(t);
+        if (in_section(t, p)) std::memcpy(out, p, bytes);
+        else exploration_of(t).load(fibre_of(t).agent, p, out, bytes, how, site);
+    };
+    api.store = [](cpu::Thread* t, void* p, const void* value, u32 bytes, cpu::Access how, Site site) {
+        if (how.order == cpu::Order::plain) scheduler_of(t).settle();
+        else before_access(t);
+        if (in_section(t, p)) std::memcpy(p, value, bytes);
+        else exploration_of(t).store(fibre_of(t).agent, p, value, bytes, how, site);
+        scheduler_of(t).written(p, bytes);
+    };
+    api.update_begin = [](cpu::Thread* t, void* p, void* old, u32 bytes, cpu::Access how, Site site) {
+        before_access(t);
+        if (in_section(t, p)) std::memcpy(old, p, bytes);
+        else exploration_of(t).update_begin(fibre_of(t).agent, p, old, bytes, how, site);
+    };
+    api.update_end = [](cpu::Thread* t, void* p, const void* fresh, u32 bytes) {
+        if (in_section(t, p)) std::memcpy(p, fresh, bytes);
+        else exploration_of(t).update_end(fibre_of(t).agent, p, fresh, bytes);
+        scheduler_of(t).written(p, bytes);
+    };
+    api.fence = [](cpu::Thread* t, cpu::Access how, Site site) {
+        scheduler_of(t).settle();
+        exploration_of(t).fence(fibre_of(t).agent, how, site);
+    };
+    api.removed = [](cpu::Thread* t, Site site) { return exploration_of(t).removed(site); };
+    api.raw = [](cpu::Thread* t, void* p, u32 bytes, u32 kind, const void* pc) {
+        if (in_section(t, p)) {
+            scheduler_of(t).settle();
+            return;
+        }
+        scheduler_of(t).raw(fibre_of(t), p, bytes, kind, pc);
+        back_on(t);
+    };
+    return api;
+}
+const cpu::RunnerApi kApi = make_api();
 }  // namespace
 
 const cpu::RunnerApi* Launcher::api() { return &kApi; }

@@ -51,7 +51,7 @@ struct Warp {
 
 struct SharedSlot {
     const void* key;
-    u64 offset;
+    u64 bytes, offset;
 };
 
 struct Block {
@@ -69,6 +69,12 @@ struct Block {
 };
 
 // What went wrong in device code: a fault or a trap, by whom.
+// A stream of device instructions, as the memory model knows it.
+struct FibreAgent {
+    u32 agent, gpu, thread;
+    Dim block;
+    const char* kernel;
+};
 struct DeviceError {
     std::string kernel, why;
     u32 gpu = 0, thread = 0;
@@ -86,7 +92,9 @@ class Launcher : public FibreOwner {
     ~Launcher() override;
 
     Scheduler& scheduler() { return scheduler_; }
-    // Queues a launch behind those of its stream. Empty string, or what is wrong with it.
+    // Empty string, or what is wrong with a launch.
+    std::string refusal(const LaunchSpec& spec) const;
+    // Queues a launch behind those of its stream; the same answer.
     std::string launch(const LaunchSpec& spec);
     bool idle() const { return live_launches_ == 0; }
     void copy_payload(bool on) { copy_payload_ = on; }
@@ -95,6 +103,11 @@ class Launcher : public FibreOwner {
     void abandon();
     const std::vector<DeviceError>& errors() const { return errors_; }
     void clear_errors() { errors_.clear(); }
+    const std::vector<FibreAgent>& introduced() const { return introduced_; }
+    void forget_agents() {
+        introduced_.clear();
+        for (Gpu& gpu : gpus_) gpu.ended = 0;
+    }
     std::vector<LaunchTime>& times() { return times_; }
     // Calls visit(fibre, launch, block) for every fibre that has not ended.
     template <class Visit> void each_fibre(Visit visit) const {
@@ -130,10 +143,16 @@ class Launcher : public FibreOwner {
         std::vector<std::vector<Launch*>> streams;
         std::vector<Launch*> running;
         u64 resident_warps = 0;
+        ClockRef ended = 0;  // Explore: what those knew that have ended here: kernels of a stream follow each other
     };
     void start_blocks(u32 gpu);
     bool start_block(Launch& launch);
-    u64 release_barrier(Block& block);  // returns the time at which the last one came
+    // Returns the time at which the last one came; `last` runs on by itself.
+    u64 release_barrier(Block& block, const Fibre* last = nullptr);
+    void introduce(Fibre& fibre, const Block& block, u32 gpu, bool many);
+    void met(const std::vector<Fibre*>& fibres);
+    void forget(const void* p, u64 bytes);
+    void drop(Block* block);
     void complete_gathers(Block& block, u32 warp);
     void end_block(Block& block);
     void end_launch(Launch& launch);
@@ -142,8 +161,9 @@ class Launcher : public FibreOwner {
     Scheduler scheduler_;
     std::vector<Gpu> gpus_;
     std::vector<std::unique_ptr<Launch>> launches_;
-    u64 resident_limit_, numbers_ = 0, live_launches_ = 0;
+    u64 resident_limit_, numbers_ = 0, live_launches_ = 0, blocks_made_ = 0;
     bool copy_payload_ = true;
+    std::vector<FibreAgent> introduced_;
     std::vector<DeviceError> errors_;
     std::vector<LaunchTime> times_;
     Block* section_owner_ = nullptr;

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstring>
 #include <limits>
 
 #include "context.hpp"
@@ -18,7 +19,11 @@ constexpr u64 kStopSteps = 4096;                          // steps between looks
 constexpr std::chrono::milliseconds kStopEvery{50};
 }  // namespace
 
-Scheduler::Scheduler(Policy policy, u64 seed, FibreOwner& owner) : policy_(policy), random_(seed), owner_(owner) {}
+Scheduler::Scheduler(Policy policy, u64 seed, FibreOwner& owner) : policy_(policy), random_(seed), owner_(owner) {
+    if (policy != Policy::explore) return;
+    exploration_ = std::make_unique<Exploration>();
+    exploration_->choices.begin_random(seed, 0, true);
+}
 
 Scheduler* Scheduler::running() { return g_running; }
 
@@ -39,7 +44,7 @@ void Scheduler::fibre_main() {
     Fibre& fibre = static_cast<Fibre&>(cpu::self());
     Scheduler& scheduler = *fibre.scheduler;
     scheduler.owner_.run_fibre(fibre);
-    scheduler.drain(fibre, nullptr, 0);  // the end of a kernel orders its stores
+    scheduler.settle();
     scheduler.block_current(fibre, FibreState::finished);
 }
 
@@ -64,7 +69,6 @@ void Scheduler::kill(Fibre& fibre) {
         unpark(fibre);
     }
     ready_.erase(std::remove(ready_.begin(), ready_.end(), &fibre), ready_.end());
-    late_.drain(&fibre, nullptr, 0, [this](const void* p, u64 n) { written(p, n); });
     fibre.state = FibreState::finished;
     retire(fibre);
 }
@@ -93,6 +97,11 @@ void Scheduler::resume(Fibre& fibre) {
     fibre.horizon_ps = heap_.empty() ? kNever : heap_.front().when_ps;
     rdmakit_switch_stack(&scheduler_stack_, fibre.stack_pointer);
     current_ = nullptr;
+    if (polls_for_ever_) {
+        polls_for_ever_ = false;
+        owner_.fibre_faulted(fibre, "endless loop: it polls memory that nobody writes, and nothing else moves" + describe_place(fibre));
+        return;
+    }
     if (fibre.looked_at) {
         fibre.looked_at = false;
         if (const char* why = fibre.state == FibreState::ready ? endless_.look(fibre, progress_) : nullptr) {
@@ -171,8 +180,17 @@ void Scheduler::give_way(Fibre& fibre, const void* pc) {
             return;
         }
     } else {
-        if (!late_.empty() && random_.below(4) == 0) {
-            late_.drain_one(random_.next(), [this](const void* p, u64 n) { written(p, n); });
+        if (exploration_ != nullptr) {
+            if (exploration_->updating) {
+                fibre.budget = fresh_budget();
+                return;
+            }
+            settle();
+            if (!look) {
+                fibre.budget = fresh_budget();
+                point(fibre);
+                return;
+            }
         }
         if (ready_.empty() && sources_.empty() && !look) {
             fibre.budget = fresh_budget();
@@ -190,7 +208,11 @@ bool Scheduler::park(Fibre& fibre, const cpu::Watched* list, int count, const cp
     const int n = std::min(count, kMaxWatched);
     for (int i = 0; i < n; ++i) {
         u64 now = 0;
-        late_.read(&fibre, list[i].address, &now, list[i].bytes);
+        if (exploration_ != nullptr && exploration_->memory.news(fibre.agent, list[i].address, list[i].bytes)) {
+            exploration_->memory.take_news(fibre.agent, list[i].address, list[i].bytes);
+            return true;
+        }
+        std::memcpy(&now, list[i].address, list[i].bytes);
         if (now != list[i].seen) return true;
     }
     for (int i = 0; i < n; ++i) {
@@ -208,7 +230,11 @@ bool Scheduler::park(Fibre& fibre, const cpu::Watched* list, int count, const cp
         fibre.deadline_ps = fibre.clock_ps + std::min(timeout_ns, kNever / 4000) * 1000;
         if (!fibre.timer_armed) arm_timer(fibre);
     }
+    alone_ = 0;
     block_current(fibre, FibreState::parked);
+    if (exploration_ != nullptr && !fibre.timed_out) {
+        for (int i = 0; i < n; ++i) exploration_->memory.take_news(fibre.agent, list[i].address, list[i].bytes);
+    }
     return !fibre.timed_out;
 }
 
@@ -241,27 +267,10 @@ void Scheduler::fire_timer() {
     wake(fibre);
 }
 
-void Scheduler::store_late(Fibre& fibre, void* address, const void* data, u32 bytes) {
-    ++counters_.late_stores;
-    // A bad address is this fibre's fault and has to show now: later, it would be nobody's.
-    const auto* bytes_there = static_cast<volatile const u8*>(address);
-    static_cast<void>(bytes_there[0]);
-    static_cast<void>(bytes_there[bytes - 1]);
-    late_.push(&fibre, address, data, bytes);
-}
-
-void Scheduler::drain(Fibre& fibre, const void* address, u32 bytes) {
-    if (!late_.empty()) late_.drain(&fibre, address, bytes, [this](const void* p, u64 n) { written(p, n); });
-}
-
 // ---- the loop --------------------------------------------------------------------------------------------------
 bool Scheduler::step_untimed() {
     const u64 total = ready_.size() + sources_.size();
-    if (total == 0) {
-        if (late_.empty()) return false;
-        late_.drain_one(random_.next(), [this](const void* p, u64 n) { written(p, n); });
-        return true;
-    }
+    if (total == 0) return false;
     const u64 pick = random_.below(total);
     if (pick < ready_.size()) {
         Fibre* fibre = ready_[pick];
@@ -325,7 +334,7 @@ void Scheduler::run() {
     interrupted_ = false;
     u64 steps = 0;
     do {
-        while (policy_ == Policy::timed ? step_timed() : step_untimed()) {
+        while (policy_ == Policy::timed ? step_timed() : policy_ == Policy::explore ? step_explored() : step_untimed()) {
             if (++steps % kStopSteps != 0) continue;
             interrupted_ = asked_to_stop();
             if (interrupted_ || (going_nowhere != nullptr && going_nowhere(world))) {

@@ -2,11 +2,12 @@
 // chance comes from the seed, so the same seed gives the same run.
 #pragma once
 #include <chrono>
+#include <memory>
 #include <string>
 #include <vector>
 
+#include "../explore/exploration.hpp"
 #include "endless.hpp"
-#include "late_stores.hpp"
 #include "random.hpp"
 #include "watch.hpp"
 
@@ -19,6 +20,9 @@ class WorkSource {
   public:
     virtual ~WorkSource() = default;
     virtual void work(u32 budget) = 0;
+    // Explore: one step at a time. Appends who could take each, the calmest first; takes one of those last told.
+    virtual void steps(std::vector<u32>& agents) = 0;
+    virtual void take(u32 index) = 0;
 };
 
 // Told when a fibre ends or goes wrong.
@@ -31,7 +35,7 @@ class FibreOwner {
 };
 
 struct SchedulerCounters {
-    u64 switches = 0, parks = 0, wakes = 0, events = 0, late_stores = 0, sweeps = 0;
+    u64 switches = 0, parks = 0, wakes = 0, events = 0, stale_loads = 0, sweeps = 0;
 };
 
 class Scheduler {
@@ -76,9 +80,13 @@ class Scheduler {
     void yield(Fibre& fibre);
     void preempt(Fibre& fibre, const void* pc);  // as yield, at an instruction of the kernel's own code
     bool park(Fibre& fibre, const cpu::Watched* list, int count, const cpu::WaitNote& note, u64 timeout_ns);
-    void store_late(Fibre& fibre, void* address, const void* data, u32 bytes);
-    void load_own(Fibre& fibre, const void* address, void* out, u32 bytes) { late_.read(&fibre, address, out, bytes); }
-    void drain(Fibre& fibre, const void* address, u32 bytes);
+    // Explore: before each ordered access others may go first; a raw access or its end.
+    void point(Fibre& fibre);
+    void raw(Fibre& fibre, void* p, u32 bytes, u32 kind, const void* pc);
+    void settle();
+    void end_if_endless(Fibre& fibre);  // after so many accesses and meetings that changed nothing
+    Exploration* exploration() const { return exploration_.get(); }
+    void end_run(bool undo);  // Explore: nothing runs, everything is known to everybody; or all is as it was before
 
     // The scheduler that runs on this OS thread now, for the signal handler; its current fibre.
     static Scheduler* running();
@@ -112,13 +120,17 @@ class Scheduler {
     void unwatch(Fibre& fibre);
     bool step_untimed();
     bool step_timed();
+    bool step_explored();
+    void gather_units(Fibre* first);
+    void go_on(u32 unit);
     bool sweep();
     void give_way(Fibre& fibre, const void* pc);
     bool asked_to_stop();
     void arm_timer(Fibre& fibre);
     void fire_timer();
     void unpark(Fibre& fibre);
-    i32 fresh_budget() { return 1 + static_cast<i32>(random_.below(policy_ == Policy::explore ? 8 : 64)); }
+    i32 fresh_budget() { return policy_ == Policy::explore ? kRawBudget : 1 + static_cast<i32>(random_.below(64)); }
+    static constexpr i32 kRawBudget = 64;  // Explore: raw accesses and basic blocks between looks
     static void fibre_main();
 
     Policy policy_;
@@ -126,7 +138,17 @@ class Scheduler {
     FibreOwner& owner_;
     StackPool stacks_;
     WatchTable watch_;
-    LateStores late_;
+    std::unique_ptr<Exploration> exploration_;
+    struct Unit {
+        Fibre* fibre;
+        WorkSource* source;
+        u32 step;
+    };
+    std::vector<Unit> units_;
+    std::vector<u32> unit_agents_;
+    u32 picked_ = kNobody, alone_ = 0;  // alone_: points in a row at which the same fibre went on
+    bool polls_for_ever_ = false;
+    static constexpr u32 kNobody = ~0u;
     EndlessLoops endless_;
     std::vector<Fibre*> ready_;
     std::vector<Fibre*> parked_;

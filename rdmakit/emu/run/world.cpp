@@ -64,6 +64,16 @@ Hca* World::owner_of(const void* address) {
 void World::ready(Hca& hca) { launcher_.scheduler().add_work(*work_[index_of(hca)]); }
 void World::async_event(Hca& hca, AsyncEvent event) { events_.push_back({index_of(hca), event}); }
 
+u32 World::add_agent(Hca& hca, u32 qpn, bool requester) {
+    const u32 agent = weak() != nullptr ? weak()->add_agent(kNowhere, kNowhere) : 0;
+    agents_.push_back({agent, index_of(hca), qpn, requester});
+    return agent;
+}
+ClockRef World::published() {
+    const Fibre* current = launcher_.scheduler().current();
+    return weak() != nullptr && current != nullptr ? weak()->published(current->agent) : 0;
+}
+
 std::vector<DeviceError> World::take_errors() {
     std::vector<DeviceError> errors = launcher_.errors();
     launcher_.clear_errors();
@@ -90,7 +100,53 @@ bool World::nudge_hcas() {
     return any;
 }
 
+std::string World::launch(const LaunchSpec& spec) {
+    if (!keep_) return launcher_.launch(spec);
+    const std::string wrong = launcher_.refusal(spec);
+    if (!wrong.empty()) return wrong;
+    const auto* bytes = static_cast<const u8*>(spec.arguments);
+    kept_.push_back({spec, std::vector<u8>(bytes, bytes + spec.argument_bytes),
+                     std::vector<u32>(spec.offsets, spec.offsets + spec.kernel->argument_count)});
+    return "";
+}
+
 RunOutcome World::run() {
+    const RunOutcome outcome = run_once();
+    launcher_.scheduler().end_run(false);
+    agents_.clear();
+    launcher_.forget_agents();
+    return outcome;
+}
+
+void World::undo_run() {
+    launcher_.abandon();
+    launcher_.scheduler().end_run(true);
+    agents_.clear();
+    launcher_.forget_agents();
+    launcher_.clear_errors();
+    launcher_.times().clear();
+    events_.clear();
+}
+
+// What comes of it stays as it is until undo_run: the explorer looks at it first.
+RunOutcome World::run_kept() {
+    for (Kept& kept : kept_) {
+        LaunchSpec spec = kept.spec;
+        spec.arguments = kept.arguments.data();
+        spec.offsets = kept.offsets.data();
+        launcher_.launch(spec);
+    }
+    if (!actions_.all.empty()) {
+        actions_.memory = weak();
+        actions_.agent = weak()->add_agent(kNowhere, kNowhere);
+        actions_.left.clear();
+        for (u32 i = 0; i < actions_.all.size(); ++i) actions_.left.push_back(i);
+        launcher_.scheduler().add_work(actions_);
+    }
+    return run_once();
+}
+
+RunOutcome World::run_once() {
     FaultGuard guard;
     waiting_.clear();
     bool hung = false;
@@ -100,10 +156,12 @@ RunOutcome World::run() {
             launcher_.abandon();
             return RunOutcome::interrupted;
         }
+        if (exploration() != nullptr && exploration()->pruned) break;
         if (nudge_hcas()) continue;
         if (launcher_.idle()) break;
         if (!hung) list_waiting();
         hung = true;
+        if (keep_) break;  // one schedule of many: nobody need be told that its time is up
         if (++round > kTimeoutRounds || launcher_.scheduler().parked().empty()) {
             launcher_.abandon();
             break;

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "../hca/fabric.hpp"
+#include "../hca/flight.hpp"
 #include "../hca/hca.hpp"
 #include "launch.hpp"
 
@@ -15,6 +16,7 @@ struct WorldConfig {
     u64 seed = 0;
     u32 gpus = 1;
     u32 resident_warps = 132 * 64;  // H100: 132 SMs of 64 warps
+    bool data_in_order = false;     // readers see the bytes of one WRITE in their order
 };
 
 // One stream of instructions that waits, as a report names it.
@@ -26,6 +28,11 @@ struct Waiting {
     int line;
     u64 expected, seen, address;
     u32 bytes;
+};
+// One side of a queue pair, as the memory model knows it.
+struct HcaAgent {
+    u32 agent, hca, qpn;
+    bool requester;
 };
 struct NamedEvent {
     u32 hca;
@@ -41,11 +48,21 @@ class World final : public Environment {
     Hca* add_hca(const HcaConfig& config);
     u32 hca_count() const { return static_cast<u32>(hcas_.size()); }
     Hca* hca(u32 index) { return hcas_[index].get(); }
-    std::string launch(const LaunchSpec& spec) { return launcher_.launch(spec); }
+    std::string launch(const LaunchSpec& spec);
     // Runs until all launches have ended and all HCAs are idle. `hung`: waiting() says who waits for what; those who
     // can report have reported, and the launches have been ended.
     // `interrupted`: stop() has said so; all launches have been ended.
     RunOutcome run();
+    // ---- for exploration (explore/explorer.hpp): launches are kept, and run again and again
+    void keep_launches(bool on) { keep_ = on; }
+    RunOutcome run_kept();
+    void undo_run();  // memory, fibres and what was noted of the run: as before it
+    Exploration* exploration() { return launcher_.scheduler().exploration(); }
+    bool interrupted() { return launcher_.scheduler().interrupted(); }
+    void add_action(void (*act)(void*), void* argument) { actions_.all.push_back({act, argument}); }
+    const std::vector<HcaAgent>& hca_agents() const { return agents_; }
+    const std::vector<FibreAgent>& fibre_agents() const { return launcher_.introduced(); }
+
     void ask_to_stop(bool (*stop)(void*), void* argument) {
         launcher_.scheduler().interrupt = stop;
         launcher_.scheduler().interrupt_argument = argument;
@@ -70,12 +87,32 @@ class World final : public Environment {
     void ready(Hca& hca) override;
     bool copy_payload() override { return launcher_.copy_payload(); }
     void async_event(Hca& hca, AsyncEvent event) override;
+    bool stepwise() override { return config_.policy == Policy::explore; }
+    WeakMemory* weak() override {
+        Exploration* exploration = launcher_.scheduler().exploration();
+        return exploration != nullptr ? &exploration->memory : nullptr;
+    }
+    bool data_in_order() override { return config_.data_in_order; }
+    u64 run_number() override {
+        const Exploration* exploration = launcher_.scheduler().exploration();
+        return exploration != nullptr ? exploration->run : 1;
+    }
+    u32 add_agent(Hca& hca, u32 qpn, bool requester) override;
+    ClockRef published() override;
 
   private:
     struct HcaWork final : WorkSource {
         Hca* hca = nullptr;
+        std::vector<HcaStep> next;
         void work(u32 budget) override { hca->work(budget); }
+        void steps(std::vector<u32>& agents) override {
+            next.clear();
+            hca->next_steps(next);
+            for (const HcaStep& step : next) agents.push_back(hca->agent_of(step));
+        }
+        void take(u32 index) override { hca->take(next[index]); }
     };
+    RunOutcome run_once();
     bool nudge_hcas();
     bool going_nowhere();
     void list_waiting();
@@ -89,6 +126,35 @@ class World final : public Environment {
     std::vector<std::unique_ptr<HcaWork>> work_;
     std::vector<Waiting> waiting_;
     std::vector<NamedEvent> events_;
+    std::vector<HcaAgent> agents_;
+    // What the host may do at any time, each once a run.
+    struct Actions final : WorkSource {
+        struct Action {
+            void (*act)(void*);
+            void* argument;
+        };
+        std::vector<Action> all;
+        std::vector<u32> left;
+        u32 agent = 0;
+        WeakMemory* memory = nullptr;
+        void work(u32) override {}
+        void steps(std::vector<u32>& agents) override {
+            for (std::size_t i = 0; i < left.size(); ++i) agents.push_back(agent);
+        }
+        void take(u32 index) override {
+            const u32 which = left[index];
+            left.erase(left.begin() + index);
+            memory->note(agent, "the host acts", which);
+            all[which].act(all[which].argument);
+        }
+    } actions_;
+    bool keep_ = false;
+    struct Kept {
+        LaunchSpec spec;
+        std::vector<u8> arguments;
+        std::vector<u32> offsets;
+    };
+    std::vector<Kept> kept_;
     u64 done_ = 0;
 };
 

@@ -1,0 +1,122 @@
+// explored.cpp — the scheduler under the policy Explore: every step is somebody's choice (explore/choices.hpp), and before
+// each ordered access of device code others may go first.
+#include <algorithm>
+
+#include "scheduler.hpp"
+
+namespace rdmakit::emu {
+namespace {
+// A fibre that goes on so often without waiting polls something; if others can run, they do.
+constexpr u32 kAloneAtMost = 512;
+}  // namespace
+
+void Scheduler::settle() {
+    void* p = nullptr;
+    u32 bytes = 0;
+    if (exploration_ != nullptr && exploration_->settle(&p, &bytes) && bytes != 0) written(p, bytes);
+}
+
+void Scheduler::raw(Fibre& fibre, void* p, u32 bytes, u32 kind, const void* pc) {
+    settle();
+    if (kind >= cpu::kRawVolatileRead) point(fibre);
+    else if (--fibre.budget <= 0) yield(fibre);
+    exploration_->raw(fibre.agent, p, bytes, kind, pc);
+}
+
+// Everybody who can take a step: `first`, if given, then HCAs, then fibres in the order in which they became ready.
+void Scheduler::gather_units(Fibre* first) {
+    units_.clear();
+    unit_agents_.clear();
+    const auto add = [this](Fibre* fibre) {
+        units_.push_back({fibre, nullptr, 0});
+        unit_agents_.push_back(fibre->agent);
+    };
+    if (first != nullptr) add(first);
+    for (WorkSource* source : sources_) {  // they stay in the list: whether one has something to do shows each time
+        const std::size_t before = unit_agents_.size();
+        source->steps(unit_agents_);
+        for (std::size_t i = before; i < unit_agents_.size(); ++i) {
+            units_.push_back({nullptr, source, static_cast<u32>(i - before)});
+        }
+    }
+    for (Fibre* fibre : ready_) {
+        if (fibre != first) add(fibre);
+    }
+}
+
+void Scheduler::end_if_endless(Fibre& fibre) {
+    if (exploration_ == nullptr || !endless_.idle(progress_, exploration_->memory.changes())) return;
+    polls_for_ever_ = true;
+    make_ready(fibre);
+    block_current(fibre, FibreState::ready);
+}
+
+void Scheduler::point(Fibre& fibre) {
+    ++steps_;
+    Choices& choices = exploration_->choices;
+    end_if_endless(fibre);
+    const bool may_stay = ++alone_ <= kAloneAtMost;
+    if (may_stay && choices.stays()) return;
+    gather_units(may_stay ? &fibre : nullptr);
+    if (units_.empty()) {
+        alone_ = 0;
+        return;
+    }
+    if (choices.seen(exploration_->memory.hash())) {
+        exploration_->pruned = true;
+        make_ready(fibre);
+        block_current(fibre, FibreState::ready);
+        return;
+    }
+    const u32 pick = choices.pick_agent(unit_agents_.data(), static_cast<u32>(units_.size()));
+    if (units_[pick].fibre == &fibre) return;
+    picked_ = pick;
+    make_ready(fibre);
+    block_current(fibre, FibreState::ready);
+}
+
+void Scheduler::go_on(u32 pick) {
+    alone_ = 0;
+    const Unit unit = units_[pick];
+    if (unit.fibre != nullptr) {
+        ready_.erase(std::find(ready_.begin(), ready_.end(), unit.fibre));
+        resume(*unit.fibre);
+        return;
+    }
+    ++progress_;
+    unit.source->take(unit.step);
+}
+
+bool Scheduler::step_explored() {
+    if (exploration_->pruned) return false;
+    if (picked_ == kNobody) {
+        gather_units(nullptr);
+        if (units_.empty()) return false;
+        if (exploration_->choices.seen(exploration_->memory.hash())) {
+            exploration_->pruned = true;
+            return false;
+        }
+        picked_ = exploration_->choices.pick_agent(unit_agents_.data(), static_cast<u32>(units_.size()));
+    }
+    const u32 pick = picked_;
+    picked_ = kNobody;
+    go_on(pick);
+    return true;
+}
+
+void Scheduler::end_run(bool undo) {
+    if (exploration_ == nullptr) return;
+    settle();
+    counters_.stale_loads += exploration_->memory.stale_loads();
+    exploration_->memory.reset(undo);
+    exploration_->pruned = false;
+    ++exploration_->run;
+    if (undo) {
+        sources_.clear();
+        fibres_created_ = 0;
+    }
+    picked_ = kNobody;
+    alone_ = 0;
+}
+
+}  // namespace rdmakit::emu
