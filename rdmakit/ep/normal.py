@@ -149,7 +149,8 @@ class NormalBuffer:
     def _each(self, name: str, values: Sequence[Any]) -> None:
         if len(values) != self.ranks:
             raise BadArgument(
-                f"{name} has not one entry a rank", value=len(values), rule=f"{self.ranks} entries"
+                f"{name} has not one entry a rank", value=len(values), rule=f"{self.ranks} entries",
+                remedy="one call serves all ranks of the world: pass a list with an entry for each"
             )
 
     def _own(self, handles: Sequence[NormalHandle]) -> None:
@@ -161,6 +162,7 @@ class NormalBuffer:
                     + ("" if handle.owner is self else " of another buffer"),
                     value=handle.rank,
                     rule="handles in the order of the ranks, from a dispatch of this buffer",
+                    remedy="pass [d.handle for d in buffer.dispatch(…)]",
                 )
 
     # ---- dispatch
@@ -190,6 +192,7 @@ class NormalBuffer:
                     f"rank {r}: another top-k than the buffer's",
                     value=topk_idx[r].shape[1],
                     rule=f"{self.topk}",
+                    remedy="make another buffer, or fill the row up with -1",
                 )
             chosen.append(np.ascontiguousarray(topk_idx[r], np.int32))
             weights.append(topk_weights[r])
@@ -292,6 +295,7 @@ class NormalBuffer:
                     f"rank {r}: rows of another shape than were received",
                     value=x[r].shape,
                     rule=f"({handles[r].received}, {self.hidden})",
+                    remedy="one row for each that dispatch gave; buffer.combine_rows(rank, handle) has the shape",
                 )
             if topk_weights is not None and (
                 topk_weights[r].shape != (handles[r].received, self.topk)
@@ -301,6 +305,7 @@ class NormalBuffer:
                     f"rank {r}: weights of another shape or dtype",
                     value=topk_weights[r].shape,
                     rule=f"float32 ({handles[r].received}, {self.topk})",
+                    remedy="pass the recv_topk_weights of the dispatch, or leave topk_weights out",
                 )
         self.combine_epoch += 1
         out, out_weights, kept = [], [], []
