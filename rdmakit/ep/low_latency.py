@@ -87,6 +87,12 @@ class LowLatencyBuffer:
         self.combine_epoch = 0
         self._unreceived = {"dispatch": 0, "combine": 0}
 
+    def __repr__(self) -> str:
+        return (
+            f"<LowLatencyBuffer: {self.ranks} ranks, up to {self.max_tokens} tokens x {self.hidden}, "
+            f"top-{self.topk} of {self.experts}, {self.qps_per_rank} QPs a pair of ranks>"
+        )
+
     def _layout(self) -> HeapLayout:
         heap = HeapLayout()
         header = -(-4 * (1 + self.topk) // 16) * 16

@@ -120,6 +120,12 @@ class NormalBuffer:
         self.combine_epoch = 0
         self.arrived = [0] * self.ranks
 
+    def __repr__(self) -> str:
+        return (
+            f"<NormalBuffer: {self.ranks} ranks on {self.hosts} hosts, up to {self.max_tokens} tokens x {self.hidden}, "
+            f"top-{self.topk} of {self.experts}, {self.channels} channels>"
+        )
+
     def _plan(self, tokens: int) -> tuple[dict[str, Array], Array]:
         arrays = {
             name: self.world.array(dims, np.int32) for name, dims in self.shape.plan_shapes(tokens).items()

@@ -166,6 +166,7 @@ CASES += [(LowLatencyBuffer, name) for name in TOKENS if name not in WEIGHTS_OF]
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_tokens(kind: Any, name: str) -> None:
     buffer = kind(rdmakit.World(hosts=2), hidden=256, topk=2, experts=8, max_tokens=16)
+    assert "2 ranks" in repr(buffer) and "top-2 of 8" in repr(buffer), "what it takes can be read off it"
     given = 3 if kind is NormalBuffer else 2
     arguments = [list(part) for part in make_inputs([16, 16], 256, 8, 2, 1, masked=0)]
     TOKENS[name](arguments)
