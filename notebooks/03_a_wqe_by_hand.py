@@ -47,7 +47,7 @@ first
 # We post *the same* WRITE a second time: same buffers, same queue. How many of its 64 bytes differ from the first?
 
 # %% tags=["predict"]
-course.predict("again", "How many of the 64 bytes change when the same WRITE is posted again?", None, "bytes")
+course.predict("again", "How many of the 64 bytes change when the same WRITE is posted again?", None, "B")
 
 # %% tags=["run"]
 near.post_write(source, target)

@@ -145,9 +145,13 @@ course.plot_prediction("shrink", ladder[0]["wire MB"] / ladder[2]["wire MB"])
 
 # %% tags=["plot"]
 versions = [row["version"] for row in ladder]
-with course.plot("Each step mends what the step before had left", "version (v)", "of what v0 needs (%)") as axes:
-    for what in ("wire MB", "WQEs", "doorbells", "virtual µs"):
-        axes.plot(versions, [100 * row[what] / ladder[0][what] for row in ladder], label=what)
+labels = {"wire MB": "bytes on the wire", "WQEs": "WQEs", "doorbells": "doorbells", "virtual µs": "time (modelled)"}
+share = {what: [100 * row[what] / ladder[0][what] for row in ladder] for what in labels}
+wire, wqes, _, time = (round(shares[-1]) for shares in share.values())
+title = f"v4 needs {wire} % of v0's bytes, {wqes} % of its WQEs and {time} % of its time"
+with course.plot(title, "version (0 to 4)", "of what v0 needs (%)") as axes:
+    for what, name in labels.items():
+        axes.plot(versions, share[what], label=name)
     axes.set_ylim(0, 105)
     axes.legend()
 

@@ -44,7 +44,12 @@ def parse_hex(text: str) -> bytes:
                 "not hex", value=repr(group), rule="whole bytes, two hex digits each", remedy="0f, not f"
             ) from None
     if not data:
-        raise BadArgument("no hex digits given", remedy='for example: rdmakit decode "00000508 00012303 …"')
+        raise BadArgument(
+            "no hex digits given",
+            value=repr(text),
+            rule="two hex digits for each byte",
+            remedy='for example: rdmakit decode "00000508 00012303 …"',
+        )
     return bytes(data)
 
 

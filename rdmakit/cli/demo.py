@@ -76,11 +76,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     began = time.monotonic()
     with Progress("demo", total=6, quiet=args.json) as progress:
-        ranks = args.hosts * args.gpus_per_host
-        x, topk_idx, topk_weights, experts, how = _inputs(args, ranks)
-        uneven = skew(np.concatenate(topk_idx), experts, ranks)
-        progress.step("inputs")
-        world = rdmakit.World(
+        world = rdmakit.World(  # first: it refuses sizes and seeds that nothing can be drawn for
             hosts=args.hosts,
             gpus_per_host=args.gpus_per_host,
             ports=2,
@@ -88,6 +84,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             policy=args.policy,
             seed=args.seed,
         )
+        ranks = args.hosts * args.gpus_per_host
+        x, topk_idx, topk_weights, experts, how = _inputs(args, ranks)
+        uneven = skew(np.concatenate(topk_idx), experts, ranks)
+        progress.step("inputs")
         buffer = NormalBuffer(
             world,
             hidden=args.hidden,
@@ -190,12 +190,11 @@ def _check_conservation(buffer: Any) -> list[Any]:
 
 
 def _balance(ports: dict[tuple[int, int], int]) -> float:
-    """Busiest over idlest port, of the NIC where that is worst."""
+    """Busiest over idlest port, of the NIC where that is worst; an idle port counts as one byte, as JSON has no inf."""
     worst = 1.0
     for rank in {r for r, _ in ports}:
-        mine = [bytes_ for (r, _), bytes_ in ports.items() if r == rank]
-        if max(mine) > 0:
-            worst = max(worst, max(mine) / min(mine) if min(mine) else float("inf"))
+        mine = [max(bytes_, 1) for (r, _), bytes_ in ports.items() if r == rank]
+        worst = max(worst, max(mine) / min(mine))
     return worst
 
 
@@ -213,7 +212,8 @@ def _show(result: dict[str, Any]) -> None:
     most = max(result["ports"].values()) or 1
     for (rank, port), sent in sorted(result["ports"].items()):
         print(f"  rank {rank} port {port} {sent / 1e6:8.2f} MB {'#' * round(40 * sent / most)}")
-    print(f"  busiest / idlest port of a NIC, at worst: {figures['port_bytes_max_over_min']:.3f}\n")
+    idle = "" if min(result["ports"].values()) else " (a port that sent nothing counts as one byte)"
+    print(f"  busiest / idlest port of a NIC, at worst: {figures['port_bytes_max_over_min']:.3f}{idle}\n")
     print(
         f"WQEs {figures['wqes']}, doorbells {figures['doorbells']}, CQEs {figures['cqes']}, "
         f"signals {figures['signals']}"

@@ -36,7 +36,8 @@ def access_flags(access: AccessLike) -> Access:
             continue
         if key not in Access.__members__:
             known = ", ".join(flag.name.lower() for flag in Access if flag.name)
-            raise BadArgument("unknown access right", value=name, rule=f"one of {known}")
+            raise BadArgument("unknown access right", value=name, rule=f"one of {known}",
+                              remedy="spell it as ibv_reg_mr does, several joined by |")
         flags |= Access[key]
     return flags
 

@@ -30,7 +30,8 @@ class Atomics(Verbs):
     ) -> int:
         sges, (raddr, rkey) = self._sges(landing), self._remote(remote)
         if len(sges) != 1:
-            raise BadArgument("an atomic lands in one place", value=len(sges), rule="one landing buffer")
+            raise BadArgument("an atomic lands in one place", value=len(sges), rule="one landing buffer",
+                              remedy="pass one slice of a region")
         return self._post(
             lambda index: build(
                 index=index, qpn=self.qpn, raddr=raddr, rkey=rkey, sge=sges[0], flags=flags, **operands

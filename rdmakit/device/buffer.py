@@ -48,6 +48,7 @@ def _as_array(buffer: Any) -> np.ndarray[Any, Any]:
             "not a buffer",
             value=type(buffer).__name__,
             rule=f"a NumPy array, a DLPack tensor or an object with the buffer protocol ({error})",
+            remedy="wrap the values: np.asarray(values), or bytearray(nbytes) for room to receive",
         ) from None
 
 
@@ -64,9 +65,11 @@ def byte_view(buffer: Any, *, writeable: bool = False) -> np.ndarray[Any, np.dty
     """
     array = _as_array(buffer)
     if array.dtype.hasobject:
-        raise BadArgument("array of Python objects", value=str(array.dtype), rule="plain bytes that a NIC can move")
+        raise BadArgument("array of Python objects", value=str(array.dtype), rule="plain bytes that a NIC can move",
+                          remedy="copy the numbers into an array of a fixed dtype: np.asarray(values, np.float32)")
     if array.nbytes == 0:
-        raise BadArgument("empty buffer", value=array.shape, rule="at least one byte")
+        raise BadArgument("empty buffer", value=array.shape, rule="at least one byte",
+                          remedy="register an array that has elements")
     if not array.flags.c_contiguous:
         raise BadArgument(
             "array with gaps",

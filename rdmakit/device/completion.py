@@ -14,16 +14,44 @@ from rdmakit.layout import CqeOpcode, Decoded, DecodedCqe, Opcode, Syndrome, WcS
 
 __all__ = ["Completion", "Completions"]
 
-_REMEDIES = {
-    Syndrome.LOCAL_LENGTH_ERR: "give the receive WQE or the landing buffer as many bytes as the message has",
-    Syndrome.LOCAL_QP_OP_ERR: "the WQE's bytes are illegal: look at .wqe.problems",
-    Syndrome.LOCAL_PROT_ERR: "the lkey must name an open MR of the QP's PD that allows it, in bounds",
-    Syndrome.WR_FLUSH_ERR: "look for the first completion in error of this QP: it put the QP into ERR",
-    Syndrome.REMOTE_INVAL_REQ_ERR: "the peer must allow the operation; atomics are aligned to their width",
-    Syndrome.REMOTE_ACCESS_ERR: "the rkey must name an open MR of the peer QP's PD that allows it, in bounds",
-    Syndrome.REMOTE_OP_ERR: "the peer's receive WQE is bad: its lkey, its length or its QP",
-    Syndrome.TRANSPORT_RETRY_EXC_ERR: "is the peer QP in RTR, its address right, both ports up?",
-    Syndrome.RNR_RETRY_EXC_ERR: "the peer must post receives first, or raise rnr_retry (7: for ever)",
+# What the NIC holds a work request to (InfiniBand spec 1.4, 9.9 and 11.6.2), and what to do about a breach.
+_ADVICE = {
+    Syndrome.LOCAL_LENGTH_ERR: (
+        "a message fits the buffers that it lands in, and 1 GiB",
+        "give the receive WQE or the landing buffer as many bytes as the message has",
+    ),
+    Syndrome.LOCAL_QP_OP_ERR: (
+        "a NIC executes well-formed WQEs, and operations that the QP was set up for",
+        "the WQE's bytes are illegal: look at .wqe.problems",
+    ),
+    Syndrome.LOCAL_PROT_ERR: (
+        "the lkey must name an open MR of the QP's PD that allows it, in bounds",
+        "compare the data segments of .wqe with the MR's lkey, bounds, rights and PD",
+    ),
+    Syndrome.WR_FLUSH_ERR: (
+        "a QP in ERR flushes whatever is posted",
+        "look for the first completion in error of this QP: it put the QP into ERR",
+    ),
+    Syndrome.REMOTE_INVAL_REQ_ERR: (
+        "the peer QP must allow the operation; atomics are aligned to their width",
+        "connect the peer with that access right, post a receive that is large enough, align the word",
+    ),
+    Syndrome.REMOTE_ACCESS_ERR: (
+        "the rkey must name an open MR of the peer QP's PD that allows it, in bounds",
+        "ask the peer for mr.remote() of a region that is open now and grants the right",
+    ),
+    Syndrome.REMOTE_OP_ERR: (
+        "the peer can finish what it was asked for",
+        "the peer's receive WQE is bad: its lkey, its length or its QP",
+    ),
+    Syndrome.TRANSPORT_RETRY_EXC_ERR: (
+        "the peer acknowledges each packet before retry_cnt retries are over",
+        "is the peer QP in RTR, its address right, both ports up?",
+    ),
+    Syndrome.RNR_RETRY_EXC_ERR: (
+        "a SEND and an immediate use up a receive WQE of the peer",
+        "the peer must post receives first, or raise rnr_retry (7: for ever)",
+    ),
 }
 
 _KINDS = {
@@ -99,18 +127,20 @@ class Completion:
             qpn=self.qpn,
             wqe_index=self.wqe_index,
             vendor_error=self.vendor_error,
-            remedy=self._remedy(),
+            rule=self._advice()[0],
+            remedy=self._advice()[1],
         )
 
     def _repr_html_(self) -> str:
         return table_html([self.as_row()], repr(self), title=self._title())
 
-    def _remedy(self) -> str | None:
+    def _advice(self) -> tuple[str, str] | tuple[None, None]:
+        """The rule that was broken and the remedy; None and None where the syndrome is not one of ours."""
         known = self.syndrome in Syndrome._value2member_map_
-        return _REMEDIES.get(Syndrome(self.syndrome)) if known else None
+        return _ADVICE.get(Syndrome(self.syndrome), (None, None)) if known else (None, None)
 
     def _title(self) -> str:
-        remedy = self._remedy()
+        _, remedy = self._advice()
         return f"{self.opcode} of QP {self.qpn:#x}: {self.status.name}{f' ({remedy})' if remedy else ''}"
 
     def as_row(self) -> dict[str, Any]:

@@ -123,7 +123,8 @@ class Context(Resource):
         for info in self.device.ports:
             if info.number == number:
                 return Port(self, info)
-        raise BadArgument("no such port", value=number, rule=f"{self.device.name} has {len(self.device.ports)}")
+        raise BadArgument("no such port", value=number, rule=f"{self.device.name} has {len(self.device.ports)}",
+                          remedy="ports are counted from 1")
 
     def ib_port(self, number: int = 1) -> PortInfo:
         """What is known of the port that QPs name by `number`: a bonded pair is one port here, number 1."""
@@ -131,7 +132,8 @@ class Context(Resource):
             if info.ib_port == number:
                 return info
         known = sorted({info.ib_port for info in self.device.ports})
-        raise BadArgument("no such port", value=number, rule=f"a QP of {self.device.name} names one of {known}")
+        raise BadArgument("no such port", value=number, rule=f"a QP of {self.device.name} names one of {known}",
+                          remedy="context.ports lists them, counted from 1")
 
     @property
     def counters(self) -> dict[str, int]:

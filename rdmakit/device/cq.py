@@ -38,9 +38,11 @@ class CQ(Resource):
         self, context: Context, entries: int, *, collapsed: bool, cqe_bytes: int, overrun_ignore: bool
     ) -> None:
         if not isinstance(entries, (int, np.integer)) or not 1 <= entries <= 1 << _MAX_LOG:
-            raise BadArgument("CQ of impossible size", value=entries, rule=f"1 … {1 << _MAX_LOG} entries")
+            raise BadArgument("CQ of impossible size", value=entries, rule=f"1 … {1 << _MAX_LOG} entries",
+                              remedy="as many entries as completions may wait to be polled")
         if cqe_bytes not in (64, 128):
-            raise BadArgument("CQE of impossible size", value=cqe_bytes, rule="64 or 128 bytes")
+            raise BadArgument("CQE of impossible size", value=cqe_bytes, rule="64 or 128 bytes",
+                              remedy="leave cqe_bytes out for 64")
         self.context = context
         self.log_entries = (int(entries) - 1).bit_length()
         self.entries = 1 << self.log_entries

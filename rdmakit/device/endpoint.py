@@ -24,7 +24,8 @@ def gid_bytes(gid: str) -> bytes:
     try:
         return ipaddress.IPv6Address(gid).packed
     except ValueError as error:
-        raise BadArgument("not a GID", value=gid, rule=f"IPv6 notation, 16 bytes ({error})") from None
+        raise BadArgument("not a GID", value=gid, rule=f"IPv6 notation, 16 bytes ({error})",
+                          remedy="take it from the peer: qp.endpoint().gid, or context.port(1).gid") from None
 
 
 def gid_text(raw: bytes) -> str:
@@ -57,7 +58,8 @@ class Endpoint:
         for name, bits in (("qpn", 24), ("psn", 24), ("lid", 16)):
             value = getattr(self, name)
             if not isinstance(value, int) or not 0 <= value < 1 << bits:
-                raise BadArgument(f"{name} does not fit", value=value, rule=f"an integer of {bits} bits")
+                raise BadArgument(f"{name} does not fit", value=value, rule=f"an integer of {bits} bits",
+                                  remedy="take it from the peer: qp.endpoint()")
         gid_bytes(self.gid)
 
     def to_json(self) -> str:
@@ -70,7 +72,8 @@ class Endpoint:
         try:
             return cls(**json.loads(text))
         except (ValueError, TypeError) as error:
-            raise BadArgument("not an endpoint", value=text, rule=f"JSON of Endpoint ({error})") from None
+            raise BadArgument("not an endpoint", value=text, rule=f"JSON of Endpoint ({error})",
+                              remedy="send the text of qp.endpoint().to_json() as it is") from None
 
     @classmethod
     def of(cls, remote: Any) -> Endpoint:
@@ -85,4 +88,5 @@ class Endpoint:
             found = remote.endpoint()
             if isinstance(found, Endpoint):
                 return found
-        raise BadArgument("not an endpoint", value=type(remote).__name__, rule="an Endpoint, its JSON or dict, or a QP")
+        raise BadArgument("not an endpoint", value=type(remote).__name__, rule="an Endpoint, its JSON or dict, or a QP",
+                          remedy="pass the peer's qp, or the text that its qp.endpoint().to_json() gave")

@@ -147,12 +147,14 @@ def handle_array(handles: list[DeviceHandle], memory: np.ndarray[Any, Any] | Non
     The array keeps the handles alive. BadArgument for an empty list or too little memory.
     """
     if not handles:
-        raise BadArgument("no handles", value=handles, rule="at least one")
+        raise BadArgument("no handles", value=handles, rule="at least one",
+                          remedy="pass the handles that qp.device_handle() gave")
     nbytes = QP_HANDLE.itemsize * len(handles)
     if memory is None:
         memory = np.zeros(nbytes, np.uint8)
     if memory.nbytes < nbytes:
-        raise BadArgument("memory too small for the handles", value=memory.nbytes, rule=f"{nbytes} bytes")
+        raise BadArgument("memory too small for the handles", value=memory.nbytes, rule=f"{nbytes} bytes",
+                          remedy="leave memory out, and it is allocated")
     found = memory.reshape(-1).view(np.uint8)[:nbytes].view(QP_HANDLE).view(HandleArray)
     for slot, handle in enumerate(handles):
         found[slot] = handle.array[0]

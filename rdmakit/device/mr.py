@@ -34,6 +34,7 @@ def _checked_range(offset: int, length: int | None, nbytes: int, what: str) -> i
             f"slice outside {what}",
             value=f"offset {offset}, length {count}",
             rule=f"0 ≤ offset, 1 ≤ length, offset + length ≤ {nbytes}",
+            remedy="cut the slice shorter, or register more memory",
         )
     return count
 
@@ -140,7 +141,8 @@ class MR(Resource):
 
     def __getitem__(self, where: builtins.slice) -> MemorySlice:
         if not isinstance(where, builtins.slice) or where.step not in (None, 1):
-            raise BadArgument("a region is cut by bytes", value=where, rule="mr[start:stop]")
+            raise BadArgument("a region is cut by bytes", value=where, rule="mr[start:stop]",
+                              remedy="give two byte offsets and no step")
         start, stop, _ = where.indices(self.nbytes)
         return self.slice(start, stop - start)
 

@@ -1,6 +1,6 @@
 """What a backend gives the public objects: one opened device, in plain numbers and NumPy memory.
 
-Leans on NumPy only. `Context` and its children are written against `Provider`; each backend implements it and
+Leans on NumPy and notebook. `Context` and its children are written against `Provider`; each backend implements it and
 knows nothing of them. Numbers are those of libibverbs (`man ibv_create_qp`, `man ibv_modify_qp`). A verb that
 the device refuses raises `Refused` with its errno; the object whose verb it was turns that into a typed
 error.
@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+
+from rdmakit.device.notebook import table_html
 
 __all__ = ["AsyncEvent", "CqQueue", "Device", "PortInfo", "Provider", "QpQueues", "QpRequest", "Refused"]
 
@@ -40,12 +42,12 @@ class PortInfo:
     bytes_per_second: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Device:
     """What can be said of a device without opening it; `spec` is the string that opens it.
 
-    >>> Device("emu", "mlx5_0", "emu:host=0,nic=0", (), "none", "dbrec").name
-    'mlx5_0'
+    >>> Device("emu", "mlx5_0", "emu:host=0,nic=0", (), "none", "dbrec", "host 0")
+    <Device mlx5_0 of host 0: 0 ports, lag none, doorbell dbrec, opened by 'emu:host=0,nic=0'>
     """
 
     backend: str
@@ -55,6 +57,27 @@ class Device:
     lag: str
     doorbell: str
     where: str = ""
+
+    def __repr__(self) -> str:
+        count, place = len(self.ports), f" of {self.where}" if self.where else ""
+        return (
+            f"<Device {self.name}{place}: {count} port{'s' * (count != 1)}, lag {self.lag}, doorbell {self.doorbell}, "
+            f"opened by {self.spec!r}>"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            {
+                "port": port.number,
+                "in verbs": port.ib_port,
+                "link": port.link_layer,
+                "GID": port.gid,
+                "MTU": port.mtu,
+                "Gb/s": round(port.bytes_per_second * 8 / 1e9),
+            }
+            for port in self.ports
+        ]
+        return table_html(rows, repr(self), title=repr(self)[1:-1])
 
 
 class CqQueue(NamedTuple):

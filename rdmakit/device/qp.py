@@ -43,7 +43,8 @@ Ring = np.ndarray[Any, np.dtype[np.void]]
 
 def _log2(value: int, most: int, what: str) -> int:
     if not isinstance(value, (int, np.integer)) or not 1 <= value <= 1 << most:
-        raise BadArgument(f"{what} of impossible size", value=value, rule=f"1 … {1 << most}")
+        raise BadArgument(f"{what} of impossible size", value=value, rule=f"1 … {1 << most}",
+                          remedy="choose as many as may be under way at once")
     return (int(value) - 1).bit_length()
 
 
@@ -204,6 +205,7 @@ class QP(Atomics):
         if self.state is not QPState.RESET:
             raise BadState(
                 f"{self._name()} is in {self.state.name}",
+                value=self.state.name,
                 rule="connect starts from RESET",
                 remedy="qp.modify('RESET') first",
             )
@@ -322,7 +324,8 @@ class QP(Atomics):
         """
         self._require_open()
         if dialect not in DIALECTS:
-            raise BadArgument("no such doorbell dialect", value=dialect, rule="one of " + ", ".join(DIALECTS))
+            raise BadArgument("no such doorbell dialect", value=dialect, rule="one of " + ", ".join(DIALECTS),
+                              remedy="leave it out for the device's own")
         others = [qp for qp in self.context._qps() if qp is not self and self.send_cq in (qp.send_cq, qp.recv_cq)]
         if others or (self._receives.size and self.recv_cq is self.send_cq):
             raise BadState(

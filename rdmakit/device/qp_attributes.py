@@ -95,7 +95,8 @@ def state_of(state: str | int) -> QPState:
         return QPState[state.upper()]
     if isinstance(state, int) and state in QPState._value2member_map_:
         return QPState(state)
-    raise BadArgument("no such QP state", value=state, rule="one of " + ", ".join(QPState.__members__))
+    raise BadArgument("no such QP state", value=state, rule="one of " + ", ".join(QPState.__members__),
+                      remedy="pass a QPState or its name")
 
 
 def transition(source: QPState, target: QPState) -> tuple[bool, str]:
@@ -112,7 +113,8 @@ def transition(source: QPState, target: QPState) -> tuple[bool, str]:
 def mtu_code(mtu: int) -> int:
     """enum ibv_mtu from bytes: 256 … 4096 give 1 … 5. BadArgument for others."""
     if mtu not in _MTU_CODES:
-        raise BadArgument("no such MTU", value=mtu, rule="one of " + ", ".join(map(str, _MTU_CODES)) + " bytes")
+        raise BadArgument("no such MTU", value=mtu, rule="one of " + ", ".join(map(str, _MTU_CODES)) + " bytes",
+                          remedy="take the largest that the link carries: context.port(1) shows it")
     return _MTU_CODES[mtu]
 
 
@@ -125,7 +127,8 @@ def attribute_mask(attributes: dict[str, Any]) -> int:
     mask = _STATE_BIT
     for name in attributes:
         if name not in _BITS:
-            raise BadArgument("unknown QP attribute", value=name, rule="one of " + ", ".join(_BITS))
+            raise BadArgument("unknown QP attribute", value=name, rule="one of " + ", ".join(_BITS),
+                              remedy="name it as struct ibv_qp_attr does")
         mask |= _BITS[name]
     return mask
 

@@ -33,7 +33,8 @@ def register_backend(prefix: str, loader: str | Opener) -> None:
     >>> del _BACKENDS["nowhere"]
     """
     if not prefix or ":" in prefix:
-        raise BadArgument("bad backend prefix", value=prefix, rule="a word without a colon")
+        raise BadArgument("bad backend prefix", value=prefix, rule="a word without a colon",
+                          remedy="register the name that stands before the colon of a device string")
     _BACKENDS[prefix] = loader
 
 
@@ -66,7 +67,8 @@ def open(spec: str) -> Context:  # the name that users see is rdmakit.open
     'mlx5_0'
     """
     if not isinstance(spec, str):
-        raise BadArgument("a device is named by a string", value=spec, rule="prefix[:key=value,…]")
+        raise BadArgument("a device is named by a string", value=spec, rule="prefix[:key=value,…]",
+                          remedy="for example rdmakit.open('emu')")
     prefix, _, rest = spec.partition(":")
     if prefix not in _BACKENDS:
         raise UnknownDevice(

@@ -111,7 +111,8 @@ class Verbs(Resource):
     @staticmethod
     def _flags(signalled: bool, fence: str, solicited: bool) -> int:
         if fence not in _FENCES:
-            raise BadArgument("no such fence", value=fence, rule="one of " + ", ".join(_FENCES))
+            raise BadArgument("no such fence", value=fence, rule="one of " + ", ".join(_FENCES),
+                              remedy="leave it out where no order is needed")
         flags = CtrlFlag.CQ_UPDATE if signalled else CtrlFlag.NONE
         return int(flags) | int(CtrlFlag.SOLICITED if solicited else 0) | _FENCES[fence] << 5
 
@@ -277,7 +278,8 @@ class Verbs(Resource):
         raw = bytes(wqe)
         padded = -(-len(raw) // 64) * 64
         if not DS_BYTES <= len(raw) <= -(-_MAX_WQE // 64) * 64 or len(raw) % DS_BYTES:
-            raise BadArgument("no WQE has this size", value=len(raw), rule=f"16 … {_MAX_WQE} bytes, a multiple of 16")
+            raise BadArgument("no WQE has this size", value=len(raw), rule=f"16 … {_MAX_WQE} bytes, a multiple of 16",
+                              remedy="build it with rdmakit.layout.encode, or pad it with zeros")
         return self._post(lambda index: raw.ljust(padded, b"\0"), wr_id)
 
     def post_recv(self, target: Any, *, wr_id: Any = None) -> int:

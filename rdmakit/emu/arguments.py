@@ -133,6 +133,7 @@ def pack(
             f"{kernel} takes {len(types)} arguments",
             value=len(arguments),
             rule=", ".join(f"{_KIND_NAMES[kind]} of {nbytes} B" for kind, nbytes in types) or "none",
+            remedy="pass one for each parameter of the kernel, in its order",
         )
     packed, offsets, keep = bytearray(), [], []
     for number, ((kind, nbytes), value) in enumerate(zip(types, arguments, strict=True)):

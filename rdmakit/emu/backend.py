@@ -55,13 +55,15 @@ def _parse(text: str) -> dict[str, Any]:
         key = key.strip()
         convert = {**_WHERE, **_WORLD}.get(key)
         if convert is None or not equals:
-            raise BadArgument("unknown key of an emulated device", value=part, rule=GRAMMAR)
+            raise BadArgument("unknown key of an emulated device", value=part, rule=GRAMMAR,
+                              remedy="rdmakit.World(…) takes everything else")
         if key in values:
-            raise BadArgument("key given twice", value=key, rule=GRAMMAR)
+            raise BadArgument("key given twice", value=key, rule=GRAMMAR, remedy="keep one of the two")
         try:
             values[key] = convert(value.strip())
         except (ValueError, KeyError):
-            raise BadArgument(f"bad value of {key}", value=value, rule=GRAMMAR) from None
+            raise BadArgument(f"bad value of {key}", value=value, rule=GRAMMAR,
+                              remedy="write it as the rule shows") from None
     return values
 
 

@@ -29,7 +29,8 @@ _loaded: dict[Path, Module] = {}
 
 def _policy(name: str) -> int:
     if name not in _POLICIES:
-        raise BadArgument("no such policy", value=name, rule="one of " + ", ".join(_POLICIES))
+        raise BadArgument("no such policy", value=name, rule="one of " + ", ".join(_POLICIES),
+                          remedy="fast to run, timed for the virtual clock, explore to find a missing fence")
     return _POLICIES[name]
 
 
@@ -80,7 +81,8 @@ def compile_source(
     if lanes is None:
         lanes = 32 if source.raw else 1
     if lanes not in (1, 32):
-        raise BadArgument("lanes of a fibre", value=lanes, rule="1 (a fibre a warp) or 32 (a fibre a thread)")
+        raise BadArgument("lanes of a fibre", value=lanes, rule="1 (a fibre a warp) or 32 (a fibre a thread)",
+                          remedy="leave it out: the source decides")
     directories = tuple(os.path.abspath(directory) for directory in include_dirs)
     return _load(
         recipe(
@@ -118,7 +120,8 @@ def stock_kernel(name: str, policy: str = "fast") -> Kernel:
     """A kernel of cuda/kernels: from the wheel, the cache, or compiled now. BadArgument if unknown."""
     known = stock_kernels()
     if name not in known:
-        raise BadArgument("no such stock kernel", value=name, rule=f"cuda/kernels has {', '.join(sorted(known))}")
+        raise BadArgument("no such stock kernel", value=name, rule=f"cuda/kernels has {', '.join(sorted(known))}",
+                          remedy="compile a source of your own with world.compile(code)")
     return _load(_stock_recipe(known[name], _policy(policy))).get_function(name)
 
 

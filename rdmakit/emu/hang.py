@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from rdmakit.emu.addresses import AddressBook
-from rdmakit.emu.symbols import source_line, split_place
+from rdmakit.emu.symbols import kernel_line, source_line, split_place
 from rdmakit.errors import DeviceFault, HangError
 
 __all__ = ["HangReport", "Wait", "device_fault", "hang_error"]
@@ -182,7 +182,7 @@ def hang_error(waiting: list[dict[str, Any]], book: AddressBook) -> HangError:
 def endless_error(error: dict[str, Any]) -> HangError:
     """A thread that spun without end while nothing else in the world could move."""
     why, path, offsets = split_place(error["why"])
-    file, line = _file_line(source_line(path, offsets))
+    file, line = _file_line(source_line(path, offsets) or kernel_line(path, error["kernel"]))
     spinning = Wait(
         rank=error["rank"],
         kernel=error["kernel"],

@@ -29,7 +29,8 @@ Shape = int | Sequence[int]
 def _dim3(what: str, given: Shape) -> tuple[int, int, int]:
     parts = (given,) if isinstance(given, (int, np.integer)) else tuple(given)
     if not 1 <= len(parts) <= 3 or not all(isinstance(n, (int, np.integer)) and 0 < n < 1 << 31 for n in parts):
-        raise LaunchError(f"bad {what}", value=given, rule="one to three positive integers")
+        raise LaunchError(f"bad {what}", value=given, rule="one to three positive integers",
+                          remedy="pass a number, or a tuple as CUDA's dim3")
     x, y, z = (*(int(n) for n in parts), 1, 1)[:3]
     return x, y, z
 
@@ -154,7 +155,8 @@ class Module:
     def get_function(self, name: str) -> Kernel:
         """The kernel of that name. BadArgument when there is none."""
         if name not in self._entries:
-            raise BadArgument("no such kernel", value=name, rule=f"this module has {', '.join(self._entries)}")
+            raise BadArgument("no such kernel", value=name, rule=f"this module has {', '.join(self._entries)}",
+                              remedy="kernels are __global__ functions; RDMAKIT_KERNEL declares one")
         return Kernel(self, name, self._entries[name])
 
     def __repr__(self) -> str:

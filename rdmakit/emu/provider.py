@@ -109,7 +109,8 @@ class EmulatedHca:
     def create_qp(self, request: QpRequest) -> QpQueues:
         if request.doorbell is not None and request.doorbell not in DOORBELL_MODES:
             known = ", ".join(DOORBELL_MODES)
-            raise BadArgument("no such doorbell mode", value=request.doorbell, rule=f"one of {known}")
+            raise BadArgument("no such doorbell mode", value=request.doorbell, rule=f"one of {known}",
+                              remedy="leave it out for the device's own")
         sq = aligned_array(SEND_WQE_BB << request.log_sq_wqebbs, alignment=_PAGE)
         stride = rq_stride(request.max_recv_sge) if request.max_recv_sge else 0
         rq = aligned_array(stride << request.log_rq_wqes, alignment=_PAGE) if stride else None

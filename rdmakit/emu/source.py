@@ -143,7 +143,8 @@ def prepare(code: str, name: str, first_line: int = 1) -> PreparedSource:
     (('put',), False, True)
     """
     if not isinstance(code, str):
-        raise BadArgument("device code is a string", value=type(code).__name__, rule="str")
+        raise BadArgument("device code is a string", value=type(code).__name__, rule="str",
+                          remedy="read a file with Path(…).read_text()")
     kernels = find_kernels(code)
     if not kernels:
         raise BadArgument(

@@ -34,12 +34,14 @@ class Rank:
 
 def _choice(name: str, value: str, table: dict[str, int]) -> None:
     if value not in table:
-        raise BadArgument(f"no such {name}", value=value, rule="one of " + ", ".join(table))
+        raise BadArgument(f"no such {name}", value=value, rule="one of " + ", ".join(table),
+                          remedy="leave it out for the default")
 
 
 def _whole(name: str, value: int, least: int, most: int) -> None:
     if not isinstance(value, int) or not least <= value <= most:
-        raise BadArgument(f"{name} makes no world", value=value, rule=f"{least} … {most}")
+        raise BadArgument(f"{name} makes no world", value=value, rule=f"{least} … {most}",
+                          remedy="choose a number within the rule")
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,14 @@ class Topology:
         _choice("policy", self.policy, POLICIES)
         mtu_code(self.mtu)
         if not 0 < self.nics_per_gpu <= 8 or self.nics > _MOST:
-            raise BadArgument("nics_per_gpu makes no world", value=self.nics_per_gpu, rule="more than 0, at most 8")
+            raise BadArgument("nics_per_gpu makes no world", value=self.nics_per_gpu, rule="more than 0, at most 8",
+                              remedy="1 is a NIC a GPU; 2 is a pair of devices; 0.5 is a NIC for two GPUs")
         if not self.port_gbps > 0:
-            raise BadArgument("port_gbps makes no world", value=self.port_gbps, rule="more than 0")
+            raise BadArgument("port_gbps makes no world", value=self.port_gbps, rule="more than 0",
+                              remedy="for example 400")
         if self.lag != "none" and self.ports != 2:
-            raise BadArgument("a bond of one port", value=self.ports, rule="lag needs ports=2")
+            raise BadArgument("a bond of one port", value=self.ports, rule="lag needs ports=2",
+                              remedy="lag='none', or two ports")
 
     @property
     def nics(self) -> int:
@@ -94,9 +99,11 @@ class Topology:
     def nic_index(self, host: int, nic: int) -> int:
         """Number of an HCA in the world. BadArgument when there is no such host or NIC."""
         if not isinstance(host, int) or not 0 <= host < self.hosts:
-            raise BadArgument("no such host", value=host, rule=f"0 … {self.hosts - 1}")
+            raise BadArgument("no such host", value=host, rule=f"0 … {self.hosts - 1}",
+                              remedy="hosts are counted from 0")
         if not isinstance(nic, int) or not 0 <= nic < self.nics:
-            raise BadArgument("no such NIC", value=nic, rule=f"0 … {self.nics - 1} on each host")
+            raise BadArgument("no such NIC", value=nic, rule=f"0 … {self.nics - 1} on each host",
+                              remedy="NICs are counted from 0 on each host")
         return host * self.nics + nic
 
     def _port_info(self, host: int, nic: int, port: int) -> PortInfo:

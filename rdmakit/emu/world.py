@@ -75,7 +75,8 @@ class World:
             port_gbps=port_gbps,
         )
         if not 0 <= seed < 1 << 64:
-            raise BadArgument("seed does not fit", value=seed, rule="0 … 2**64 − 1")
+            raise BadArgument("seed does not fit", value=seed, rule="0 … 2**64 − 1",
+                              remedy="take a non-negative integer, as a failing run prints it")
         self.name = name
         self.seed = seed
         self.policy = policy
@@ -101,7 +102,8 @@ class World:
     def rank(self, index: int) -> Rank:
         """GPU `index` of the world: its host, its number there, its NICs."""
         if not 0 <= index < len(self.ranks):
-            raise BadArgument("no such rank", value=index, rule=f"0 … {len(self.ranks) - 1}")
+            raise BadArgument("no such rank", value=index, rule=f"0 … {len(self.ranks) - 1}",
+                              remedy="ranks are counted from 0 over all hosts")
         return self.ranks[index]
 
     def open_rank(self, index: int) -> Context:
@@ -114,7 +116,8 @@ class World:
         self._require_idle()
         index, device = self._device(host, nic)
         if not 1 <= port <= len(device.ports):
-            raise BadArgument("no such port", value=port, rule=f"1 … {len(device.ports)}")
+            raise BadArgument("no such port", value=port, rule=f"1 … {len(device.ports)}",
+                              remedy="ports are counted from 1")
         self._core.set_port_up(index, port, up)
 
     # ---- memory
@@ -176,6 +179,7 @@ class World:
                 block=block,
                 shared_mem=shared_mem,
                 rank=rank,
+                remedy="change the launch as the rule says",
             )
         self._pending.append(keep)
 
@@ -212,6 +216,7 @@ class World:
         if self._running:
             raise BadState(
                 "the world is running in another thread",
+                value=f"world of seed {self.seed}",
                 rule="a world is used by one thread at a time",
                 remedy="wait for its run() to return, or give each thread a world of its own",
             )

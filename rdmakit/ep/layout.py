@@ -181,14 +181,15 @@ def check_sizes(hidden: int, **positive: int) -> None:
     >>> check_sizes(256, topk=0)
     Traceback (most recent call last):
     rdmakit.errors.BadArgument: topk is not positive (value 0)
-    rule: topk >= 1
+    rule: topk >= 1; remedy: a buffer for nothing is still made for one; calls may carry zero tokens
     """
     if hidden % FP8_BLOCK or hidden <= 0:
         raise BadArgument("hidden is no multiple of 128", value=hidden, rule=f"hidden % {FP8_BLOCK} == 0",
                           remedy="pad the hidden dimension")
     for name, value in positive.items():
         if value < 1:
-            raise BadArgument(f"{name} is not positive", value=value, rule=f"{name} >= 1")
+            raise BadArgument(f"{name} is not positive", value=value, rule=f"{name} >= 1",
+                              remedy="a buffer for nothing is still made for one; calls may carry zero tokens")
 
 
 def check_capacity(num_tokens_per_source: NDArray[np.integer], capacity: int, *, rank: int,

@@ -87,6 +87,12 @@ class LowLatencyBuffer:
         self.combine_epoch = 0
         self._unreceived = {"dispatch": 0, "combine": 0}
 
+    def __repr__(self) -> str:
+        return (
+            f"<LowLatencyBuffer: {self.ranks} ranks, up to {self.max_tokens} tokens x {self.hidden}, "
+            f"top-{self.topk} of {self.experts}, {self.qps_per_rank} QPs a pair of ranks>"
+        )
+
     def _layout(self) -> HeapLayout:
         heap = HeapLayout()
         header = -(-4 * (1 + self.topk) // 16) * 16
@@ -131,7 +137,8 @@ class LowLatencyBuffer:
     def _each(self, name: str, values: Sequence[Any]) -> None:
         if len(values) != self.ranks:
             raise BadArgument(
-                f"{name} has not one entry a rank", value=len(values), rule=f"{self.ranks} entries"
+                f"{name} has not one entry a rank", value=len(values), rule=f"{self.ranks} entries",
+                remedy="one call serves all ranks of the world: pass a list with an entry for each"
             )
 
     def _begin(self, what: str, most: int) -> None:
@@ -139,6 +146,7 @@ class LowLatencyBuffer:
         if self._unreceived[what] >= most:
             raise BadState(
                 f"{what} sent {most} times and not received",
+                value=self._unreceived[what],
                 rule=f"at most {most} {what} may wait for its hook",
                 remedy="call the hooks, oldest first",
             )
@@ -160,7 +168,8 @@ class LowLatencyBuffer:
         check_topk_idx(topk_idx, self.experts, tokens)
         if topk_idx.shape[1] != self.topk:
             raise BadArgument(
-                f"rank {r}: another top-k than the buffer's", value=topk_idx.shape[1], rule=f"{self.topk}"
+                f"rank {r}: another top-k than the buffer's", value=topk_idx.shape[1], rule=f"{self.topk}",
+                remedy="make another buffer, or fill the row up with -1"
             )
         return np.ascontiguousarray(topk_idx, np.int32)
 
@@ -277,6 +286,7 @@ class LowLatencyBuffer:
                     f"rank {r}: rows of another shape, dtype or layout than were received",
                     value=(y[r].shape, str(y[r].dtype)),
                     rule=f"contiguous BF16 {rule}",
+                    remedy="fill buffer.combine_rows(rank), or an array like packed_recv_x in BF16",
                 )
             chosen.append(self._choices(r, topk_idx[r], handles[r].tokens))
             check_topk_weights(topk_weights[r], topk_idx[r])

@@ -78,7 +78,8 @@ class Mesh:
     def connect(self, a: int, b: int, channels: int) -> None:
         """Joins ranks a and b by `channels` pairs of QPs, channel c over port c modulo the number of ports."""
         if a == b:
-            raise BadArgument("a rank is not joined to itself", value=a, rule="two different ranks")
+            raise BadArgument("a rank is not joined to itself", value=a, rule="two different ranks",
+                              remedy="a rank reaches its own memory by stores")
         for channel in range(channels):
             ends = [(self.sides[a], b), (self.sides[b], a)]
             pair = []

@@ -120,6 +120,12 @@ class NormalBuffer:
         self.combine_epoch = 0
         self.arrived = [0] * self.ranks
 
+    def __repr__(self) -> str:
+        return (
+            f"<NormalBuffer: {self.ranks} ranks on {self.hosts} hosts, up to {self.max_tokens} tokens x {self.hidden}, "
+            f"top-{self.topk} of {self.experts}, {self.channels} channels>"
+        )
+
     def _plan(self, tokens: int) -> tuple[dict[str, Array], Array]:
         arrays = {
             name: self.world.array(dims, np.int32) for name, dims in self.shape.plan_shapes(tokens).items()
@@ -149,7 +155,8 @@ class NormalBuffer:
     def _each(self, name: str, values: Sequence[Any]) -> None:
         if len(values) != self.ranks:
             raise BadArgument(
-                f"{name} has not one entry a rank", value=len(values), rule=f"{self.ranks} entries"
+                f"{name} has not one entry a rank", value=len(values), rule=f"{self.ranks} entries",
+                remedy="one call serves all ranks of the world: pass a list with an entry for each"
             )
 
     def _own(self, handles: Sequence[NormalHandle]) -> None:
@@ -161,6 +168,7 @@ class NormalBuffer:
                     + ("" if handle.owner is self else " of another buffer"),
                     value=handle.rank,
                     rule="handles in the order of the ranks, from a dispatch of this buffer",
+                    remedy="pass [d.handle for d in buffer.dispatch(…)]",
                 )
 
     # ---- dispatch
@@ -190,6 +198,7 @@ class NormalBuffer:
                     f"rank {r}: another top-k than the buffer's",
                     value=topk_idx[r].shape[1],
                     rule=f"{self.topk}",
+                    remedy="make another buffer, or fill the row up with -1",
                 )
             chosen.append(np.ascontiguousarray(topk_idx[r], np.int32))
             weights.append(topk_weights[r])
@@ -292,6 +301,7 @@ class NormalBuffer:
                     f"rank {r}: rows of another shape than were received",
                     value=x[r].shape,
                     rule=f"({handles[r].received}, {self.hidden})",
+                    remedy="one row for each that dispatch gave; buffer.combine_rows(rank, handle) has the shape",
                 )
             if topk_weights is not None and (
                 topk_weights[r].shape != (handles[r].received, self.topk)
@@ -301,6 +311,7 @@ class NormalBuffer:
                     f"rank {r}: weights of another shape or dtype",
                     value=topk_weights[r].shape,
                     rule=f"float32 ({handles[r].received}, {self.topk})",
+                    remedy="pass the recv_topk_weights of the dispatch, or leave topk_weights out",
                 )
         self.combine_epoch += 1
         out, out_weights, kept = [], [], []

@@ -65,6 +65,7 @@ class NormalShape:
                 "too many hosts or GPUs a host",
                 value=(self.hosts, self.local_ranks),
                 rule=f"at most {abi.MAX_HOSTS} hosts of {abi.MAX_LOCAL_RANKS} GPUs",
+                remedy="spread the ranks otherwise: more GPUs a host, or fewer hosts",
             )
         for name in ("slots", "chunk"):
             value = getattr(self, name)

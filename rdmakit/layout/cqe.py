@@ -101,9 +101,11 @@ def cqe(
     '08 00 1d bb 00 0f 00 01'
     """
     if opcode in (CqeOpcode.REQ_ERR, CqeOpcode.RESP_ERR):
-        raise BadArgument("not a good completion", value=opcode, remedy="use error_cqe")
+        raise BadArgument("not a good completion", value=opcode, rule="an error CQE has a layout of its own",
+                          remedy="use error_cqe")
     if len(inline_data) > 64:
-        raise BadArgument("inline data too long", value=len(inline_data), rule="64 bytes in a 128-byte CQE")
+        raise BadArgument("inline data too long", value=len(inline_data), rule="64 bytes in a 128-byte CQE",
+                          remedy="scatter longer data to memory")
     form = (
         CqeFormat.PLAIN
         if not inline_data

@@ -170,11 +170,13 @@ def decode(buf: Any, kind: str | None = None, *, qp_type: str = "rc") -> Decoded
     8
     """
     if qp_type not in QP_TYPES:
-        raise BadArgument("unknown QP type", value=qp_type, rule="one of " + ", ".join(QP_TYPES))
+        raise BadArgument("unknown QP type", value=qp_type, rule="one of " + ", ".join(QP_TYPES),
+                          remedy="leave it out for RC")
     raw = as_bytes(buf)
     kind = kind or _guess(raw, qp_type)
     if kind not in KINDS:
-        raise BadArgument("unknown kind", value=kind, rule="one of " + ", ".join(KINDS))
+        raise BadArgument("unknown kind", value=kind, rule="one of " + ", ".join(KINDS),
+                          remedy="leave it out, and the bytes decide")
     sizes = {
         "wqe": len(raw) >= DS_BYTES and len(raw) % DS_BYTES == 0,
         "cqe": len(raw) in (64, 128),
@@ -210,9 +212,11 @@ def decode_all(buf: Any, kind: str = "wqe", *, qp_type: str = "rc") -> list[Deco
     """
     raw = as_bytes(buf)
     if kind not in ("wqe", "cqe"):
-        raise BadArgument("no ring of this kind", value=kind, rule="wqe or cqe")
+        raise BadArgument("no ring of this kind", value=kind, rule="wqe or cqe",
+                          remedy="decode one structure with decode(raw, kind)")
     if len(raw) % SEND_WQE_BB:
-        raise DecodeError("not whole entries", value=len(raw), rule=f"a multiple of {SEND_WQE_BB} bytes")
+        raise DecodeError("not whole entries", value=len(raw), rule=f"a multiple of {SEND_WQE_BB} bytes",
+                          remedy="cut the slice at whole basic blocks")
     found: list[Decoded] = []
     at = 0
     while at < len(raw):

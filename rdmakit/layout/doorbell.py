@@ -57,7 +57,8 @@ def _words(first: int, second: int) -> bytes:
 
 def _not_negative(name: str, value: int) -> int:
     if value < 0:
-        raise BadArgument(f"{name} is negative", value=value, rule="a free-running index counts up from 0")
+        raise BadArgument(f"{name} is negative", value=value, rule="a free-running index counts up from 0",
+                          remedy="count on; the cut to its width happens here")
     return value
 
 
@@ -100,5 +101,6 @@ def doorbell_last(wqe: bytes) -> bytes:
     '00000508 00012303'
     """
     if len(wqe) < 16:
-        raise BadArgument("no whole ctrl segment", value=len(wqe), rule="a WQE starts with 16 bytes of ctrl")
+        raise BadArgument("no whole ctrl segment", value=len(wqe), rule="a WQE starts with 16 bytes of ctrl",
+                          remedy="pass the last WQE whole")
     return bytes(wqe[:8])

@@ -116,7 +116,8 @@ def recv(sges: Sges, *, stride: int = 64) -> bytes:
     body = data_segments(sges)
     if stride % DS_BYTES or len(body) > stride:
         raise BadArgument(
-            "receive WQE does not fit", value=stride, rule=f"stride a multiple of 16, ≥ {len(body)} here"
+            "receive WQE does not fit", value=stride, rule=f"stride a multiple of 16, ≥ {len(body)} here",
+            remedy="leave stride out, or take that of the QP"
         )
     if len(body) < stride:
         body += bytes(4) + INVALID_LKEY.to_bytes(4, "big") + bytes(8)

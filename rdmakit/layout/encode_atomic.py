@@ -17,10 +17,12 @@ def _landing(sge: Sge, width: int, raddr: int) -> bytes:
     """Data segment for the old value; a responder answers misalignment with REMOTE_INVAL_REQ (0x12)."""
     if sge.length != width:
         raise BadArgument(
-            "landing buffer of the wrong size", value=sge.length, rule=f"the atomic is {width} bytes wide"
+            "landing buffer of the wrong size", value=sge.length, rule=f"the atomic is {width} bytes wide",
+            remedy="pass an Sge of that length"
         )
     if raddr % width:
-        raise BadArgument("misaligned atomic", value=hex(raddr), rule=f"raddr must be a multiple of {width}")
+        raise BadArgument("misaligned atomic", value=hex(raddr), rule=f"raddr must be a multiple of {width}",
+                          remedy="align the word: an array of that dtype is")
     return data_segments(sge)
 
 
@@ -52,7 +54,8 @@ def compare_swap(
 
 def _opmod(width: int) -> Opmod:
     if width not in (4, 8):
-        raise BadArgument("no such masked atomic", value=width, rule="width is 4 or 8 bytes")
+        raise BadArgument("no such masked atomic", value=width, rule="width is 4 or 8 bytes",
+                          remedy="plain fetch_add and cmp_swap need no width")
     return Opmod.EXT_ATOMIC_4B if width == 4 else Opmod.EXT_ATOMIC_8B
 
 

@@ -36,7 +36,8 @@ def wqe_bytes(
 ) -> bytes:
     """Whole basic blocks: a ctrl segment for `body`, then `body`, then zeros."""
     if index < 0:
-        raise BadArgument("index is negative", value=index, rule="a free-running index counts up from 0")
+        raise BadArgument("index is negative", value=index, rule="a free-running index counts up from 0",
+                          remedy="count on; the cut to 16 bits happens here")
     ds = 1 + -(-len(body) // DS_BYTES)
     if ds > MAX_DS:
         raise BadArgument(

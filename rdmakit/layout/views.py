@@ -41,7 +41,8 @@ def ring_view(buffer: Any, kind: str) -> np.ndarray[Any, np.dtype[np.void]]:
     (10, (4,))
     """
     if kind not in RING_KINDS:
-        raise BadArgument("unknown ring kind", value=kind, rule="one of " + ", ".join(RING_KINDS))
+        raise BadArgument("unknown ring kind", value=kind, rule="one of " + ", ".join(RING_KINDS),
+                          remedy="name what the memory holds")
     dtype = RING_KINDS[kind]
     view = memoryview(buffer) if not isinstance(buffer, np.ndarray) else None
     array = buffer if view is None else np.frombuffer(view, np.uint8)
@@ -57,5 +58,6 @@ def ring_view(buffer: Any, kind: str) -> np.ndarray[Any, np.dtype[np.void]]:
             "not whole entries",
             value=array.nbytes,
             rule=f"a multiple of {dtype.itemsize} bytes for kind {kind}",
+            remedy="pass the whole ring",
         )
     return array.reshape(-1).view(np.uint8).view(dtype)

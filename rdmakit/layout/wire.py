@@ -33,5 +33,6 @@ def wire_dtype(itemsize: int, **fields: tuple[int, Any]) -> np.dtype[np.void]:
 def unsigned(name: str, value: int, bits: int) -> int:
     """`value` itself when it is an unsigned number of `bits` bits, else BadArgument."""
     if not 0 <= value < 1 << bits:
-        raise BadArgument(f"{name} does not fit", value=value, rule=f"unsigned, {bits} bits")
+        raise BadArgument(f"{name} does not fit", value=value, rule=f"unsigned, {bits} bits",
+                          remedy="pass the number that the object has, such as qp.qpn or mr.rkey")
     return value

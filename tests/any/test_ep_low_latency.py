@@ -46,6 +46,24 @@ def test_round_trip(policy, lanes, hosts, gpus, fp8, seed):
         assert not wrong_sums(out, y, got, idx, weights, experts)
 
 
+@pytest.mark.parametrize(
+    ("hosts", "gpus", "hidden"), [(1, 1, 128), (5, 1, 384), (1, 5, 2048), (2, 2, 7168), (3, 5, 128), (8, 8, 128)]
+)
+def test_any_rank_count_and_any_multiple_of_128(hosts, gpus, hidden, seed):
+    """With ranks that have no token at all, as bytes and as FP8."""
+    ranks = hosts * gpus
+    world = rdmakit.World(hosts=hosts, gpus_per_host=gpus, seed=seed)
+    experts, topk = 2 * ranks, min(4, 2 * ranks)
+    buffer = LowLatencyBuffer(world, hidden=hidden, topk=topk, experts=experts, max_tokens=4)
+    for fp8 in (False, True):
+        x, idx, weights = make_inputs([4 if r % 3 == 0 else r % 2 for r in range(ranks)], hidden, experts, topk, seed)
+        got, handles, _ = buffer.dispatch(x, idx, use_fp8=fp8)
+        assert not failures(verify.check_low_latency(got, x, idx, experts, 4, fp8))
+        y = rows_for(got, seed)
+        out, _ = buffer.combine(y, handles, idx, weights)
+        assert not wrong_sums(out, y, got, idx, weights, experts)
+
+
 def test_hooks_split_sending_from_receiving(seed):
     world = rdmakit.World(hosts=2, gpus_per_host=1, seed=seed)
     buffer = LowLatencyBuffer(world, hidden=128, topk=2, experts=8, max_tokens=8)

@@ -5,7 +5,8 @@ import pytest
 from verbs_rig import WORLDS, Rig
 
 import rdmakit
-from rdmakit.errors import BadState
+from rdmakit.device import connected_pair
+from rdmakit.errors import BadState, ForeignObject
 from rdmakit.layout import Syndrome, WcStatus, encode
 
 
@@ -201,6 +202,29 @@ def test_source_ports_and_affinity_choose_the_physical_port(seed):
         assert bonded.near.context.port(port).counters["xmit_payload"] == 4096
     with pytest.raises(rdmakit.RdmakitError):
         Rig(seed).near.lag_port = 2
+
+
+def test_a_pair_of_devices_that_is_not_bonded(seed):
+    """Two NICs of one port beside one GPU: each with a name, keys and counters of its own; one may fail alone."""
+    world = rdmakit.World(hosts=2, nics_per_gpu=2, ports=1, seed=seed)
+    assert world.ranks[0].nics == (0, 1)
+    pairs = [connected_pair(world.open(0, nic), world.open(1, nic)) for nic in (0, 1)]
+    source, sinks = np.arange(512, dtype=np.uint8), [np.zeros(512, np.uint8) for _ in pairs]
+    mine = [near.pd.register(source) for near, _ in pairs]  # the same memory, once for each device
+    theirs = [far.pd.register(sink) for (_, far), sink in zip(pairs, sinks, strict=True)]
+    for nic, (near, far) in enumerate(pairs):
+        near.post_write(mine[nic][: 256 * (nic + 1)], theirs[nic])
+        assert near.send_cq.wait().all_ok
+        assert far.context.port(1).counters["rcv_payload"] == 256 * (nic + 1)
+    assert [near.context.port(1).counters["xmit_payload"] for near, _ in pairs] == [256, 512]
+    assert all((sink[:256] == source[:256]).all() for sink in sinks)
+    with pytest.raises(ForeignObject):
+        pairs[0][0].post_write(mine[1], theirs[0])
+    pairs[0][0].post_write(mine[0], theirs[1])  # an rkey of the peer's other device
+    assert pairs[0][0].send_cq.wait(check=False)[0].status.name == "REM_ACCESS_ERR"
+    world.set_port_up(0, 0, 1, False)
+    pairs[1][0].post_write(mine[1], theirs[1])
+    assert pairs[1][0].send_cq.wait().all_ok and (sinks[1] == source).all()
 
 
 def test_a_cable_is_pulled_and_put_back(seed):

@@ -373,12 +373,14 @@ def test_everything_shows_itself(world, pair):
     mr = near.pd.register(bytearray(64), name="inbox")
     near.post_nop()
     done = near.send_cq.wait()
-    for shown in (world, near.context, near.context.port(1), near.pd, mr, near, near.send_cq, done, done[0]):
+    opened = (near.context.device, near.context, near.context.port(1))
+    for shown in (world, *opened, near.pd, mr, near, near.send_cq, done, done[0]):
         text = repr(shown)
         assert "\n" not in text and "object at 0x" not in text
         html = shown._repr_html_()
         assert html.startswith("<") and "<pre>" not in html
     assert "inbox" in mr._repr_html_() and "RTS" in near._repr_html_()
+    assert "400" in near.context.device._repr_html_() and "emu:host=0" in repr(near.context.device)
     near.close()
     assert "closed" in repr(near) and near._repr_html_()
 
