@@ -20,6 +20,7 @@ struct QueuePair;
 struct CompletionQueue;
 struct Transfer;
 struct Outcome;
+struct LateWrite;
 struct Pieces;
 struct Port;
 class EventPool;
@@ -122,21 +123,33 @@ class Hca {
 
     // doorbell.cpp, hca.cpp
     void ring_send(QueuePair& qp, u64 value);
+    void ring_late_doorbells();
     void enqueue(QueuePair& qp);
+    void announce();
 
     // requester.cpp
     void step(QueuePair& qp);
     Syndrome begin(QueuePair& qp, Transfer& transfer);
     Syndrome map_local(const QueuePair& qp, Transfer& transfer) const;
-    bool depart(QueuePair& qp, const DecodedWqe& wqe);
+    bool depart(QueuePair& qp, Transfer& transfer);
+    void take_up(QueuePair& qp, const DecodedWqe& wqe);
     Outcome deliver(QueuePair& qp, Transfer& transfer);
+    void survive(QueuePair& qp, Transfer& transfer, Hca& peer, u32 packets);
     void finish(QueuePair& qp, Transfer& transfer, const Outcome& outcome);
     void fail(QueuePair& qp, const DecodedWqe& wqe, Syndrome syndrome);
 
-    // responder.cpp, receive.cpp
+    // sequence.cpp
+    bool many_paths(const QueuePair& qp) const;
     Outcome respond(QueuePair& qp, Transfer& transfer, Hca& from, QueuePair& source);
+    Outcome once_more(QueuePair& qp, Transfer& transfer);
+    Outcome too_early(QueuePair& qp, Transfer& transfer, QueuePair& source, u32 packets);
+    Outcome sequence_error(QueuePair& qp);
+    void take_psns(QueuePair& qp, u32 packets);
+
+    // responder.cpp, receive.cpp
     Outcome execute(QueuePair& qp, Transfer& transfer, QueuePair& source);
     Outcome write(QueuePair& qp, Transfer& transfer, QueuePair& source);
+    void place(QueuePair& qp, const DecodedWqe& wqe, const Pieces& local, const Pieces& target, u64 from, u64 to);
     Outcome read(QueuePair& qp, const DecodedWqe& wqe);
     Outcome atomic(QueuePair& qp, const DecodedWqe& wqe);
     Outcome send(QueuePair& qp, Transfer& transfer, QueuePair& source);
@@ -146,6 +159,11 @@ class Hca {
     Outcome refuse_receive(QueuePair& qp, Syndrome local, Syndrome nak);
     Outcome refuse_request(QueuePair& qp, Syndrome nak, AsyncEventType event);
     bool copies(u64 bytes) const { return copy_payload_ || bytes <= cpu::kControlBytes; }
+
+    // late_write.cpp
+    static constexpr u64 kEveryLateWrite = ~0ull;
+    bool write_later(QueuePair& qp, u32 rkey, const Pieces& from, u8* at, u64 bytes);
+    void land(u32 qpn, u64 number = kEveryLateWrite);
 
     // flush.cpp
     void enter_error(QueuePair& qp);
@@ -164,11 +182,24 @@ class Hca {
     void wake_port(u32 port, u64 when_ps);
     void transmit(u32 port);
     void issue(QueuePair& qp, Port& port);
+
+    // in_flight.cpp
     void arrive(QueuePair& qp, u64 index);
-    void acknowledge(QueuePair& qp, u64 index);
-    void resend(QueuePair& qp, bool receiver_not_ready);
-    void advance(QueuePair& qp);
+    void arrive_again(QueuePair& qp, u64 index);
+    void executed(QueuePair& qp, u64 index);
+    void admit_held(QueuePair& qp);
+    void answer(QueuePair& qp, u64 index, const Outcome& outcome);
+    void acknowledge(QueuePair& qp, u64 index, u64 through);
+    bool acknowledge_through(QueuePair& qp, u64 through);
+    void complete_head(QueuePair& qp);
     u64 respond_at(const QueuePair& qp, const DecodedWqe& wqe, const Outcome& outcome);
+
+    // recovery.cpp
+    void wait_for_answer(QueuePair& qp, u64 index);
+    void sent_again_from(QueuePair& qp, u64 through, u32 psn);
+    void resend(QueuePair& qp, u64 index, bool receiver_not_ready);
+    void go_back(QueuePair& qp, bool receiver_not_ready);
+    void advance(QueuePair& qp);
 
     // completion_queue.cpp
     bool push_cqe(QueuePair& qp, CompletionQueue& cq, const void* cqe, const u8* preceding);
@@ -197,6 +228,13 @@ class Hca {
     std::vector<u32> stalled_;   // QP numbers, in the order in which they began to wait
     u32 live_qps_ = 0;
     std::unique_ptr<EventPool> events_;
+    struct LateDoorbell {
+        u32 qpn, turns;
+        u64 value;
+    };
+    std::vector<LateDoorbell> late_doorbells_;
+    std::vector<LateWrite> late_writes_;
+    u64 late_number_ = 0;
     u64 wqe_free_ps_ = 0;        // timed: when the HCA can take up another WQE
     mutable char message_[256] = {};
 };

@@ -1,6 +1,7 @@
 // receive.cpp — receive WQEs: SENDs scattered into them, immediates that consume them.
 // Leans on hca_cqe.cuh. rdma-core providers/mlx5/qp.c mlx5_post_recv: a scatter list ends with {0, lkey 0x100}.
 #include "hca.hpp"
+#include "late_write.hpp"
 #include "memory_region.hpp"
 #include "queue_pair.hpp"
 
@@ -15,7 +16,7 @@ bool Hca::receive_ready(QueuePair& qp, Outcome& outcome) {
         outcome = {Outcome::refused, Syndrome::remote_op};
         return false;
     }
-    if (available != 0) return true;
+    if (available != 0 && !environment_.happens(FaultKind::rnr, qp.info.attr.dest_qp_num)) return true;
     ++counters_.rnr_naks;
     outcome = {Outcome::not_ready, Syndrome::none, qp.info.attr.min_rnr_timer};
     return false;
@@ -35,6 +36,7 @@ Outcome Hca::refuse_receive(QueuePair& qp, Syndrome local, Syndrome nak) {
 
 Outcome Hca::consume_receive(QueuePair& qp, const DecodedWqe& wqe, u32 source_qpn, CqeOpcode opcode,
                              const Pieces* scattered) {
+    if (!late_writes_.empty()) land(qp.info.qpn);  // a completion ensures that all data before it is visible
     const u32 imm = opcode == CqeOpcode::responder_send ? 0 : wqe.imm;
     Cqe cqe = responder_cqe(opcode, qp.info.qpn, source_qpn, qp.info.create.user_index,
                             static_cast<u32>(qp.rq_consumed) & 0xffff, static_cast<u32>(wqe.bytes), imm,
