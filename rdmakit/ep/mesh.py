@@ -16,7 +16,7 @@ from rdmakit.device.handle import DeviceHandle
 from rdmakit.device.report import REPORT, DeviceStatus, Report
 from rdmakit.ep.abi import REMOTE_MEMORY
 from rdmakit.ep.heap import Heap, HeapLayout
-from rdmakit.errors import BadArgument, CompletionError, HangError
+from rdmakit.errors import BadArgument, CompletionError, HangError, RankDied
 from rdmakit.layout import ERR_CQE, CqeOpcode, Syndrome, wc_status
 
 __all__ = ["Mesh", "PlannedQp", "Side"]
@@ -52,7 +52,9 @@ class PlannedQp:
 class Mesh:
     """All ranks of a world with a heap each, same-host ranks by pointer, others by QPs as asked for.
 
-    `timeout_ns` bounds every wait of device code; 0 takes the device's default.
+    `timeout_ns` bounds every wait of device code; 0 takes the device's default. Where the world's fault plan has
+    adaptive routing the QPs ask for it (out of order), and heaps for relaxed ordering where it has that: the kernels'
+    signals are atomics, which neither lets pass what they stand behind.
     """
 
     def __init__(self, world: Any, layout: HeapLayout, *, timeout_ns: int = 0, sq_wqebbs: int = 128) -> None:
@@ -71,7 +73,8 @@ class Mesh:
         context = self.world.open_rank(rank)
         pd = context.alloc_pd()
         memory = self.world.array((self.layout.nbytes,), np.uint8, name=f"heap of rank {rank}")
-        mr = pd.register(memory, name=f"heap of rank {rank}")
+        relaxed = self.world.faults.relaxed_ordering
+        mr = pd.register(memory, relaxed_ordering=relaxed, name=f"heap of rank {rank}")
         report = Report(self.world.array((REPORT.itemsize,), np.uint8, name=f"report of rank {rank}"))
         return Side(rank, host, local, context, pd, Heap(self.layout, memory), mr, report)
 
@@ -84,7 +87,9 @@ class Mesh:
             pair = []
             for side, peer in ends:
                 cq = side.context.create_cq(self.sq_wqebbs)
-                qp = side.pd.create_qp(cq, sq_wqebbs=self.sq_wqebbs)
+                qp = side.pd.create_qp(
+                    cq, sq_wqebbs=self.sq_wqebbs, out_of_order=self.world.faults.adaptive_routing
+                )
                 side.qps[peer, channel] = qp
                 pair.append(qp)
             self._bring_up(pair[0], pair[1], channel)
@@ -114,6 +119,8 @@ class Mesh:
         """
         try:
             self.world.run()
+        except RankDied:
+            raise  # the reason for all that follows from it
         except HangError as hang:
             for side in self.sides:  # a rank that stopped for a reason of its own, while the others waited for it
                 if side.report and side.report.status is not DeviceStatus.TIMEOUT:

@@ -6,7 +6,6 @@
 #include <cstdio>
 
 #include "event_pool.hpp"
-#include "late_write.hpp"
 #include "memory_region.hpp"
 #include "port.hpp"
 #include "uar.hpp"

@@ -12,6 +12,7 @@
 
 #include "environment.hpp"
 #include "fabric.hpp"
+#include "late_write.hpp"
 #include "rdmakit/hca.cuh"
 
 namespace rdmakit::emu {
@@ -20,7 +21,6 @@ struct QueuePair;
 struct CompletionQueue;
 struct Transfer;
 struct Outcome;
-struct LateWrite;
 struct Pieces;
 struct Port;
 class EventPool;
@@ -99,6 +99,9 @@ class Hca {
     bool port_up(u32 port) const;
     void set_port_up(u32 port, bool up);
     PortCounters port_counters(u32 port) const;
+
+    // An internal error of the QP that was created as number `ordinal`, from 0: IBV_EVENT_QP_FATAL, and it is in ERR.
+    void break_qp(u32 ordinal);
 
     // ---- for the other files of this model ----------------------------------------------------------------------
     QueuePair* find_qp(u32 qpn) const {

@@ -2,7 +2,6 @@
 // Leans on sequence.cpp for what the responder makes of it, and on recovery.cpp when no good answer comes.
 #include "event_pool.hpp"
 #include "hca.hpp"
-#include "late_write.hpp"
 #include "link.hpp"
 #include "memory_region.hpp"
 

@@ -8,6 +8,7 @@
 #include "event_pool.hpp"
 #include "hca.hpp"
 #include "memory_region.hpp"
+#include "queue_pair.hpp"
 
 namespace rdmakit::emu {
 

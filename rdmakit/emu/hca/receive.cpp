@@ -1,7 +1,6 @@
 // receive.cpp — receive WQEs: SENDs scattered into them, immediates that consume them.
 // Leans on hca_cqe.cuh. rdma-core providers/mlx5/qp.c mlx5_post_recv: a scatter list ends with {0, lkey 0x100}.
 #include "hca.hpp"
-#include "late_write.hpp"
 #include "memory_region.hpp"
 #include "queue_pair.hpp"
 

@@ -2,7 +2,6 @@
 // Leans on retry.cpp for counting attempts.
 #include "event_pool.hpp"
 #include "hca.hpp"
-#include "late_write.hpp"
 #include "port.hpp"
 
 namespace rdmakit::emu {

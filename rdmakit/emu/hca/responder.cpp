@@ -4,7 +4,6 @@
 #include <cstring>
 
 #include "hca.hpp"
-#include "late_write.hpp"
 #include "memory_region.hpp"
 #include "port.hpp"
 

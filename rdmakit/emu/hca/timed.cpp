@@ -3,7 +3,6 @@
 // direction, not a packet; a port sends whole messages in turn.
 #include "event_pool.hpp"
 #include "hca.hpp"
-#include "late_write.hpp"
 #include "link.hpp"
 
 namespace rdmakit::emu {

@@ -12,7 +12,7 @@ constexpr int kTimeoutRounds = 4;
 }  // namespace
 
 World::World(const WorldConfig& config)
-    : config_(config), launcher_(config.policy, config.seed, config.gpus, config.resident_warps) {
+    : config_(config), launcher_(config.policy, config.seed, config.gpus, config.resident_warps), chance_(config.seed) {
     launcher_.world = this;
     launcher_.mmio64 = [](void* world, void* reg, u64 value) {
         if (Hca* hca = static_cast<World*>(world)->owner_of(reg)) hca->mmio_write64(reg, value);
@@ -47,6 +47,7 @@ Hca* World::add_hca(const HcaConfig& config) {
     hcas_.push_back(std::make_unique<Hca>(*this, fabric_, config));
     work_.push_back(std::make_unique<HcaWork>());
     work_.back()->hca = hcas_.back().get();
+    work_.back()->world = this;
     return hcas_.back().get();
 }
 
@@ -122,7 +123,7 @@ void World::list_waiting() {
         w.gpu = launch.spec.gpu;
         w.block = block.index;
         w.thread = f.thread_index.x + f.block_size.x * (f.thread_index.y + f.block_size.y * f.thread_index.z);
-        w.state = f.state == FibreState::parked ? "waits" : f.state == FibreState::at_barrier ? "at a barrier" : "at a collective";
+        w.state = launcher_.dead(launch.spec.gpu) ? "dead" : f.state == FibreState::parked ? "waits" : f.state == FibreState::at_barrier ? "at a barrier" : "at a collective";
         w.what = f.note.what;
         w.file = f.note.site.file;
         w.line = f.note.site.line;

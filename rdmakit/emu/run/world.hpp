@@ -6,7 +6,8 @@
 
 #include "../hca/fabric.hpp"
 #include "../hca/hca.hpp"
-#include "launch.hpp"
+#include "mishaps.hpp"
+#include "mortals.hpp"
 
 namespace rdmakit::emu {
 
@@ -41,7 +42,15 @@ class World final : public Environment {
     Hca* add_hca(const HcaConfig& config);
     u32 hca_count() const { return static_cast<u32>(hcas_.size()); }
     Hca* hca(u32 index) { return hcas_[index].get(); }
-    std::string launch(const LaunchSpec& spec) { return launcher_.launch(spec); }
+    std::string launch(const LaunchSpec& spec);
+    // What is to go wrong from now on; replaces what was to. Ranks that have died stay dead until revived.
+    void set_faults(const WorldFaults& faults);
+    void revive(u32 rank) { launcher_.revive(rank); }
+    std::vector<u32> dead_ranks() const;
+    u64 died_ps(u32 rank) const { return launcher_.died_ps(rank); }
+    const FaultCounters& fault_counters() const { return chance_.counters(); }
+    u64 mishaps_happened(MishapKind kind) const { return mishaps_happened_[static_cast<u32>(kind)]; }
+    u64 messages() const { return messages_; }  // that have left since faults were set
     // Runs until all launches have ended and all HCAs are idle. `hung`: waiting() says who waits for what; those who
     // can report have reported, and the launches have been ended.
     // `interrupted`: stop() has said so; all launches have been ended.
@@ -63,6 +72,7 @@ class World final : public Environment {
     u64 now_ps() override { return launcher_.scheduler().now_ps(); }
     bool timed() override { return config_.policy == Policy::timed; }
     void at(u64 when_ps, void (*fn)(void*, u64), void* object, u64 arg) override {
+        if (next_mishap_ps_ != kNever && now_ps() >= next_mishap_ps_) mishap_is_due();
         launcher_.scheduler().at(when_ps, fn, object, arg);
     }
     void memory_written(const void* address, std::size_t bytes) override { launcher_.scheduler().written(address, bytes); }
@@ -70,12 +80,27 @@ class World final : public Environment {
     void ready(Hca& hca) override;
     bool copy_payload() override { return launcher_.copy_payload(); }
     void async_event(Hca& hca, AsyncEvent event) override;
+    bool fault(FaultKind kind, u32) override { return chance_.strikes(kind); }
+    u64 fault_delay_ps(FaultKind kind) override { return chance_.delay_ps(kind); }
+    u64 port_skew_ps(u32 port) override { return port > 1 ? chance_.plan().port_skew_ps : 0; }
+    void message_left(Hca&, u32) override {
+        if (++messages_ >= next_mishap_message_) mishap_is_due();
+    }
 
   private:
     struct HcaWork final : WorkSource {
+        World* world = nullptr;
         Hca* hca = nullptr;
-        void work(u32 budget) override { hca->work(budget); }
+        void work(u32 budget) override {
+            hca->work(budget);
+            if (world->mishap_due_) world->befall();
+        }
     };
+    static constexpr u64 kNever = ~0ull;
+    void mishap_is_due();
+    void befall();
+    void befall(const Mishap& mishap);
+    void plan_next_mishap();
     bool nudge_hcas();
     bool going_nowhere();
     void list_waiting();
@@ -84,12 +109,17 @@ class World final : public Environment {
 
     WorldConfig config_;
     Fabric fabric_;
-    Launcher launcher_;
+    MortalLauncher launcher_;
     std::vector<std::unique_ptr<Hca>> hcas_;
     std::vector<std::unique_ptr<HcaWork>> work_;
     std::vector<Waiting> waiting_;
     std::vector<NamedEvent> events_;
     u64 done_ = 0;
+    Chance chance_;
+    std::vector<Mishap> mishaps_;  // still to come
+    u64 next_mishap_ps_ = kNever, next_mishap_message_ = kNever, messages_ = 0;
+    u64 mishaps_happened_[kMishapKinds] = {};
+    bool mishap_due_ = false;  // no HCA may be called back from within a call into one: soon, then
 };
 
 }  // namespace rdmakit::emu
