@@ -36,6 +36,7 @@ class EventPool {
         events_[slot] = event;
         return slot;
     }
+    const Event& look(u64 slot) const { return events_[slot]; }
     Event take(u64 slot) {
         free_.push_back(slot);
         return events_[slot];

@@ -175,6 +175,7 @@ class Hca {
 
     // retry.cpp
     bool may_retry(QueuePair& qp, bool receiver_not_ready);
+    bool worth_trying(const QueuePair& qp) const;
     void stall(QueuePair& qp, const DecodedWqe& wqe, bool receiver_not_ready);
     void resume(QueuePair& qp);
     void turn_stalled();
@@ -182,6 +183,7 @@ class Hca {
     // timed.cpp
     void schedule(u64 when_ps, EventKind kind, u32 qpn, u64 index, u32 epoch, u64 value);
     static void on_event(void* object, u64 slot);
+    static bool still_waits(void* object, u64 slot);
     void wake_port(u32 port, u64 when_ps);
     void transmit(u32 port);
     void issue(QueuePair& qp, Port& port);

@@ -116,11 +116,17 @@ struct QueuePair {
     }
 };
 
-// PSNs that a message takes; none for what stays at home.
-u32 psns_of(const DecodedWqe& wqe, u32 mtu_shift);
-
 constexpr bool is_read_or_atomic(u32 opcode) {
     return opcode >= static_cast<u32>(Opcode::read) && opcode <= static_cast<u32>(Opcode::masked_fetch_add);
+}
+constexpr bool stays_at_home(u32 opcode) {
+    return opcode == static_cast<u32>(Opcode::nop) || opcode == static_cast<u32>(Opcode::dump);
+}
+// PSNs that a message takes: its packets, but of a READ those of the response.
+inline u32 psns_of(const DecodedWqe& wqe, u32 mtu_shift) {
+    if (stays_at_home(wqe.opcode)) return 0;
+    const u64 mtu = 1ull << mtu_shift;
+    return wqe.atomic_width != 0 || wqe.bytes <= mtu ? 1 : static_cast<u32>((wqe.bytes + mtu - 1) >> mtu_shift);
 }
 
 }  // namespace rdmakit::emu

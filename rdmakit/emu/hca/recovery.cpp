@@ -16,7 +16,15 @@ void Hca::wait_for_answer(QueuePair& qp, u64 index) {
     const TimedQueue& timed = *qp.timed;
     const u64 expires = timed.slots[index & (qp.sq_entries() - 1)].sent_ps + (kTimeoutUnitPs << qp.info.attr.timeout);
     const u64 when = larger(larger(expires, environment_.now_ps()), timed.last_ack_ps);
-    schedule(when, EventKind::resend, qp.info.qpn, index, qp.epoch, 0);
+    const u64 slot = events_->put(Event{EventKind::resend, qp.info.qpn, qp.epoch, index, 0});
+    environment_.timer(when, &Hca::on_event, this, slot, &Hca::still_waits);
+}
+
+bool Hca::still_waits(void* object, u64 slot) {
+    Hca& hca = *static_cast<Hca*>(object);
+    const Event& event = hca.events_->look(slot);
+    const QueuePair* qp = hca.find_qp(event.qpn);
+    return qp && qp->epoch == event.epoch && event.index >= qp->completed;
 }
 
 // A NAK of sequence: acknowledges what was executed, and names the packet that is missing.

@@ -73,8 +73,7 @@ void Hca::take_up(QueuePair& qp, const DecodedWqe& wqe) {
 
 // The request leaves by the QP's port; false if none is up.
 bool Hca::depart(QueuePair& qp, Transfer& transfer) {
-    const Packets request =
-        request_part(transfer.wqe, qp.mtu_shift, qp.header_octets, transfer.first, transfer.arriving);
+    const Packets request = request_part(transfer.wqe, qp.mtu_shift, qp.header_octets, transfer.first, ~0u);
     transfer.port = qp.tx_port;
     if (request.count == 0) return true;  // NOP and DUMP stay at home
     if (qp.tx_port == 0) return false;
@@ -98,8 +97,8 @@ void Hca::survive(QueuePair& qp, Transfer& transfer, Hca& peer, u32 packets) {
 // The request comes in at the peer and is executed there; its response comes back.
 Outcome Hca::deliver(QueuePair& qp, Transfer& transfer) {
     const DecodedWqe& wqe = transfer.wqe;
-    const u32 packets = static_cast<u32>(request_packets(wqe, qp.mtu_shift, 0).count);
-    if (packets == 0) return {};
+    if (stays_at_home(wqe.opcode)) return {};
+    const u32 packets = is_read_or_atomic(wqe.opcode) ? 1 : psns_of(wqe, qp.mtu_shift);
     Hca* const peer = qp.peer.hca;
     const bool up = peer && transfer.port && ports_->at(transfer.port).up;
     const u32 in = up ? peer->ports_->receiving_port(transfer.port, qp.peer.port) : 0;

@@ -5,12 +5,6 @@
 
 namespace rdmakit::emu {
 
-u32 psns_of(const DecodedWqe& wqe, u32 mtu_shift) {
-    if (request_packets(wqe, mtu_shift, 0).count == 0) return 0;
-    // A READ takes as many PSNs as its response has packets.
-    return static_cast<u32>(message_packets(wqe.atomic_width ? 0 : wqe.bytes, mtu_shift, 0, 0).count);
-}
-
 bool Hca::many_paths(const QueuePair& qp) const {
     if (!qp.info.create.out_of_order || !qp.peer.hca) return false;
     const QueuePair* responder = qp.peer.hca->find_qp(qp.info.attr.dest_qp_num);

@@ -140,7 +140,6 @@ void Hca::issue(QueuePair& qp, Port& port) {
         // Adaptive routing: of the paths between two out-of-order QPs one is longer than the other.
         if (many_paths(qp) && environment_.fault(FaultKind::path, qp.info.qpn)) {
             there += environment_.fault_delay_ps(FaultKind::path);
-            timed.last_arrival_ps = larger(timed.last_arrival_ps, there);
             schedule(there, EventKind::arrival, qp.info.qpn, wqe.bb, qp.epoch, 0);
             return;
         }

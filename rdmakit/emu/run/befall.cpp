@@ -47,6 +47,42 @@ void World::plan_next_mishap() {
         next_mishap_ps_ = std::min(next_mishap_ps_, m.when_ps);
         next_mishap_message_ = std::min(next_mishap_message_, m.after_messages);
     }
+    set_alarm();
+}
+
+// ---- time-outs of HCAs
+void World::timer(u64 when_ps, void (*fn)(void*, u64), void* object, u64 arg, bool (*wanted)(void*, u64)) {
+    timers_.push_back(Timer{when_ps, timers_set_++, fn, object, arg, wanted});
+    std::push_heap(timers_.begin(), timers_.end(), Timer::later);
+    set_alarm();
+}
+
+void World::set_alarm() {
+    wake_ps_ = next_mishap_ps_;
+    if (!timers_.empty()) wake_ps_ = std::min(wake_ps_, timers_.front().when_ps);
+}
+
+void World::look_at_the_clock() {
+    const u64 now = now_ps();
+    if (now >= next_mishap_ps_) mishap_is_due();
+    fire_timers(now);
+}
+
+// Hands the scheduler those that are due, and the unwanted ones before them. With `until_ps` at kNever: up to and with
+// the first that is wanted. False if none was.
+bool World::fire_timers(u64 until_ps) {
+    bool fired = false;
+    while (!timers_.empty() && !(fired && until_ps == kNever)) {
+        const Timer timer = timers_.front();
+        const bool wanted = timer.wanted(timer.object, timer.arg);
+        if (wanted && until_ps != kNever && timer.when_ps > until_ps) break;
+        std::pop_heap(timers_.begin(), timers_.end(), Timer::later);
+        timers_.pop_back();
+        fired |= wanted;
+        launcher_.scheduler().at(wanted ? timer.when_ps : now_ps(), timer.fn, timer.object, timer.arg);
+    }
+    set_alarm();
+    return fired;
 }
 
 void World::mishap_is_due() {

@@ -28,6 +28,7 @@ World::World(const WorldConfig& config)
 
 // Timed, no launch left: an HCA whose peer posts no receive tries again for ever (rnr_retry 7), in its own events.
 bool World::going_nowhere() {
+    if (now_ps() >= wake_ps_) look_at_the_clock();  // kernels that only compute do not come by `at`
     if (!timed() || !launcher_.idle()) return false;
     u64 done = 0;
     for (auto& hca : hcas_) {
@@ -101,7 +102,7 @@ RunOutcome World::run() {
             launcher_.abandon();
             return RunOutcome::interrupted;
         }
-        if (nudge_hcas()) continue;
+        if (nudge_hcas() || fire_timers(kNever)) continue;
         if (launcher_.idle()) break;
         if (!hung) list_waiting();
         hung = true;

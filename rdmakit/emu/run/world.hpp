@@ -72,9 +72,10 @@ class World final : public Environment {
     u64 now_ps() override { return launcher_.scheduler().now_ps(); }
     bool timed() override { return config_.policy == Policy::timed; }
     void at(u64 when_ps, void (*fn)(void*, u64), void* object, u64 arg) override {
-        if (next_mishap_ps_ != kNever && now_ps() >= next_mishap_ps_) mishap_is_due();
+        if (now_ps() >= wake_ps_) look_at_the_clock();
         launcher_.scheduler().at(when_ps, fn, object, arg);
     }
+    void timer(u64 when_ps, void (*fn)(void*, u64), void* object, u64 arg, bool (*wanted)(void*, u64)) override;
     void memory_written(const void* address, std::size_t bytes) override { launcher_.scheduler().written(address, bytes); }
     u64 random(u64 bound) override { return launcher_.scheduler().random(bound); }
     void ready(Hca& hca) override;
@@ -97,6 +98,20 @@ class World final : public Environment {
         }
     };
     static constexpr u64 kNever = ~0ull;
+    // A time-out of an HCA. They lie here and not with the scheduler, lest a run go on until the last that nobody needs.
+    struct Timer {
+        u64 when_ps, order;
+        void (*fn)(void*, u64);
+        void* object;
+        u64 arg;
+        bool (*wanted)(void*, u64);
+        static bool later(const Timer& a, const Timer& b) {
+            return a.when_ps != b.when_ps ? a.when_ps > b.when_ps : a.order > b.order;
+        }
+    };
+    void look_at_the_clock();
+    bool fire_timers(u64 until_ps);
+    void set_alarm();
     void mishap_is_due();
     void befall();
     void befall(const Mishap& mishap);
@@ -117,6 +132,9 @@ class World final : public Environment {
     u64 done_ = 0;
     Chance chance_;
     std::vector<Mishap> mishaps_;  // still to come
+    std::vector<Timer> timers_;    // a heap, the earliest first
+    u64 timers_set_ = 0;
+    u64 wake_ps_ = kNever;         // when the next timer or mishap is due
     u64 next_mishap_ps_ = kNever, next_mishap_message_ = kNever, messages_ = 0;
     u64 mishaps_happened_[kMishapKinds] = {};
     bool mishap_due_ = false;  // no HCA may be called back from within a call into one: soon, then
