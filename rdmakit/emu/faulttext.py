@@ -60,16 +60,16 @@ def show_duration(ns: float) -> str:
     """With the largest unit that leaves a short number; `duration` reads it back."""
     for unit in ("s", "ms", "us"):
         scaled = ns / _UNITS[unit]
-        if scaled >= 1 and scaled * _UNITS[unit] == ns and len(f"{scaled!r}") <= 8:
-            return f"{scaled:g}{unit}" if float(f"{scaled:g}") == scaled else f"{scaled!r}{unit}"
-    return f"{ns:g}ns" if float(f"{ns:g}") == ns else f"{ns!r}ns"
+        if scaled >= 1 and scaled * _UNITS[unit] == ns and len(repr(scaled)) <= 8:
+            return repr(scaled).removesuffix(".0") + unit
+    return repr(float(ns)).removesuffix(".0") + "ns"  # never with an "e+": a plus joins events
 
 
 def count(name: str, value: Any, least: int = 0, most: int = (1 << 63) - 1) -> int:
     """A whole number."""
     try:
         found = int(value, 10) if isinstance(value, str) else int(value)
-        exact = found == float(value)
+        exact = isinstance(value, str) or found == value
     except (TypeError, ValueError, OverflowError):
         found, exact = 0, False
     if not exact or not least <= found <= most:

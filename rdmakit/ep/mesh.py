@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from rdmakit.device.handle import DeviceHandle
+from rdmakit.device.qp_attributes import QPState
 from rdmakit.device.report import REPORT, DeviceStatus, Report
 from rdmakit.ep.abi import REMOTE_MEMORY
 from rdmakit.ep.heap import Heap, HeapLayout
@@ -130,12 +131,23 @@ class Mesh:
             side.report.raise_for_status()
 
     def _broken_qp(self) -> CompletionError | None:
-        """The first QP that failed by itself, with the syndrome that its CQ still shows; null when all are well.
+        """The first QP that failed by itself, with the syndrome that its CQ still shows; else one that was broken;
+        None when all are well.
 
         Kernels look at their CQ only when they need room, and a receiver waits for what a broken sender never sends.
         """
+        flushed = None
         for side in self.sides:
             for (peer, channel), qp in sorted(side.qps.items()):
+                if flushed is None and qp.state is QPState.ERR:
+                    flushed = CompletionError(
+                        f"the queue pair of rank {side.rank} to rank {peer} on channel {channel} is in ERR",
+                        syndrome=int(Syndrome.WR_FLUSH_ERR),
+                        wc_status=wc_status(int(Syndrome.WR_FLUSH_ERR)).name,
+                        qpn=qp.qpn,
+                        rule="no work request of its own says why: Context.events() may",
+                        remedy="make the buffers and their queue pairs anew",
+                    )
                 ring = np.frombuffer(qp.send_cq.view().tobytes(), ERR_CQE)
                 bad = ring[(ring["op_own"] >> 4 == CqeOpcode.REQ_ERR) & (ring["syndrome"] != Syndrome.WR_FLUSH_ERR)]
                 if not len(bad):
@@ -150,7 +162,7 @@ class Mesh:
                     rule=f"ports down at rank {side.rank}: {', '.join(down) or 'none'}",
                     remedy="mend the path, then make the buffers and their queue pairs anew",
                 )
-        return None
+        return flushed
 
     def plan(self) -> list[PlannedQp]:
         """Every QP, by rank, peer and channel, with the physical port that it uses now."""

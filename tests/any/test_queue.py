@@ -32,9 +32,10 @@ class Pair:
         collapsed=False,
         doorbell="dbrec",
         access=None,
+        faults=None,
         **handle,
     ):
-        self.world = rdmakit.World(hosts=2, ports=1, policy=policy, seed=seed, doorbell=doorbell)
+        self.world = rdmakit.World(hosts=2, ports=1, policy=policy, seed=seed, doorbell=doorbell, faults=faults)
         self.lanes, self.words = lanes, words
         ends = []
         for host in range(2):

@@ -14,7 +14,7 @@ namespace rdmakit::emu {
 
 // False: it is to be written now.
 bool Hca::write_later(QueuePair& qp, u32 rkey, const Pieces& from, u8* at, u64 bytes) {
-    if (!timed_ || !environment_.faults_on || bytes == 0) return false;
+    if (!timed_ || bytes == 0) return false;
     const KeyEntry* region = memory_->find(rkey);
     if (!region || !(region->access & kAccessRelaxedOrdering)) return false;
     if (!environment_.fault(FaultKind::relaxed, qp.info.qpn)) return false;

@@ -43,9 +43,7 @@ Packets request_packets(const DecodedWqe& wqe, u32 mtu_shift, u32 overhead) {
     }
 }
 
-Packets request_part(const DecodedWqe& wqe, u32 mtu_shift, u32 overhead, u32 first, u32 end) {
-    Packets whole = request_packets(wqe, mtu_shift, overhead);
-    if (first == 0 && end >= whole.count) return whole;
+Packets part_of(const Packets& whole, u32 mtu_shift, u32 overhead, u32 first, u32 end) {
     const auto before = [&](u64 packets) { return smaller(packets << mtu_shift, whole.payload); };
     const u64 last = smaller<u64>(end, whole.count);
     if (first >= last) return Packets{0, 0, 0};

@@ -84,8 +84,6 @@ struct QueuePair {
     u32 expected_psn = 0;        // responder
     u64 taken_psns = 0;          // responder: since the connection began
     bool sequence_error_sent = false;
-    ReplayRecord replay;
-    EarlyRecord early;
 
     u32 rnr_tries = 0, timeouts = 0;  // consecutive, for the WQE at the head
     u32 turns_left = 0;               // untimed: of the wait under way; 0: until something changes
@@ -101,6 +99,8 @@ struct QueuePair {
     u32 epoch = 0;  // changes whenever events under way must no longer count: reset, error, resend
     std::unique_ptr<TimedQueue> timed;
     OwnedMemory owned_sq, owned_rq, owned_dbrec;
+    ReplayRecord replay;  // responder, as the next
+    EarlyRecord early;
 
     QpState state() const { return info.state; }
     u64 sq_entries() const { return 1ull << sq.log_bbs; }

@@ -55,6 +55,7 @@ class EarlyRecord {
         }
         return 0;
     }
+    bool empty() const { return taken_.empty(); }
     void clear() { taken_.clear(); }
 
   private:

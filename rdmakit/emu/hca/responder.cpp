@@ -86,7 +86,7 @@ Outcome Hca::write(QueuePair& qp, Transfer& transfer, QueuePair& source) {
 void Hca::place(QueuePair& qp, const DecodedWqe& wqe, const Pieces& local, const Pieces& target, u64 from, u64 to) {
     if (!copies(wqe.bytes)) return;
     if (from == 0) {
-        if (!write_later(qp, wqe.rkey, local, target.piece[0].at, to))
+        if (!environment_.faults_on || !write_later(qp, wqe.rkey, local, target.piece[0].at, to))
             copy_pieces(local, target, to, environment_);
         return;
     }

@@ -52,7 +52,7 @@ void Hca::take_psns(QueuePair& qp, u32 packets) {
     while (packets != 0) {
         qp.expected_psn = psn_after(qp.expected_psn, packets);
         qp.taken_psns += packets;
-        packets = qp.early.absorb(qp.expected_psn);
+        packets = qp.early.empty() ? 0 : qp.early.absorb(qp.expected_psn);
     }
 }
 

@@ -29,7 +29,9 @@ void MortalLauncher::before(Fibre& fibre) {
     if (!f.died && fibre.clock_ps >= f.dies_ps) {
         f.died = true;
         f.died_ps = fibre.clock_ps;
+        ++deaths_;
     }
+    if (f.died) fibre.note = cpu::WaitNote{"nothing any more", 0, 0, 0, 0, Site{"", 0}};
     while (fate(fibre.rank).died) scheduler().block_current(fibre, FibreState::at_barrier);
 }
 

@@ -21,6 +21,7 @@ class MortalLauncher final : public Launcher {
     // Primitives cost `factor` times as much; without a clock, the rank runs one turn in so many.
     void slow_down(u32 rank, u32 factor) { fate(rank).factor = factor; }
     bool dead(u32 rank) const { return rank < fates_.size() && fates_[rank].died; }
+    u64 deaths() const { return deaths_; }
     u64 died_ps(u32 rank) const { return fates_[rank].died_ps; }
 
     void run_fibre(Fibre& fibre) override;
@@ -44,6 +45,7 @@ class MortalLauncher final : public Launcher {
     static const cpu::RunnerApi* mortal_api();
 
     std::vector<Fate> fates_;
+    u64 deaths_ = 0;
     std::unordered_map<const Fibre*, u64> charged_ps_;  // of slow ranks' fibres: the clock up to which they have paid
 };
 

@@ -49,7 +49,9 @@ class World final : public Environment {
     std::vector<u32> dead_ranks() const;
     u64 died_ps(u32 rank) const { return launcher_.died_ps(rank); }
     const FaultCounters& fault_counters() const { return chance_.counters(); }
-    u64 mishaps_happened(MishapKind kind) const { return mishaps_happened_[static_cast<u32>(kind)]; }
+    u64 mishaps_happened(MishapKind kind) const {
+        return kind == MishapKind::rank_dies ? launcher_.deaths() : mishaps_happened_[static_cast<u32>(kind)];
+    }
     u64 messages() const { return messages_; }  // that have left since faults were set
     // Runs until all launches have ended and all HCAs are idle. `hung`: waiting() says who waits for what; those who
     // can report have reported, and the launches have been ended.
