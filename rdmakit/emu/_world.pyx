@@ -450,7 +450,8 @@ cdef class World:
         return dict(
             qpn=i.qpn, state=<u32>i.state, pd=i.create.pd, send_cq=i.create.send_cq, recv_cq=i.create.recv_cq,
             log_sq_bbs=i.create.log_sq_bbs, log_rq_wqes=i.create.log_rq_wqes, max_recv_sge=i.create.max_recv_sge,
-            max_inline=i.create.max_inline, sq_sig_all=i.create.sq_sig_all, out_of_order=i.create.out_of_order, doorbell=<u32>i.create.doorbell,
+            max_inline=i.create.max_inline, sq_sig_all=i.create.sq_sig_all, doorbell=<u32>i.create.doorbell,
+            out_of_order=i.create.out_of_order,
             uar=i.create.uar, sq_buffer=<uintptr_t>i.create.sq_buffer, rq_buffer=<uintptr_t>i.create.rq_buffer,
             dbrec=<uintptr_t>i.create.dbrec, rq_stride=i.rq_stride, uar_register=<uintptr_t>i.uar_register,
             sq_producer=i.sq_producer, sq_issued=i.sq_issued, sq_completed=i.sq_completed,

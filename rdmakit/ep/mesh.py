@@ -152,14 +152,18 @@ class Mesh:
                 bad = ring[(ring["op_own"] >> 4 == CqeOpcode.REQ_ERR) & (ring["syndrome"] != Syndrome.WR_FLUSH_ERR)]
                 if not len(bad):
                     continue
-                down = [str(port.number) for port in side.context.ports if not port.up]
+                down = [
+                    f"{', '.join(str(port.number) for port in end.context.ports if not port.up) or 'none'}"
+                    f" at rank {end.rank}"
+                    for end in (side, self.sides[peer])
+                ]
                 return CompletionError(
                     f"rank {side.rank} cannot reach rank {peer} on channel {channel}",
                     syndrome=int(bad[0]["syndrome"]),
                     wc_status=wc_status(int(bad[0]["syndrome"])).name,
                     qpn=qp.qpn,
                     wqe_index=int(bad[0]["wqe_counter"]),
-                    rule=f"ports down at rank {side.rank}: {', '.join(down) or 'none'}",
+                    rule=f"ports down: {' and '.join(down)}",
                     remedy="mend the path, then make the buffers and their queue pairs anew",
                 )
         return flushed

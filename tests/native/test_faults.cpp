@@ -262,6 +262,22 @@ TEST(queue_pairs_overtake_each_other) {
     }
 }
 
+// One end begins anew, the other does not: its PSNs are those of messages that were executed long ago.
+TEST(a_half_made_connection_is_no_duplicate) {
+    for (const bool timed : {false, true}) {
+        Rig rig(lossy(timed));
+        for (u32 i = 0; i < 3; ++i) rig.a.sender.post(Opcode::write, {rig.remote(0), rig.local(0, 8)}, 0);
+        CHECK(!rig.go().there);
+        QpModify reset;
+        CHECK(rig.a.hca->modify_qp(rig.a.sender.info.qpn, reset, kQpAttrState).ok());
+        rig.connect(rig.a, 2, rig.b.sender.info.qpn);
+        rig.a.sender.next = 0;
+        rig.a.sender.post(Opcode::write, {rig.remote(64), rig.local(0, 8)});
+        CHECK_EQ(rig.go().syndrome, Syndrome::transport_retry_exceeded);
+        CHECK_EQ(rig.b.hca->counters().duplicate_request, 0);
+    }
+}
+
 TEST(a_broken_queue_pair_flushes) {
     for (const bool timed : {false, true}) {
         Rig rig(lossy(timed));

@@ -138,6 +138,7 @@ bool Hca::acknowledge_through(QueuePair& qp, u64 through) {
 void Hca::complete_head(QueuePair& qp) {
     TimedQueue& timed = *qp.timed;
     const InFlight& slot = timed.slots[qp.completed & (qp.sq_entries() - 1)];
+    timed.acknowledged_psn = psn_after(slot.psn, psns_of(slot.wqe, qp.mtu_shift));
     Transfer transfer = on_its_way(slot);
     // WRITEs and SENDs whose own response was lost are known to be done all the same.
     Outcome outcome = slot.outcome.kind == Outcome::refused ? slot.outcome : Outcome{};

@@ -63,6 +63,7 @@ void Hca::apply_attributes(QueuePair& qp, const QpModify& attr, u32 mask) {
     }
     if (mask & kQpAttrSqPsn) {
         qp.next_psn = set.sq_psn = attr.sq_psn;
+        ++qp.connection;
         if (qp.timed) qp.timed->acknowledged_psn = attr.sq_psn;
     }
     if (mask & kQpAttrMaxQpRdAtomic) set.max_rd_atomic = attr.max_rd_atomic;

@@ -52,7 +52,7 @@ struct TimedQueue {
     std::unique_ptr<InFlight[]> slots;  // by basic block index
     u64 last_arrival_ps = 0, last_ack_ps = 0, next_issue_ps = 0;
     u64 arrived = 0;            // basic block index before which the responder has executed everything
-    u32 acknowledged_psn = 0;   // as far as a NAK has said
+    u32 acknowledged_psn = 0;   // by completions, and within the first message that is not complete by a NAK
     u32 reads_in_flight = 0;    // READs and atomics
     bool blocked = false;       // no issue until a completion: fence, too many READs, or a local error
     bool local_error = false;   // the last WQE issued failed before it was sent
@@ -83,6 +83,8 @@ struct QueuePair {
     u32 next_psn = 0;            // requester: PSN of the next message to be issued (24 bits)
     u32 expected_psn = 0;        // responder
     u64 taken_psns = 0;          // responder: since the connection began
+    u32 connection = 0;          // requester: counts its connections
+    u32 heard_connection = 0;    // responder: of the peer, that of the last request taken
     bool sequence_error_sent = false;
 
     u32 rnr_tries = 0, timeouts = 0;  // consecutive, for the WQE at the head

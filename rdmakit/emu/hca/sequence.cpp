@@ -19,12 +19,15 @@ Outcome Hca::respond(QueuePair& qp, Transfer& transfer, Hca& from, QueuePair& so
     const i32 ahead = psn_ahead(transfer.psn, qp.expected_psn);
     if (ahead > 0) return too_early(qp, transfer, source, packets);
     const u32 behind = static_cast<u32>(-ahead);
-    if (behind > qp.taken_psns) return {Outcome::lost};  // from before this connection: hardware cannot tell, we can
+    // From before this connection, or of a peer that has begun anew while we have not: a ConnectX cannot tell that from
+    // a duplicate and acknowledges what it does not execute. Here it is dropped, so that whoever sends it learns of it.
+    if (behind > qp.taken_psns || (behind != 0 && qp.heard_connection != source.connection)) return {Outcome::lost};
     if (behind >= packets) return once_more(qp, transfer);
     if (qp.state() == QpState::rtr && !qp.communicated) {
         qp.communicated = true;
         report(AsyncEventType::communication_established, qp.info.qpn);
     }
+    qp.heard_connection = source.connection;
     transfer.taken = behind;
     Outcome outcome{Outcome::lost};
     if (transfer.arriving > behind) {
