@@ -15,7 +15,7 @@ from rdmakit.emu.fault_events import EVENTS, Mishap, events_of
 from rdmakit.emu.faulttext import chance, count, duration, flag, show_duration
 from rdmakit.errors import BadArgument
 
-__all__ = ["FAULT_NAMES", "Faults", "faults_of"]
+__all__ = ["FAULT_NAMES", "NO_FAULTS", "Faults", "faults_of"]
 
 _KINDS = (  # enum class FaultKind, hca/faults.hpp
     "loss",
@@ -187,4 +187,9 @@ def faults_of(given: Faults | str | None, environment: Mapping[str, str] = os.en
     """What a world was given: a plan, its text, or None for what RDMAKIT_FAULTS says."""
     if given is None:
         given = environment.get(_VARIABLE, "")
-    return given if isinstance(given, Faults) else Faults.parse(given)
+    if isinstance(given, Faults):
+        return given
+    return Faults.parse(given) if given else NO_FAULTS
+
+
+NO_FAULTS = Faults()

@@ -15,7 +15,7 @@ import numpy as np
 from rdmakit.device import AsyncEvent, Context
 from rdmakit.emu._world import World as Core
 from rdmakit.emu.addresses import AddressBook
-from rdmakit.emu.faults import FAULT_NAMES, Faults, faults_of
+from rdmakit.emu.faults import FAULT_NAMES, NO_FAULTS, Faults, faults_of
 from rdmakit.emu.hang import ENDLESS, device_fault, endless_error, hang_error, rank_died
 from rdmakit.emu.memory import aligned_array
 from rdmakit.emu.provider import EVENT_NAMES, EmulatedHca
@@ -91,7 +91,10 @@ class World:
         self._pending: list[Any] = []  # arguments of launches that have not run yet
         self._running = False
         self._copy_payload = True
-        self.faults = faults_of(faults)
+        self._faults = NO_FAULTS
+        plan = faults_of(faults)
+        if plan is not NO_FAULTS:  # worlds without faults are made by the thousand
+            self.faults = plan
 
     # ---- devices and ranks
     def open(self, host: int = 0, nic: int = 0) -> Context:

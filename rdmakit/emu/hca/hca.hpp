@@ -3,8 +3,9 @@
 // mean). Single-threaded: all HCAs of a world are called from one OS thread. No exceptions, no throw across this API.
 //
 // Life of a WQE: mmio_write64 → producer advances → the QP queues at its port → decode and local checks
-// (requester.cpp) → checks and effect at the peer (responder.cpp) → landing and CQE (requester.cpp). Untimed, `work`
-// walks this in one go; timed, events of the environment stand between the steps (timed.cpp). The steps are the same.
+// (requester.cpp) → is it its turn (sequence.cpp), checks and effect at the peer (responder.cpp) → landing and CQE
+// (requester.cpp). Untimed, `work` walks this in one go; timed, events of the environment stand between the steps
+// (timed.cpp, in_flight.cpp, recovery.cpp). The steps are the same.
 #pragma once
 #include <cstddef>
 #include <memory>
