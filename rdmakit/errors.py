@@ -31,6 +31,7 @@ __all__ = [
     "NotAvailable",
     "ObjectBusy",
     "QueueFull",
+    "RankDied",
     "RdmakitError",
     "UnknownDevice",
 ]
@@ -145,6 +146,17 @@ class HangError(RdmakitError, TimeoutError):
 
     def __str__(self) -> str:
         return super().__str__() if self.report is None else f"{super().__str__()}\n{self.report}"
+
+
+class RankDied(HangError):
+    """A rank's kernels have stopped for good, and the run could not end without them. `ranks` are those that died.
+
+    The survivors have given up what they waited for: `report` says what that was.
+    """
+
+    def __init__(self, what: str, *, ranks: tuple[int, ...], **parts: Any) -> None:
+        super().__init__(what, ranks=", ".join(map(str, ranks)), **parts)
+        self.ranks = ranks
 
 
 class DeviceFault(RdmakitError, RuntimeError):

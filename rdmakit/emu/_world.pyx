@@ -99,6 +99,9 @@ cdef extern from "run/world.hpp" namespace "rdmakit::emu" nogil:
     cdef cppclass HcaCounters:
         u64 doorbells, doorbells_unknown_qp, doorbells_wrong_uar, doorbells_wrong_state, doorbells_no_progress
         u64 doorbells_split, wqes, atomics, cqes, errors, flushed, rnr_naks, retries, async_events, cq_overruns
+        u64 duplicate_request, out_of_sequence, rx_icrc_encapsulated, packet_seq_err, implied_nak_seq_err
+        u64 local_ack_timeout_err, atomics_replayed, packets_lost, responses_lost, doorbells_lost, doorbells_late
+        u64 late_writes
     cdef cppclass UarPage:
         u32 index
         void* page
@@ -192,6 +195,26 @@ cdef extern from "run/world.hpp" namespace "rdmakit::emu" nogil:
         u32 agent, gpu, thread
         Dim block
         const char* kernel
+    cdef enum class MishapKind(u32):
+        pass
+    cdef cppclass FaultPlan:
+        u64 per_billion[11]
+        u64 delay_ps[11]
+        u64 port_skew_ps, budget
+    cdef cppclass FaultCounters:
+        u64 happened[11]
+    cdef cppclass Mishap:
+        MishapKind kind
+        u32 subject, number
+        u64 when_ps, after_messages
+    cdef cppclass Straggler:
+        u32 rank, factor
+    cdef cppclass WorldFaults:
+        FaultPlan plan
+        vector[Mishap] mishaps
+        vector[Straggler] stragglers
+    cdef u32 kFaultKinds "rdmakit::emu::kFaultKinds"
+    cdef u32 kMishapKinds "rdmakit::emu::kMishapKinds"
     cdef cppclass CppWorld "rdmakit::emu::World":
         CppWorld(const WorldConfig&) except +
         Hca* add_hca(const HcaConfig&) except +
@@ -205,6 +228,13 @@ cdef extern from "run/world.hpp" namespace "rdmakit::emu" nogil:
         vector[NamedEvent] take_events()
         vector[LaunchTime] take_launch_times()
         void set_copy_payload(cbool)
+        void set_faults(const WorldFaults&) except +
+        void revive(u32)
+        vector[u32] dead_ranks()
+        u64 died_ps(u32)
+        const FaultCounters& fault_counters()
+        u64 mishaps_happened(MishapKind)
+        u64 messages()
         u64 now_ns()
         const SchedulerCounters& counters()
         void add_action(void (*)(void*) noexcept, void*) except +
@@ -306,7 +336,13 @@ cdef class World:
                     doorbells_wrong_uar=c.doorbells_wrong_uar, doorbells_wrong_state=c.doorbells_wrong_state,
                     doorbells_no_progress=c.doorbells_no_progress, doorbells_split=c.doorbells_split, wqes=c.wqes,
                     atomics=c.atomics, cqes=c.cqes, errors=c.errors, flushed=c.flushed, rnr_naks=c.rnr_naks,
-                    retries=c.retries, async_events=c.async_events, cq_overruns=c.cq_overruns)
+                    retries=c.retries, async_events=c.async_events, cq_overruns=c.cq_overruns,
+                    duplicate_request=c.duplicate_request, out_of_sequence=c.out_of_sequence,
+                    rx_icrc_encapsulated=c.rx_icrc_encapsulated, packet_seq_err=c.packet_seq_err,
+                    implied_nak_seq_err=c.implied_nak_seq_err, local_ack_timeout_err=c.local_ack_timeout_err,
+                    atomics_replayed=c.atomics_replayed, packets_lost=c.packets_lost,
+                    responses_lost=c.responses_lost, doorbells_lost=c.doorbells_lost,
+                    doorbells_late=c.doorbells_late, late_writes=c.late_writes)
 
     # ---- PD, MR
     def alloc_pd(self, u32 h):
@@ -425,7 +461,8 @@ cdef class World:
         return dict(
             qpn=i.qpn, state=<u32>i.state, pd=i.create.pd, send_cq=i.create.send_cq, recv_cq=i.create.recv_cq,
             log_sq_bbs=i.create.log_sq_bbs, log_rq_wqes=i.create.log_rq_wqes, max_recv_sge=i.create.max_recv_sge,
-            max_inline=i.create.max_inline, sq_sig_all=i.create.sq_sig_all, out_of_order=i.create.out_of_order, doorbell=<u32>i.create.doorbell,
+            max_inline=i.create.max_inline, sq_sig_all=i.create.sq_sig_all, doorbell=<u32>i.create.doorbell,
+            out_of_order=i.create.out_of_order,
             uar=i.create.uar, sq_buffer=<uintptr_t>i.create.sq_buffer, rq_buffer=<uintptr_t>i.create.rq_buffer,
             dbrec=<uintptr_t>i.create.dbrec, rq_stride=i.rq_stride, uar_register=<uintptr_t>i.uar_register,
             sq_producer=i.sq_producer, sq_issued=i.sq_issued, sq_completed=i.sq_completed,
@@ -552,6 +589,49 @@ cdef class World:
 
     def set_copy_payload(self, bint on):
         self.world.set_copy_payload(on)
+
+    # ---- faults
+    def set_faults(self, list per_billion, list delay_ps, u64 port_skew_ps, budget, list mishaps, list stragglers):
+        """Chances and longest delays by FaultKind; mishaps (kind, subject, number, when_ps, after_messages); stragglers
+        (rank, factor). None where there is no bound."""
+        cdef WorldFaults f
+        cdef Mishap m
+        cdef Straggler s
+        if len(per_billion) != kFaultKinds or len(delay_ps) != kFaultKinds:
+            raise ValueError(f"there are {kFaultKinds} kinds of faults")
+        for i in range(kFaultKinds):
+            f.plan.per_billion[i] = per_billion[i]
+            f.plan.delay_ps[i] = delay_ps[i]
+        f.plan.port_skew_ps = port_skew_ps
+        f.plan.budget = <u64>-1 if budget is None else budget
+        for kind, subject, number, when_ps, after_messages in mishaps:
+            m.kind = <MishapKind><u32>kind
+            m.subject = subject
+            m.number = number
+            m.when_ps = <u64>-1 if when_ps is None else when_ps
+            m.after_messages = <u64>-1 if after_messages is None else after_messages
+            f.mishaps.push_back(m)
+        for rank, factor in stragglers:
+            s.rank = rank
+            s.factor = factor
+            f.stragglers.push_back(s)
+        self.world.set_faults(f)
+
+    def fault_counters(self):
+        """How often each FaultKind, then each MishapKind, has happened."""
+        cdef FaultCounters c = self.world.fault_counters()
+        return ([c.happened[i] for i in range(kFaultKinds)]
+                + [self.world.mishaps_happened(<MishapKind><u32>i) for i in range(kMishapKinds)])
+
+    def messages(self):
+        return self.world.messages()
+
+    def dead_ranks(self):
+        """(rank, when it died in ns), by rank."""
+        return [(rank, self.world.died_ps(rank) / 1000) for rank in self.world.dead_ranks()]
+
+    def revive(self, u32 rank):
+        self.world.revive(rank)
 
     def now_ns(self):
         return self.world.now_ns()

@@ -15,9 +15,9 @@ from typing import Any
 
 from rdmakit.emu.addresses import AddressBook
 from rdmakit.emu.symbols import kernel_line, source_line, split_place
-from rdmakit.errors import DeviceFault, HangError
+from rdmakit.errors import DeviceFault, HangError, RankDied
 
-__all__ = ["HangReport", "Wait", "device_fault", "hang_error"]
+__all__ = ["HangReport", "Wait", "device_fault", "hang_error", "rank_died"]
 
 _SHOWN = 8
 ENDLESS = "endless loop"
@@ -176,6 +176,22 @@ def hang_error(waiting: list[dict[str, Any]], book: AddressBook) -> HangError:
         rule=f"most wait for {first}",
         remedy="the report lists who waits for what at which line; e.report.waits has every one",
         report=report,
+    )
+
+
+def rank_died(dead: dict[int, float], hang: HangError) -> RankDied:
+    """The error of a run that could not end without the ranks in `dead` (rank → when, in ns)."""
+    ranks = tuple(sorted(dead))
+    who = ", ".join(f"rank {rank}" + (f" at {dead[rank] / 1e3:g} µs" if dead[rank] else "") for rank in ranks)
+    alive = HangReport([wait for wait in hang.report.waits if wait.rank not in dead])
+    waiting = sorted({wait.rank for wait in alive.waits})
+    rule = f"ranks {_numbers(waiting)} waited for what they should have had from it" if waiting else "nobody waited"
+    return RankDied(
+        f"{who} died: its kernels have stopped",
+        ranks=ranks,
+        rule=rule,
+        remedy="go on with the others, or World.revive(rank); buffers and queues hold what the failed run left",
+        report=alive,
     )
 
 

@@ -1,4 +1,4 @@
-"""What a run of the world did: its launches with their virtual times.
+"""What a run of the world did: its launches with their virtual times, and the faults that it survived.
 
 Leans on the standard library.
 """
@@ -30,15 +30,18 @@ class LaunchTime:
 
 
 class Run:
-    """Outcome of `World.run`: `launches` that ended in it and `elapsed_ns` of virtual time.
+    """Outcome of `World.run`: `launches` that ended in it, `elapsed_ns` of virtual time, `faults` that happened.
 
-    >>> Run([LaunchTime("put", 0, 0.0, 1500.0)], 2000)
-    <Run: 1 launch (put), 2.000 µs of virtual time>
+    >>> Run([LaunchTime("put", 0, 0.0, 1500.0)], 2000, {"loss": 3})
+    <Run: 1 launch (put), 2.000 µs of virtual time, survived 3 loss>
     """
 
-    def __init__(self, launches: list[LaunchTime], elapsed_ns: float) -> None:
+    def __init__(
+        self, launches: list[LaunchTime], elapsed_ns: float, faults: dict[str, int] | None = None
+    ) -> None:
         self.launches = launches
         self.elapsed_ns = elapsed_ns
+        self.faults = faults or {}
 
     def _rows(self) -> list[dict[str, Any]]:
         return [
@@ -56,7 +59,9 @@ class Run:
         time = f", {self.elapsed_ns / 1e3:.3f} µs of virtual time" if self.elapsed_ns else ""
         counts = Counter(launch.kernel for launch in self.launches)
         names = ", ".join(kernel if n == 1 else f"{n} × {kernel}" for kernel, n in counts.items())
-        return f"<Run: {len(self.launches)} launch{plural}{f' ({names})' if names else ''}{time}>"
+        survived = ", ".join(f"{n} {name}" for name, n in self.faults.items())
+        faults = f", survived {survived}" if survived else ""
+        return f"<Run: {len(self.launches)} launch{plural}{f' ({names})' if names else ''}{time}{faults}>"
 
     def _repr_html_(self) -> str:
         try:

@@ -15,7 +15,8 @@ import numpy as np
 from rdmakit.device import AsyncEvent, Context
 from rdmakit.emu._world import World as Core
 from rdmakit.emu.addresses import AddressBook
-from rdmakit.emu.hang import ENDLESS, device_fault, endless_error, hang_error
+from rdmakit.emu.faults import FAULT_NAMES, NO_FAULTS, Faults, faults_of
+from rdmakit.emu.hang import ENDLESS, device_fault, endless_error, hang_error, rank_died
 from rdmakit.emu.memory import aligned_array
 from rdmakit.emu.provider import EVENT_NAMES, EmulatedHca
 from rdmakit.emu.runs import LaunchTime, Run
@@ -37,8 +38,9 @@ class World:
     or 2. `lag`: "none", "hash" (bonded, the UDP source port decides) or "affinity" (bonded, each queue names
     its port). `doorbell`: who has the last word, "dbrec", "register" or "no_dbr". `policy`: "fast" (no
     clock), "timed" (virtual time) or "explore" (late-visible stores). `roce` False: InfiniBand. `mtu` in
-    bytes, `port_gbps` in Gb/s. The same seed gives the same run, bit for bit. BadArgument for values that
-    make no world.
+    bytes, `port_gbps` in Gb/s. `faults`: what is to go wrong, a `Faults` or its text; by default what the
+    variable RDMAKIT_FAULTS says. The same seed and plan give the same run, bit for bit. BadArgument for
+    values that make no world.
 
     >>> world = World(hosts=2, gpus_per_host=2, seed=7)
     >>> len(world.ranks), world.rank(3), world.open(1).device.where
@@ -60,6 +62,7 @@ class World:
         mtu: int = 4096,
         port_gbps: float = 400.0,
         resident_warps: int = 132 * 64,
+        faults: Faults | str | None = None,
         name: str = "",
     ) -> None:
         self.topology = Topology(
@@ -89,6 +92,10 @@ class World:
         self._pending: list[Any] = []  # arguments of launches that have not run yet
         self._running = False
         self._copy_payload = True
+        self._faults = NO_FAULTS
+        plan = faults_of(faults)
+        if plan is not NO_FAULTS:  # worlds without faults are made by the thousand
+            self.faults = plan
 
     # ---- devices and ranks
     def open(self, host: int = 0, nic: int = 0) -> Context:
@@ -119,6 +126,35 @@ class World:
             raise BadArgument("no such port", value=port, rule=f"1 … {len(device.ports)}",
                               remedy="ports are counted from 1")
         self._core.set_port_up(index, port, up)
+
+    # ---- faults
+    @property
+    def faults(self) -> Faults:
+        """The plan of what goes wrong. Setting one replaces the plan and counts its messages anew."""
+        return self._faults
+
+    @faults.setter
+    def faults(self, plan: Faults | str) -> None:
+        self._require_idle()
+        plan = faults_of(plan)
+        plan.apply(self._core, self.topology, self.policy)
+        self._faults = plan
+
+    @property
+    def fault_counts(self) -> dict[str, int]:
+        """How often each fault has happened since the world began; those that have not are left out."""
+        return {name: n for name, n in zip(FAULT_NAMES, self._core.fault_counters(), strict=True) if n}
+
+    @property
+    def dead_ranks(self) -> dict[int, float]:
+        """Ranks that have died, and when (ns of virtual time)."""
+        return dict(self._core.dead_ranks())
+
+    def revive(self, rank: int) -> None:
+        """Let a rank that has died launch kernels again; what it was doing is lost."""
+        self._require_idle()
+        self.rank(rank)
+        self._core.revive(rank)
 
     # ---- memory
     def array(
@@ -187,11 +223,13 @@ class World:
     def run(self) -> Run:
         """Run until every launch has ended and every HCA is idle.
 
-        HangError when launches cannot go on (its `report` says who waits for what at which line), DeviceFault
-        when device code faults. Either ends all launches; the world can be used again.
+        HangError when launches cannot go on (its `report` says who waits for what at which line), RankDied when
+        that is since a rank has died, DeviceFault when device code faults. Each ends all launches; the world
+        can be used again.
         """
         self._require_idle()
         before = self._core.now_ns()
+        counts = self.fault_counts
         self._running = True
         try:
             outcome = self._core.run()
@@ -209,8 +247,10 @@ class World:
                 raise endless_error(errors[0])
             raise device_fault(errors)
         if outcome == _HUNG:
-            raise hang_error(self._core.waiting(), self.addresses)
-        return Run(ended, self._core.now_ns() - before)
+            hang = hang_error(self._core.waiting(), self.addresses)
+            raise rank_died(self.dead_ranks, hang) if self.dead_ranks else hang
+        faults = {name: n - counts.get(name, 0) for name, n in self.fault_counts.items() if n != counts.get(name, 0)}
+        return Run(ended, self._core.now_ns() - before, faults)
 
     def _require_idle(self) -> None:
         if self._running:
@@ -255,7 +295,8 @@ class World:
     def __repr__(self) -> str:
         label = f" {self.name!r}" if self.name else ""
         time = f", {self.now_ns} ns" if self.policy == "timed" else ""
-        return f"<World{label}: {self.topology}, {self.policy}, seed {self.seed}{time}>"
+        faults = f", {self.faults!r}" if self.faults else ""
+        return f"<World{label}: {self.topology}, {self.policy}, seed {self.seed}{time}{faults}>"
 
     def _repr_html_(self) -> str:
         ups = [[bool(self._core.port_up(i, p.number)) for p in d.ports] for i, d in enumerate(self._devices)]

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from rdmakit.device.handle import DeviceHandle
+from rdmakit.device.qp_attributes import QPState
 from rdmakit.device.report import REPORT, DeviceStatus, Report
 from rdmakit.ep.abi import REMOTE_MEMORY
 from rdmakit.ep.heap import Heap, HeapLayout
-from rdmakit.errors import BadArgument, CompletionError, HangError
+from rdmakit.errors import BadArgument, CompletionError, HangError, RankDied
 from rdmakit.layout import ERR_CQE, CqeOpcode, Syndrome, wc_status
 
 __all__ = ["Mesh", "PlannedQp", "Side"]
@@ -52,7 +53,9 @@ class PlannedQp:
 class Mesh:
     """All ranks of a world with a heap each, same-host ranks by pointer, others by QPs as asked for.
 
-    `timeout_ns` bounds every wait of device code; 0 takes the device's default.
+    `timeout_ns` bounds every wait of device code; 0 takes the device's default. Where the world's fault plan has
+    adaptive routing the QPs ask for it (out of order), and heaps for relaxed ordering where it has that: the kernels'
+    signals are atomics, which neither lets pass what they stand behind.
     """
 
     def __init__(self, world: Any, layout: HeapLayout, *, timeout_ns: int = 0, sq_wqebbs: int = 128) -> None:
@@ -71,7 +74,8 @@ class Mesh:
         context = self.world.open_rank(rank)
         pd = context.alloc_pd()
         memory = self.world.array((self.layout.nbytes,), np.uint8, name=f"heap of rank {rank}")
-        mr = pd.register(memory, name=f"heap of rank {rank}")
+        relaxed = self.world.faults.relaxed_ordering
+        mr = pd.register(memory, relaxed_ordering=relaxed, name=f"heap of rank {rank}")
         report = Report(self.world.array((REPORT.itemsize,), np.uint8, name=f"report of rank {rank}"))
         return Side(rank, host, local, context, pd, Heap(self.layout, memory), mr, report)
 
@@ -85,7 +89,9 @@ class Mesh:
             pair = []
             for side, peer in ends:
                 cq = side.context.create_cq(self.sq_wqebbs)
-                qp = side.pd.create_qp(cq, sq_wqebbs=self.sq_wqebbs)
+                qp = side.pd.create_qp(
+                    cq, sq_wqebbs=self.sq_wqebbs, out_of_order=self.world.faults.adaptive_routing
+                )
                 side.qps[peer, channel] = qp
                 pair.append(qp)
             self._bring_up(pair[0], pair[1], channel)
@@ -115,6 +121,8 @@ class Mesh:
         """
         try:
             self.world.run()
+        except RankDied:
+            raise  # the reason for all that follows from it
         except HangError as hang:
             for side in self.sides:  # a rank that stopped for a reason of its own, while the others waited for it
                 if side.report and side.report.status is not DeviceStatus.TIMEOUT:
@@ -124,27 +132,42 @@ class Mesh:
             side.report.raise_for_status()
 
     def _broken_qp(self) -> CompletionError | None:
-        """The first QP that failed by itself, with the syndrome that its CQ still shows; null when all are well.
+        """The first QP that failed by itself, with the syndrome that its CQ still shows; else one that was broken;
+        None when all are well.
 
         Kernels look at their CQ only when they need room, and a receiver waits for what a broken sender never sends.
         """
+        flushed = None
         for side in self.sides:
             for (peer, channel), qp in sorted(side.qps.items()):
+                if flushed is None and qp.state is QPState.ERR:
+                    flushed = CompletionError(
+                        f"the queue pair of rank {side.rank} to rank {peer} on channel {channel} is in ERR",
+                        syndrome=int(Syndrome.WR_FLUSH_ERR),
+                        wc_status=wc_status(int(Syndrome.WR_FLUSH_ERR)).name,
+                        qpn=qp.qpn,
+                        rule="no work request of its own says why: Context.events() may",
+                        remedy="make the buffers and their queue pairs anew",
+                    )
                 ring = np.frombuffer(qp.send_cq.view().tobytes(), ERR_CQE)
                 bad = ring[(ring["op_own"] >> 4 == CqeOpcode.REQ_ERR) & (ring["syndrome"] != Syndrome.WR_FLUSH_ERR)]
                 if not len(bad):
                     continue
-                down = [str(port.number) for port in side.context.ports if not port.up]
+                down = [
+                    f"{', '.join(str(port.number) for port in end.context.ports if not port.up) or 'none'}"
+                    f" at rank {end.rank}"
+                    for end in (side, self.sides[peer])
+                ]
                 return CompletionError(
                     f"rank {side.rank} cannot reach rank {peer} on channel {channel}",
                     syndrome=int(bad[0]["syndrome"]),
                     wc_status=wc_status(int(bad[0]["syndrome"])).name,
                     qpn=qp.qpn,
                     wqe_index=int(bad[0]["wqe_counter"]),
-                    rule=f"ports down at rank {side.rank}: {', '.join(down) or 'none'}",
+                    rule=f"ports down: {' and '.join(down)}",
                     remedy="mend the path, then make the buffers and their queue pairs anew",
                 )
-        return None
+        return flushed
 
     def plan(self) -> list[PlannedQp]:
         """Every QP, by rank, peer and channel, with the physical port that it uses now."""

@@ -32,17 +32,22 @@ class Pair:
         collapsed=False,
         doorbell="dbrec",
         access=None,
+        faults=None,
+        out_of_order=False,
         **handle,
     ):
-        self.world = rdmakit.World(hosts=2, ports=1, policy=policy, seed=seed, doorbell=doorbell)
+        self.world = rdmakit.World(hosts=2, ports=1, policy=policy, seed=seed, doorbell=doorbell, faults=faults)
         self.lanes, self.words = lanes, words
         ends = []
         for host in range(2):
             context = self.world.open(host)
             pd = context.alloc_pd()
             array = self.world.array((max(words, 1),), np.uint64, name=f"words of host {host}")
-            mr = pd.register(array) if access is None or host == 0 else pd.register(array, access)
-            qp = pd.create_qp(context.create_cq(sq, collapsed=collapsed), sq_wqebbs=sq)
+            plan = self.world.faults
+            given = () if access is None or host == 0 else (access,)
+            mr = pd.register(array, *given, relaxed_ordering=plan.relaxed_ordering)
+            cq = context.create_cq(sq, collapsed=collapsed)
+            qp = pd.create_qp(cq, sq_wqebbs=sq, out_of_order=out_of_order or plan.adaptive_routing)
             ends.append((context, array, mr, qp))
         (self.context, self.source, self.from_mr, self.qp), (_, self.sink, self.to_mr, self.peer) = ends
         self.source[:] = np.random.default_rng(seed).integers(0, 2**63, len(self.source), dtype=np.uint64)

@@ -12,6 +12,7 @@ struct Fuzzer {
     u64 seed;
     World dice;
     RigOptions options;
+    bool faulty;
     bool over_own_rings;  // an MR over the sender's own queues: WQEs may rewrite WQEs, records and CQEs
     explicit Fuzzer(u64 number) : seed(number), dice(false, number * 2654435761u + 12345) {
         for (u32 i = 0; i < 4; ++i) dice.random(2);
@@ -35,6 +36,15 @@ struct Fuzzer {
         options.config.lag = static_cast<LagMode>(roll(3));
         options.config.atomic_8b_host_endian = chance(50);
         over_own_rings = chance(10);
+        options.qp.out_of_order = chance(30);
+        if (chance(30)) options.mr_access |= kAccessRelaxedOrdering;
+        faulty = chance(30);
+    }
+    void break_things(World& world) {
+        if (!faulty) return;
+        world.faults_on = true;
+        world.largest_delay_ps = 1 + roll(30'000'000);
+        for (u32& percent : world.percent) percent = chance(50) ? roll(30) : 0;
     }
     u32 roll(u32 bound) { return static_cast<u32>(dice.random(bound)); }
     bool chance(u32 percent) { return roll(100) < percent; }
@@ -147,11 +157,12 @@ struct Fuzzer {
     void run() {
         g_context = "replay: --fuzz " + std::to_string(seed) + " 1";
         Rig rig(options);
+        break_things(rig.world);
         // Only the middle is registered; the guards on both sides, and ASan beyond them, see strays.
         std::vector<u32> keys;
         for (Side* side : {&rig.a, &rig.b}) {
             CHECK(side->hca->dereg_mr(side->key).ok());
-            CHECK(side->hca->reg_mr(side->pd, side->memory.data() + kGuard, kRegistered, kAllAccess, &side->key).ok());
+            CHECK(side->hca->reg_mr(side->pd, side->memory.data() + kGuard, kRegistered, options.mr_access, &side->key).ok());
             std::memset(side->memory.data(), 0xa5, kGuard);
             std::memset(side->memory.data() + kGuard + kRegistered, 0xa5, kGuard);
         }

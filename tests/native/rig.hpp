@@ -60,7 +60,10 @@ class World final : public Environment {
     bool timed() override { return timed_; }
     void at(u64 when, void (*fn)(void*, u64), void* object, u64 arg) override {
         if (when < now_) past_events += 1;
-        events_.push(Event{when, order_++, fn, object, arg});
+        events_.push(Event{when, order_++, fn, object, arg, nullptr});
+    }
+    void timer(u64 when, void (*fn)(void*, u64), void* object, u64 arg, bool (*wanted)(void*, u64)) override {
+        events_.push(Event{when, order_++, fn, object, arg, wanted});
     }
     void memory_written(const void*, std::size_t bytes) override { writes += 1, written_bytes += bytes; }
     u64 random(u64 bound) override {
@@ -77,6 +80,27 @@ class World final : public Environment {
     bool copy_payload() override { return copy; }
     void async_event(Hca& hca, AsyncEvent event) override { asynchronous.push_back({&hca, event}); }
 
+    // Faults: as scripted (strike), or by chance (percent).
+    bool fault(FaultKind kind, u32) override {
+        const u32 k = static_cast<u32>(kind);
+        const u64 nth = asked[k]++;
+        delay_ps_ = largest_delay_ps ? 1 + random(largest_delay_ps) : 0;
+        for (const Strike& s : strikes_)
+            if (s.kind == kind && s.nth == nth) return delay_ps_ = s.delay_ps, true;
+        return percent[k] != 0 && random(100) < percent[k];
+    }
+    u64 fault_delay_ps(FaultKind) override { return delay_ps_; }
+    u64 port_skew_ps(u32 port) override { return port > 1 ? skew_ps : 0; }
+    void message_left(Hca&, u32) override { ++messages; }
+    // It happens at the nth time that this kind is asked about, from 0.
+    void strike(FaultKind kind, u64 nth, u64 delay_ps = 0) {
+        faults_on = true;
+        strikes_.push_back({kind, nth, delay_ps});
+    }
+    u32 percent[kFaultKinds] = {};
+    u64 asked[kFaultKinds] = {};
+    u64 largest_delay_ps = 0, skew_ps = 0, messages = 0;
+
     // Until nothing is left to do, or so many turns. True if it came to rest.
     bool run(u32 turns = 100000) {
         for (u32 turn = 0; turn < turns; ++turn) {
@@ -84,7 +108,7 @@ class World final : public Environment {
                 if (events_.empty()) return true;
                 const Event event = events_.top();
                 events_.pop();
-                now_ = event.when;
+                if (!event.wanted || event.wanted(event.object, event.arg)) now_ = event.when;
                 event.fn(event.object, event.arg);
             } else {
                 if (ready_.empty()) return true;
@@ -115,10 +139,17 @@ class World final : public Environment {
         void (*fn)(void*, u64);
         void* object;
         u64 arg;
+        bool (*wanted)(void*, u64);
         bool operator<(const Event& other) const {
             return when != other.when ? when > other.when : order > other.order;
         }
     };
+    struct Strike {
+        FaultKind kind;
+        u64 nth, delay_ps;
+    };
+    std::vector<Strike> strikes_;
+    u64 delay_ps_ = 0;
     bool timed_;
     u64 now_ = 0, order_ = 0, state_;
     std::priority_queue<Event> events_;

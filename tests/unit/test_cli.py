@@ -124,3 +124,16 @@ def test_make_names_the_packages_that_are_missing():
     assert done.returncode != 0
     assert "apt-get install -y python3 python3-venv python3-dev g++" in done.stdout
     assert "dnf install -y python3 python3-devel gcc-c++" in done.stdout
+
+
+def test_demo_survives_a_fault_plan_and_says_what_happened(capsys):
+    shape = ["--hosts", "2", "--tokens", "16", "--hidden", "256", "--channels", "2", "--routing", "uniform", "--json"]
+    assert main(["demo", *shape, "--faults", "loss=0.02,ack_lost=0.02,delay=3us"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["ok"] and result["config"]["faults"] == "loss=0.02,ack_lost=0.02,delay=3us"
+    assert result["figures"]["faults_loss"] > 0 and result["figures"]["faults_delay"] > 0
+
+
+def test_demo_refuses_a_plan_that_is_none(capsys):
+    assert main(["demo", "--faults", "loss=2"]) == 2
+    assert "no probability" in capsys.readouterr().err

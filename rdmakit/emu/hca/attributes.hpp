@@ -178,6 +178,16 @@ struct HcaCounters {
     u64 wqes = 0, cqes = 0, errors = 0, flushed = 0;
     u64 atomics = 0;                 // of the WQEs: what in-QP signals are made of
     u64 rnr_naks = 0, retries = 0, async_events = 0, cq_overruns = 0;
+    // Named as in /sys/class/infiniband/*/ports/*/hw_counters. Responder: requests that came again, packets ahead of
+    // what was expected, packets with a wrong ICRC. Requester: NAKs of sequence, responses missing before a later one,
+    // time-outs.
+    u64 duplicate_request = 0, out_of_sequence = 0, rx_icrc_encapsulated = 0;
+    u64 packet_seq_err = 0, implied_nak_seq_err = 0, local_ack_timeout_err = 0;
+    u64 atomics_replayed = 0;        // of the duplicates
+    u64 packets_lost = 0;            // requester: of its requests, corrupted ones included
+    u64 responses_lost = 0;          // requester
+    u64 doorbells_lost = 0, doorbells_late = 0;
+    u64 late_writes = 0;             // relaxed ordering
 };
 
 struct UarPage {

@@ -10,6 +10,8 @@
 namespace rdmakit::emu {
 
 namespace {
+constexpr u64 kLateTurns = 32;
+
 UarPage describe(u32 index, void* page) {
     return UarPage{index, page, static_cast<u8*>(page) + kUarDoorbellOffset};
 }
@@ -63,13 +65,37 @@ void Hca::mmio_write64(const void* address, u64 value) {
         ++qp->info.counters.doorbells_ignored;
         return;
     }
-    if (timed_)
-        schedule(environment_.now_ps() + config_.timing.doorbell_to_fetch_ps, EventKind::doorbell, qp->info.qpn, 0, 0,
-                 value);
-    else if (stepwise_)
-        rung(*qp, value);
-    else
+    if (environment_.happens(FaultKind::doorbell_lost, qp->info.qpn)) {
+        ++counters_.doorbells_lost;
+        return;
+    }
+    const bool late = !stepwise_ && environment_.happens(FaultKind::doorbell_late, qp->info.qpn);
+    if (late) ++counters_.doorbells_late;
+    if (timed_) {
+        const u64 longer = late ? environment_.fault_delay_ps(FaultKind::doorbell_late) : 0;
+        schedule(environment_.now_ps() + config_.timing.doorbell_to_fetch_ps + longer, EventKind::doorbell,
+                 qp->info.qpn, 0, 0, value);
+    } else if (stepwise_) {
+        rung(*qp, value);  // as late as the scheduler likes
+    } else if (late) {
+        late_doorbells_.push_back(LateDoorbell{qp->info.qpn, 1 + static_cast<u32>(environment_.random(kLateTurns)), value});
+        announce();
+    } else {
         ring_send(*qp, value);
+    }
+}
+
+// Untimed: late is some calls of work() later.
+void Hca::ring_late_doorbells() {
+    std::vector<LateDoorbell> waiting;
+    std::swap(waiting, late_doorbells_);
+    for (LateDoorbell& bell : waiting) {
+        QueuePair* qp = find_qp(bell.qpn);
+        if (qp && --bell.turns != 0)
+            late_doorbells_.push_back(bell);
+        else if (qp)
+            ring_send(*qp, bell.value);
+    }
 }
 
 void Hca::mmio_write32(const void* address, u32 value) {

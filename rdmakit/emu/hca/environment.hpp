@@ -43,6 +43,12 @@ class Environment {
     virtual bool timed() = 0;
     // Calls fn(object, arg) once, when the clock reads when_ps; equal times in the order of the calls.
     virtual void at(u64 when_ps, void (*fn)(void* object, u64 arg), void* object, u64 arg) = 0;
+    // The same for a time-out, which mostly is not needed: once wanted(object, arg) is false the call may come at any
+    // time, and nobody has to wait for it. It comes all the same.
+    virtual void timer(u64 when_ps, void (*fn)(void* object, u64 arg), void* object, u64 arg,
+                       bool (* /*wanted*/)(void* object, u64 arg)) {
+        at(when_ps, fn, object, arg);
+    }
     // After every write of an HCA to memory that a kernel or a host may watch: payload, CQE, atomic result.
     virtual void memory_written(const void* address, std::size_t bytes) = 0;
     // Uniform in [0, bound), from the world's seed.

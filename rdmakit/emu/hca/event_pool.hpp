@@ -11,8 +11,11 @@ enum class EventKind : u32 {
     doorbell,     // value: what was written
     tick,         // index: a port that may take more
     arrival,      // index: basic block of the WQE whose request has reached the responder
-    response,     // index: the same, its ACK, NAK or data is back
-    resend,       // value: 1 after an RNR NAK, 0 after a time-out
+    response,     // index: the same, its ACK, NAK or data is back; value: all before this was executed
+    duplicate,    // index: the same request comes again
+    negative,     // index: a NAK of sequence is back, all before this was executed; value: the PSN expected
+    resend,       // value: 1 after an RNR NAK, 0 after a time-out; index: the WQE that waits
+    landing,      // index: number of a late write
 };
 
 struct Event {
@@ -33,6 +36,7 @@ class EventPool {
         events_[slot] = event;
         return slot;
     }
+    const Event& look(u64 slot) const { return events_[slot]; }
     Event take(u64 slot) {
         free_.push_back(slot);
         return events_[slot];

@@ -22,7 +22,7 @@ struct Request {
     Outcome outcome;
     std::vector<u8> answer;  // of a READ
     ClockRef answer_clock = 0;
-    u64 placed = 0;          // bytes of it that came through before a packet was lost
+    u32 psn = 0;
     u32 losses = 0, refusals = 0;  // in a row: of packets, of a receiver that was not ready
     bool arrived = false;
     bool waits_for_receive = false;

@@ -18,6 +18,13 @@ void Hca::enter_error(QueuePair& qp) {
     flush_receives(qp);
 }
 
+void Hca::break_qp(u32 ordinal) {
+    QueuePair* qp = ordinal < qps_.size() ? qps_[ordinal].get() : nullptr;
+    if (!qp || qp->state() == QpState::reset || qp->state() == QpState::err) return;
+    report(AsyncEventType::qp_fatal, qp->info.qpn);
+    enter_error(*qp);
+}
+
 void Hca::flush_sends(QueuePair& qp) {
     while (qp.completed < qp.producer) {
         fetch(qp, qp.completed, 1);

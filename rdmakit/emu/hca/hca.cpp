@@ -71,10 +71,15 @@ void Hca::enqueue(QueuePair& qp) {
     ports_->enqueue(qp);
     if (timed_) {
         wake_port(qp.queued_at, environment_.now_ps());
-    } else if (!announced_) {
-        announced_ = true;
-        environment_.ready(*this);
+    } else {
+        announce();
     }
+}
+
+void Hca::announce() {
+    if (announced_) return;
+    announced_ = true;
+    environment_.ready(*this);
 }
 
 u32 Hca::work(u32 budget) {
@@ -82,6 +87,7 @@ u32 Hca::work(u32 budget) {
     announced_ = true;  // until the end of this call nobody need be told
     copy_payload_ = environment_.copy_payload();
     turn_stalled();
+    if (!late_doorbells_.empty()) ring_late_doorbells();
     u32 executed = 0;
     u32 empty_ports = 0;
     while (executed < budget && empty_ports < config_.ports) {
@@ -103,7 +109,7 @@ u32 Hca::work(u32 budget) {
         const QueuePair* qp = find_qp(qpn);
         counting |= qp && qp->stalled && qp->turns_left != 0;
     }
-    announced_ = counting || ports_->any_queued();
+    announced_ = counting || !late_doorbells_.empty() || ports_->any_queued();
     if (announced_) environment_.ready(*this);
     return executed;
 }

@@ -3,8 +3,9 @@
 // mean). Single-threaded: all HCAs of a world are called from one OS thread. No exceptions, no throw across this API.
 //
 // Life of a WQE: mmio_write64 → producer advances → the QP queues at its port → decode and local checks
-// (requester.cpp) → checks and effect at the peer (responder.cpp) → landing and CQE (requester.cpp). Untimed, `work`
-// walks this in one go; timed, events of the environment stand between the steps (timed.cpp). The steps are the same.
+// (requester.cpp) → is it its turn (sequence.cpp), checks and effect at the peer (responder.cpp) → landing and CQE
+// (requester.cpp). Untimed, `work` walks this in one go; timed, events of the environment stand between the steps
+// (timed.cpp, in_flight.cpp, recovery.cpp). The steps are the same.
 #pragma once
 #include <cstddef>
 #include <memory>
@@ -12,6 +13,7 @@
 
 #include "environment.hpp"
 #include "fabric.hpp"
+#include "late_write.hpp"
 #include "rdmakit/hca.cuh"
 
 namespace rdmakit::emu {
@@ -109,6 +111,9 @@ class Hca {
     void set_port_up(u32 port, bool up);
     PortCounters port_counters(u32 port) const;
 
+    // An internal error of the QP that was created as number `ordinal`, from 0: IBV_EVENT_QP_FATAL, and it is in ERR.
+    void break_qp(u32 ordinal);
+
     // ---- for the other files of this model ----------------------------------------------------------------------
     QueuePair* find_qp(u32 qpn) const {
         const u32 index = qpn - qpn_base_;
@@ -132,21 +137,33 @@ class Hca {
 
     // doorbell.cpp, hca.cpp
     void ring_send(QueuePair& qp, u64 value);
+    void ring_late_doorbells();
     void enqueue(QueuePair& qp);
+    void announce();
 
     // requester.cpp
     void step(QueuePair& qp);
     Syndrome begin(QueuePair& qp, Transfer& transfer);
     Syndrome map_local(const QueuePair& qp, Transfer& transfer) const;
-    bool depart(QueuePair& qp, const DecodedWqe& wqe);
+    bool depart(QueuePair& qp, Transfer& transfer);
+    void take_up(QueuePair& qp, const DecodedWqe& wqe);
     Outcome deliver(QueuePair& qp, Transfer& transfer);
+    void survive(QueuePair& qp, Transfer& transfer, Hca& peer, u32 packets);
     void finish(QueuePair& qp, Transfer& transfer, const Outcome& outcome);
     void fail(QueuePair& qp, const DecodedWqe& wqe, Syndrome syndrome);
 
-    // responder.cpp, receive.cpp
+    // sequence.cpp
+    bool many_paths(const QueuePair& qp) const;
     Outcome respond(QueuePair& qp, Transfer& transfer, Hca& from, QueuePair& source);
+    Outcome once_more(QueuePair& qp, Transfer& transfer);
+    Outcome too_early(QueuePair& qp, Transfer& transfer, QueuePair& source, u32 packets);
+    Outcome sequence_error(QueuePair& qp);
+    void take_psns(QueuePair& qp, u32 packets);
+
+    // responder.cpp, receive.cpp
     Outcome execute(QueuePair& qp, Transfer& transfer, QueuePair& source);
     Outcome write(QueuePair& qp, Transfer& transfer, QueuePair& source);
+    void place(QueuePair& qp, const DecodedWqe& wqe, const Pieces& local, const Pieces& target, u64 from, u64 to);
     Outcome read(QueuePair& qp, const DecodedWqe& wqe);
     Outcome atomic(QueuePair& qp, const DecodedWqe& wqe);
     Outcome send(QueuePair& qp, Transfer& transfer, QueuePair& source);
@@ -157,6 +174,11 @@ class Hca {
     Outcome refuse_request(QueuePair& qp, Syndrome nak, AsyncEventType event);
     bool copies(u64 bytes) const { return copy_payload_ || bytes <= cpu::kControlBytes; }
 
+    // late_write.cpp
+    static constexpr u64 kEveryLateWrite = ~0ull;
+    bool write_later(QueuePair& qp, u32 rkey, const Pieces& from, u8* at, u64 bytes);
+    void land(u32 qpn, u64 number = kEveryLateWrite);
+
     // flush.cpp
     void enter_error(QueuePair& qp);
     void flush_sends(QueuePair& qp);
@@ -164,6 +186,7 @@ class Hca {
 
     // retry.cpp
     bool may_retry(QueuePair& qp, bool receiver_not_ready);
+    bool worth_trying(const QueuePair& qp) const;
     void stall(QueuePair& qp, const DecodedWqe& wqe, bool receiver_not_ready);
     void resume(QueuePair& qp);
     void turn_stalled();
@@ -171,13 +194,20 @@ class Hca {
     // timed.cpp
     void schedule(u64 when_ps, EventKind kind, u32 qpn, u64 index, u32 epoch, u64 value);
     static void on_event(void* object, u64 slot);
+    static bool still_waits(void* object, u64 slot);
     void wake_port(u32 port, u64 when_ps);
     void transmit(u32 port);
     void issue(QueuePair& qp, Port& port);
+
+    // in_flight.cpp
     void arrive(QueuePair& qp, u64 index);
-    void acknowledge(QueuePair& qp, u64 index);
-    void resend(QueuePair& qp, bool receiver_not_ready);
-    void advance(QueuePair& qp);
+    void arrive_again(QueuePair& qp, u64 index);
+    void executed(QueuePair& qp, u64 index);
+    void admit_held(QueuePair& qp);
+    void answer(QueuePair& qp, u64 index, const Outcome& outcome);
+    void acknowledge(QueuePair& qp, u64 index, u64 through);
+    bool acknowledge_through(QueuePair& qp, u64 through);
+    void complete_head(QueuePair& qp);
     u64 respond_at(const QueuePair& qp, const DecodedWqe& wqe, const Outcome& outcome);
 
     // stepwise.cpp
@@ -194,12 +224,17 @@ class Hca {
     void take_bell(QueuePair& qp);
     void issue_request(QueuePair& qp);
     void arrive_request(QueuePair& qp, u32 index);
-    void place_part(QueuePair& qp, Request& request, u64 packets);
-    void place(QueuePair& qp, u32 index);
+    void make_visible(QueuePair& qp, u32 index);
     void acknowledge_request(QueuePair& qp);
-    void land(QueuePair& qp, const Pieces& from, const Pieces& to, u64 bytes, u32 rkey);
+    void queue_write(QueuePair& qp, const Pieces& from, const Pieces& to, u64 bytes, u32 rkey);
     void complete_later(QueuePair& qp, CompletionQueue& cq, const void* cqe, const u8* preceding);
     void bring_home(QueuePair& qp, const Pieces& from, const Pieces& to, u64 bytes);
+    // recovery.cpp
+    void wait_for_answer(QueuePair& qp, u64 index);
+    void sent_again_from(QueuePair& qp, u64 through, u32 psn);
+    void resend(QueuePair& qp, u64 index, bool receiver_not_ready);
+    void go_back(QueuePair& qp, bool receiver_not_ready);
+    void advance(QueuePair& qp);
 
     // completion_queue.cpp
     bool push_cqe(QueuePair& qp, CompletionQueue& cq, const void* cqe, const u8* preceding);
@@ -233,6 +268,13 @@ class Hca {
     std::vector<u32> stalled_;   // QP numbers, in the order in which they began to wait
     u32 live_qps_ = 0;
     std::unique_ptr<EventPool> events_;
+    struct LateDoorbell {
+        u32 qpn, turns;
+        u64 value;
+    };
+    std::vector<LateDoorbell> late_doorbells_;
+    std::vector<LateWrite> late_writes_;
+    u64 late_number_ = 0;
     u64 wqe_free_ps_ = 0;        // timed: when the HCA can take up another WQE
     mutable char message_[256] = {};
 };

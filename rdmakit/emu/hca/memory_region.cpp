@@ -88,6 +88,7 @@ Status Hca::reg_mr_iova(u32 pd, void* address, u64 length, u64 iova, u32 access,
 Status Hca::dereg_mr(u32 key) {
     const KeyEntry* entry = memory_->find(key);
     if (!entry) return refuse(EINVAL, "key 0x%x names no registered MR (deregistered before?)", key);
+    land(0);  // nothing may land in memory that is no longer registered
     --pds_[entry->pd].users;
     memory_->remove(key);
     return {};

@@ -55,8 +55,18 @@ void Hca::apply_attributes(QueuePair& qp, const QpModify& attr, u32 mask) {
         qp.mtu_shift = 7 + attr.path_mtu;
     }
     if (mask & kQpAttrDestQpn) set.dest_qp_num = attr.dest_qp_num;
-    if (mask & kQpAttrRqPsn) qp.expected_psn = set.rq_psn = attr.rq_psn;
-    if (mask & kQpAttrSqPsn) qp.next_psn = set.sq_psn = attr.sq_psn;
+    if (mask & kQpAttrRqPsn) {
+        qp.expected_psn = set.rq_psn = attr.rq_psn;
+        qp.taken_psns = 0;
+        qp.sequence_error_sent = false;
+        qp.replay.clear();
+        qp.early.clear();
+    }
+    if (mask & kQpAttrSqPsn) {
+        qp.next_psn = set.sq_psn = attr.sq_psn;
+        ++qp.connection;
+        if (qp.timed) qp.timed->acknowledged_psn = attr.sq_psn;
+    }
     if (mask & kQpAttrMaxQpRdAtomic) set.max_rd_atomic = attr.max_rd_atomic;
     if (mask & kQpAttrMaxDestRdAtomic) set.max_dest_rd_atomic = attr.max_dest_rd_atomic;
     if (mask & kQpAttrMinRnrTimer) set.min_rnr_timer = attr.min_rnr_timer;

@@ -21,6 +21,16 @@ u64 copy_pieces(const Pieces& from, const Pieces& to, u64 bytes, Environment& en
     return copied;
 }
 
+Pieces without_first(const Pieces& pieces, u64 bytes) {
+    Pieces rest;
+    for (u32 i = 0; i < pieces.count; ++i) {
+        const u64 skipped = smaller(bytes, pieces.piece[i].bytes);
+        rest.add(pieces.piece[i].at + skipped, pieces.piece[i].bytes - skipped);
+        bytes -= skipped;
+    }
+    return rest;
+}
+
 u64 gather_pieces(const Pieces& from, u8* to, u64 bytes) {
     u64 copied = 0;
     for (u32 i = 0; i < from.count && copied < bytes; ++i) {

@@ -25,7 +25,9 @@ struct Pieces {
 // Copies up to `bytes`, in ascending order, and tells the environment of each run written. Runs may overlap: a WQE may
 // well name the same memory twice. Returns the number of bytes copied.
 u64 copy_pieces(const Pieces& from, const Pieces& to, u64 bytes, Environment& environment);
-// The same into memory that nobody watches (a CQE under construction).
+// All but the first `bytes`.
+Pieces without_first(const Pieces& pieces, u64 bytes);
+// As copy_pieces, into memory that nobody watches (a CQE under construction).
 u64 gather_pieces(const Pieces& from, u8* to, u64 bytes);
 
 }  // namespace rdmakit::emu

@@ -43,6 +43,16 @@ Packets request_packets(const DecodedWqe& wqe, u32 mtu_shift, u32 overhead) {
     }
 }
 
+Packets part_of(const Packets& whole, u32 mtu_shift, u32 overhead, u32 first, u32 end) {
+    const auto before = [&](u64 packets) { return smaller(packets << mtu_shift, whole.payload); };
+    const u64 last = smaller<u64>(end, whole.count);
+    if (first >= last) return Packets{0, 0, 0};
+    const u64 payload = before(last) - before(first);
+    // A request that goes on in the middle begins with a first packet again, and has its headers.
+    const u64 extra = whole.octets - whole.count * overhead - ((whole.payload + 3) & ~3ull);
+    return Packets{last - first, ((payload + 3) & ~3ull) + extra + (last - first) * overhead, payload};
+}
+
 Packets response_packets(const DecodedWqe& wqe, u32 mtu_shift, u32 overhead, bool acknowledged) {
     if (!acknowledged || !is_read_or_atomic(wqe.opcode)) return message_packets(0, mtu_shift, overhead, kAeth);
     if (wqe.atomic_width != 0) return message_packets(0, mtu_shift, overhead, kAeth + kAtomicAckEth);

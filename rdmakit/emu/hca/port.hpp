@@ -58,6 +58,12 @@ u32 packet_overhead(bool roce, const AddressVector& to);
 // Packets of a message of `bytes`, whose extended headers take `extra` octets in all.
 Packets message_packets(u64 bytes, u32 mtu_shift, u32 overhead, u32 extra);
 Packets request_packets(const DecodedWqe& wqe, u32 mtu_shift, u32 overhead);
+// Of a message, the packets from `first` up to `end`, which may lie beyond the last.
+Packets part_of(const Packets& whole, u32 mtu_shift, u32 overhead, u32 first, u32 end);
+inline Packets request_part(const DecodedWqe& wqe, u32 mtu_shift, u32 overhead, u32 first, u32 end) {
+    const Packets whole = request_packets(wqe, mtu_shift, overhead);
+    return first == 0 && end >= whole.count ? whole : part_of(whole, mtu_shift, overhead, first, end);
+}
 // The ACK, the atomic response or the READ response.
 Packets response_packets(const DecodedWqe& wqe, u32 mtu_shift, u32 overhead, bool acknowledged);
 

@@ -6,6 +6,7 @@
 #include "completion_queue.hpp"
 #include "fabric.hpp"
 #include "payload.hpp"
+#include "replay.hpp"
 
 namespace rdmakit::emu {
 
@@ -13,6 +14,11 @@ namespace rdmakit::emu {
 struct Transfer {
     DecodedWqe wqe;
     Pieces local;
+    u32 psn = 0;                  // of its first packet
+    u32 port = 0;                 // physical, by which it left; 0: by none
+    u32 first = 0;                // packets left out since a NAK has acknowledged them
+    u32 arriving = ~0u;           // packets, counted from the message's first, that come through to the responder
+    u32 taken = 0;                // of them: how many the responder had, then has, executed
 };
 
 // What became of a request at the responder.
@@ -21,10 +27,13 @@ struct Outcome {
         done,           // executed; the response carries `old` (atomics) or `memory` (READ)
         not_ready,      // RNR NAK: no receive WQE
         refused,        // NAK with a syndrome
-        lost,           // nobody answered: no route, port down, peer not in RTR, wrong PSN
+        lost,           // nobody answered: no route, port down, peer not in RTR, packet lost
+        unanswered,     // executed, but its response is lost
+        out_of_sequence,  // NAK: an earlier packet is missing
+        early,          // out-of-order QPs: arrived before what it has to come after; deliver it again then
     } kind = done;
     Syndrome syndrome = Syndrome::none;
-    u64 old = 0;           // atomics: the old value; not_ready: the NAK's timer code
+    u64 old = 0;           // atomics: the old value; not_ready: the NAK's timer code; out_of_sequence: the PSN expected
     u8* memory = nullptr;  // READ: where the checked bytes lie at the responder
 };
 
@@ -33,12 +42,17 @@ struct InFlight {
     DecodedWqe wqe;
     Outcome outcome;
     u64 sent_ps;
+    u32 psn, port, first;  // as in Transfer
     bool failed_locally;
+    bool executed;         // by the responder
+    bool held;             // arrived early, see Outcome::early
+    bool answered;         // its own response is back; a later one acknowledges WRITEs and SENDs too
 };
 struct TimedQueue {
     std::unique_ptr<InFlight[]> slots;  // by basic block index
     u64 last_arrival_ps = 0, last_ack_ps = 0, next_issue_ps = 0;
-    u64 arrived = 0;            // next basic block index that the responder takes: later ones come too early
+    u64 arrived = 0;            // basic block index before which the responder has executed everything
+    u32 acknowledged_psn = 0;   // by completions, and within the first message that is not complete by a NAK
     u32 reads_in_flight = 0;    // READs and atomics
     bool blocked = false;       // no issue until a completion: fence, too many READs, or a local error
     bool local_error = false;   // the last WQE issued failed before it was sent
@@ -70,8 +84,12 @@ struct QueuePairState {
     u32 mtu_shift = 12;
     u32 header_octets = 0;       // of every packet: link, network and transport headers, ICRC, FCS
     u32 tx_port = 0;             // physical, 1..; 0: every eligible port is down
-    u32 next_psn = 0;            // requester: PSN of the next message (24 bits)
+    u32 next_psn = 0;            // requester: PSN of the next message to be issued (24 bits)
     u32 expected_psn = 0;        // responder
+    u64 taken_psns = 0;          // responder: since the connection began
+    u32 connection = 0;          // requester: counts its connections
+    u32 heard_connection = 0;    // responder: of the peer, that of the last request taken
+    bool sequence_error_sent = false;
 
     u32 rnr_tries = 0, timeouts = 0;  // consecutive, for the WQE at the head
     u32 turns_left = 0;               // untimed: of the wait under way; 0: until something changes
@@ -85,6 +103,8 @@ struct QueuePairState {
     QueuePair* next = nullptr;
 
     u32 epoch = 0;  // changes whenever events under way must no longer count: reset, error, resend
+    ReplayRecord replay;  // responder, as the next
+    EarlyRecord early;
 };
 
 struct QueuePair : QueuePairState {
@@ -109,6 +129,15 @@ struct QueuePair : QueuePairState {
 
 constexpr bool is_read_or_atomic(u32 opcode) {
     return opcode >= static_cast<u32>(Opcode::read) && opcode <= static_cast<u32>(Opcode::masked_fetch_add);
+}
+constexpr bool stays_at_home(u32 opcode) {
+    return opcode == static_cast<u32>(Opcode::nop) || opcode == static_cast<u32>(Opcode::dump);
+}
+// PSNs that a message takes: its packets, but of a READ those of the response.
+inline u32 psns_of(const DecodedWqe& wqe, u32 mtu_shift) {
+    if (stays_at_home(wqe.opcode)) return 0;
+    const u64 mtu = 1ull << mtu_shift;
+    return wqe.atomic_width != 0 || wqe.bytes <= mtu ? 1 : static_cast<u32>((wqe.bytes + mtu - 1) >> mtu_shift);
 }
 
 }  // namespace rdmakit::emu

@@ -18,7 +18,7 @@ bool Hca::receive_ready(QueuePair& qp, Outcome& outcome) {
         outcome = {Outcome::refused, Syndrome::remote_op};
         return false;
     }
-    if (available != 0) return true;
+    if (available != 0 && !environment_.happens(FaultKind::rnr, qp.info.attr.dest_qp_num)) return true;
     ++counters_.rnr_naks;
     outcome = {Outcome::not_ready, Syndrome::none, qp.info.attr.min_rnr_timer};
     return false;
@@ -38,6 +38,7 @@ Outcome Hca::refuse_receive(QueuePair& qp, Syndrome local, Syndrome nak) {
 
 Outcome Hca::consume_receive(QueuePair& qp, const DecodedWqe& wqe, u32 source_qpn, CqeOpcode opcode,
                              const Pieces* scattered) {
+    if (!late_writes_.empty()) land(qp.info.qpn);  // a completion ensures that all data before it is visible
     const u32 imm = opcode == CqeOpcode::responder_send ? 0 : wqe.imm;
     Cqe cqe = responder_cqe(opcode, qp.info.qpn, source_qpn, qp.info.create.user_index,
                             static_cast<u32>(qp.rq_consumed) & 0xffff, static_cast<u32>(wqe.bytes), imm,
@@ -89,7 +90,7 @@ Outcome Hca::send(QueuePair& qp, Transfer& transfer, QueuePair& source) {
 
     const bool to_cqe =
         qp.info.create.scatter_to_cqe_responder && scatter_flag(wqe.bytes, qp.recv_cq->info.cqe_bytes) != 0;
-    if (!to_cqe && copies(wqe.bytes)) land(qp, transfer.local, target, wqe.bytes, 0);
+    if (!to_cqe && copies(wqe.bytes)) queue_write(qp, transfer.local, target, wqe.bytes, 0);
     qp.info.counters.rcv_payload += wqe.bytes;
     return consume_receive(qp, wqe, source.info.qpn,
                            wqe.opcode == static_cast<u32>(Opcode::send_imm) ? CqeOpcode::responder_send_imm

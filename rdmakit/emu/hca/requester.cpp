@@ -38,6 +38,7 @@ Syndrome Hca::map_local(const QueuePair& qp, Transfer& transfer) const {
 
 // Everything that the requester can refuse by itself, before a packet leaves.
 Syndrome Hca::begin(QueuePair& qp, Transfer& transfer) {
+    transfer.psn = qp.next_psn;
     transfer.wqe = decode_wqe(qp.sq, qp.issued, qp.producer - qp.issued, qp.info.qpn);
     if (transfer.wqe.fault != Syndrome::none) return transfer.wqe.fault;
     if (is_read_or_atomic(transfer.wqe.opcode) && qp.info.attr.max_rd_atomic == 0) return Syndrome::local_qp_op;
@@ -53,46 +54,74 @@ void Hca::step(QueuePair& qp) {
         return;
     }
     const u32 epoch = qp.epoch;
-    const Outcome outcome = depart(qp, transfer.wqe) ? deliver(qp, transfer) : Outcome{Outcome::lost};
+    const Outcome outcome = depart(qp, transfer) ? deliver(qp, transfer) : Outcome{Outcome::lost};
     if (qp.epoch != epoch) return;  // connected to itself, and its own request took it to ERR: already flushed
-    if (outcome.kind == Outcome::not_ready || outcome.kind == Outcome::lost) {
+    if (outcome.kind == Outcome::done && environment_.happens(FaultKind::duplicate, qp.info.qpn)) deliver(qp, transfer);
+    if (outcome.kind != Outcome::done && outcome.kind != Outcome::refused) {
         stall(qp, transfer.wqe, outcome.kind == Outcome::not_ready);
         return;
     }
-    qp.issued += transfer.wqe.bbs;
+    take_up(qp, transfer.wqe);
     finish(qp, transfer, outcome);
 }
 
+// The WQE is under way: the next one has the PSNs behind it.
+void Hca::take_up(QueuePair& qp, const DecodedWqe& wqe) {
+    qp.issued = smaller(qp.issued + wqe.bbs, qp.producer);
+    qp.next_psn = psn_after(qp.next_psn, psns_of(wqe, qp.mtu_shift));
+}
+
 // The request leaves by the QP's port; false if none is up.
-bool Hca::depart(QueuePair& qp, const DecodedWqe& wqe) {
-    const Packets request = request_packets(wqe, qp.mtu_shift, qp.header_octets);
+bool Hca::depart(QueuePair& qp, Transfer& transfer) {
+    const Packets request = request_part(transfer.wqe, qp.mtu_shift, qp.header_octets, transfer.first, ~0u);
+    transfer.port = qp.tx_port;
     if (request.count == 0) return true;  // NOP and DUMP stay at home
     if (qp.tx_port == 0) return false;
     ports_->count_xmit(qp.tx_port, request);
     qp.info.counters.xmit_packets += request.count;
+    if (environment_.faults_on) environment_.message_left(*this, qp.info.qpn);
     return true;
+}
+
+// How much of the request survives the way. A wrong ICRC is noticed, and counted, by the one who drops the packet.
+void Hca::survive(QueuePair& qp, Transfer& transfer, Hca& peer, u32 packets) {
+    const u64 sent = packets - transfer.first;
+    const u64 whole = environment_.unharmed(FaultKind::loss, qp.info.qpn, sent);
+    const u64 intact = environment_.unharmed(FaultKind::corrupt, qp.info.qpn, whole);
+    if (intact == sent) return;
+    ++counters_.packets_lost;
+    if (intact < whole) ++peer.counters_.rx_icrc_encapsulated;
+    transfer.arriving = transfer.first + static_cast<u32>(intact);
 }
 
 // The request comes in at the peer and is executed there; its response comes back.
 Outcome Hca::deliver(QueuePair& qp, Transfer& transfer) {
     const DecodedWqe& wqe = transfer.wqe;
-    const Packets request = request_packets(wqe, qp.mtu_shift, qp.header_octets);
-    if (request.count == 0) return {};
+    if (stays_at_home(wqe.opcode)) return {};
+    const u32 packets = is_read_or_atomic(wqe.opcode) ? 1 : psns_of(wqe, qp.mtu_shift);
     Hca* const peer = qp.peer.hca;
-    const u32 in = peer && qp.tx_port ? peer->ports_->receiving_port(qp.tx_port, qp.peer.port) : 0;
+    const bool up = peer && transfer.port && ports_->at(transfer.port).up;
+    const u32 in = up ? peer->ports_->receiving_port(transfer.port, qp.peer.port) : 0;
     if (in == 0) return {Outcome::lost};
-    peer->ports_->count_rcv(in, request);
+    transfer.arriving = ~0u;
+    if (environment_.faults_on) survive(qp, transfer, *peer, packets);
+    peer->ports_->count_rcv(in, request_part(wqe, qp.mtu_shift, qp.header_octets, transfer.first, transfer.arriving));
+    if (transfer.arriving <= transfer.first && packets - transfer.first == 1) return {Outcome::lost};
     QueuePair* const responder = peer->find_qp(qp.info.attr.dest_qp_num);
     if (!responder || responder->tx_port == 0) return {Outcome::lost};
     const u32 out = responder->tx_port;
     if (peer != this) peer->copy_payload_ = copy_payload_;
     const Outcome outcome = peer->respond(*responder, transfer, *this, qp);
-    if (outcome.kind == Outcome::lost) return outcome;
+    if (outcome.kind == Outcome::lost || outcome.kind == Outcome::early) return outcome;
     const Packets response =
         response_packets(wqe, qp.mtu_shift, responder->header_octets, outcome.kind == Outcome::done);
     peer->ports_->count_xmit(out, response);
     const u32 back = ports_->receiving_port(out, qp.info.attr.port_num);
-    if (back != 0) ports_->count_rcv(back, response);
+    if (back == 0 || environment_.happens(FaultKind::ack_lost, qp.info.qpn)) {
+        ++counters_.responses_lost;
+        return {outcome.kind == Outcome::done ? Outcome::unanswered : Outcome::lost};
+    }
+    ports_->count_rcv(back, response);
     return outcome;
 }
 

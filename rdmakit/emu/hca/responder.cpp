@@ -1,5 +1,6 @@
 // responder.cpp — the receiving side of an RC queue pair: what a request may do, and doing it.
-// Leans on hca_key.cuh and hca_atomic.cuh; SENDs and immediates go on in receive.cpp. IBTA vol. 1 §9.7.
+// Leans on hca_key.cuh and hca_atomic.cuh; sequence.cpp says whether it is its turn, SENDs and immediates go on in
+// receive.cpp. IBTA vol. 1 §9.7.
 #include <cstring>
 
 #include "../explore/weak_memory.hpp"
@@ -31,32 +32,16 @@ Outcome Hca::refuse_request(QueuePair& qp, Syndrome nak, AsyncEventType event) {
     return {Outcome::refused, nak};
 }
 
-Outcome Hca::respond(QueuePair& qp, Transfer& transfer, Hca& from, QueuePair& source) {
-    const bool listening = qp.state() == QpState::rtr || qp.state() == QpState::rts || qp.state() == QpState::sqd;
-    // A request from another connection, or of another PSN than expected, is not answered as if it were the right one.
-    if (!listening || qp.peer.hca != &from || qp.info.attr.dest_qp_num != source.info.qpn ||
-        qp.expected_psn != source.next_psn)
-        return {Outcome::lost};
-    if (qp.state() == QpState::rtr && !qp.communicated) {
-        qp.communicated = true;
-        report(AsyncEventType::communication_established, qp.info.qpn);
-    }
-    const DecodedWqe& wqe = transfer.wqe;
-    const Outcome outcome = execute(qp, transfer, source);
-    if (outcome.kind != Outcome::done) return outcome;
-    // A READ takes as many PSNs as its response has packets.
-    const u64 packets = message_packets(wqe.atomic_width ? 0 : wqe.bytes, source.mtu_shift, 0, 0).count;
-    source.next_psn = static_cast<u32>(source.next_psn + packets) & 0xffffff;
-    qp.expected_psn = static_cast<u32>(qp.expected_psn + packets) & 0xffffff;
-    return outcome;
-}
-
 Outcome Hca::execute(QueuePair& qp, Transfer& transfer, QueuePair& source) {
     const DecodedWqe& wqe = transfer.wqe;
     const u32 needed = needed_access(wqe.opcode);
     if ((qp.info.attr.qp_access_flags & needed) != needed ||
         (is_read_or_atomic(wqe.opcode) && qp.info.attr.max_dest_rd_atomic == 0))
         return refuse_request(qp, Syndrome::remote_invalid_request, AsyncEventType::qp_request_error);
+    const bool writes = needed == kAccessRemoteWrite;
+    // What a partial SEND has brought lies where nobody may look yet: it is placed when all of it is there.
+    if (transfer.arriving != ~0u && !writes && transfer.arriving < psns_of(wqe, source.mtu_shift))
+        return {Outcome::lost};
     switch (static_cast<Opcode>(wqe.opcode)) {
         case Opcode::write:
         case Opcode::write_imm: return write(qp, transfer, source);
@@ -75,28 +60,51 @@ Outcome Hca::write(QueuePair& qp, Transfer& transfer, QueuePair& source) {
             check_key(memory_->table(), wqe.rkey, wqe.raddr, wqe.bytes, kKeyRemoteWrite, qp.info.create.pd);
         if (check.fault != KeyFault::none)
             return refuse_request(qp, Syndrome::remote_access, AsyncEventType::qp_access_error);
-        // What came through before a packet was lost is there already.
-        const u64 there = arriving_ ? arriving_->placed : 0;
-        target.add(reinterpret_cast<u8*>(check.memory) + there, wqe.bytes - there);
+        target.add(reinterpret_cast<void*>(check.memory), wqe.bytes);
     }
     const bool immediate = wqe.opcode == static_cast<u32>(Opcode::write_imm);
-    u64 placed = wqe.bytes;
+    const u32 shift = source.mtu_shift;
+    const u32 packets = psns_of(wqe, shift);
+    const bool whole = transfer.arriving >= packets;
+    u32 end = smaller(transfer.arriving, packets);
     Outcome outcome;
-    const bool ready = !immediate || receive_ready(qp, outcome);
+    const bool ready = !whole || !immediate || receive_ready(qp, outcome);
     // Only the last packet of a WRITE_IMM needs a receive WQE: what came before it has been placed by then.
-    if (!ready) placed = wqe.bytes == 0 ? 0 : (wqe.bytes - 1) >> source.mtu_shift << source.mtu_shift;
+    if (!ready) end = packets - 1;
     if (!ready && outcome.kind == Outcome::refused) return outcome;
-    const u64 there = arriving_ ? arriving_->placed : 0;
-    if (placed > there && copies(wqe.bytes)) land(qp, transfer.local, target, placed - there, wqe.rkey);
-    if (!ready) return outcome;
-    qp.info.counters.rcv_payload += wqe.bytes;
-    if (!immediate) return {};
+    const u64 from = static_cast<u64>(transfer.taken) << shift;
+    const u64 to = end == packets ? wqe.bytes : static_cast<u64>(end) << shift;
+    if (from < to) {
+        place(qp, wqe, transfer.local, target, from, to);
+        qp.info.counters.rcv_payload += to - from;
+    }
+    transfer.taken = larger(transfer.taken, end);
+    if (!whole) return {Outcome::lost};
+    if (!ready || !immediate) return outcome;
     return consume_receive(qp, wqe, source.info.qpn, CqeOpcode::responder_write_imm, nullptr);
+}
+
+// Bytes [from, to) of a WRITE. What was taken before stays as it is: a packet is executed once.
+void Hca::place(QueuePair& qp, const DecodedWqe& wqe, const Pieces& local, const Pieces& target, u64 from, u64 to) {
+    if (!copies(wqe.bytes)) return;
+    if (stepwise_) {
+        queue_write(qp, without_first(local, from), without_first(target, from), to - from, wqe.rkey);
+        return;
+    }
+    if (from == 0) {
+        if (!environment_.faults_on || !write_later(qp, wqe.rkey, local, target.piece[0].at, to))
+            copy_pieces(local, target, to, environment_);
+        return;
+    }
+    const Pieces rest = without_first(local, from), there = without_first(target, from);
+    if (!write_later(qp, wqe.rkey, rest, there.piece[0].at, to - from))
+        copy_pieces(rest, there, to - from, environment_);
 }
 
 // The data itself is copied when the response lands; until then only its place is known.
 Outcome Hca::read(QueuePair& qp, const DecodedWqe& wqe) {
     if (wqe.bytes == 0) return {};
+    if (!late_writes_.empty()) land(qp.info.qpn);
     const KeyCheck check =
         check_key(memory_->table(), wqe.rkey, wqe.raddr, wqe.bytes, kKeyRemoteRead, qp.info.create.pd);
     if (check.fault != KeyFault::none)
@@ -113,6 +121,7 @@ Outcome Hca::atomic(QueuePair& qp, const DecodedWqe& wqe) {
         check_key(memory_->table(), wqe.rkey, wqe.raddr, width, kKeyRemoteAtomic, qp.info.create.pd);
     if (check.fault != KeyFault::none)
         return refuse_request(qp, Syndrome::remote_access, AsyncEventType::qp_access_error);
+    if (!late_writes_.empty()) land(qp.info.qpn);  // none of its writes is passed by an atomic
     u8* const at = reinterpret_cast<u8*>(check.memory);
     const bool add = wqe.opcode == static_cast<u32>(Opcode::fetch_add) ||
                      wqe.opcode == static_cast<u32>(Opcode::masked_fetch_add);

@@ -16,6 +16,14 @@ bool Hca::may_retry(QueuePair& qp, bool receiver_not_ready) {
     return true;
 }
 
+// Is a receive WQE there, or nobody left who could post one?
+bool Hca::worth_trying(const QueuePair& qp) const {
+    const QueuePair* responder = qp.peer.hca->find_qp(qp.info.attr.dest_qp_num);
+    const bool listening = responder && (responder->state() == QpState::rtr || responder->state() == QpState::rts ||
+                                         responder->state() == QpState::sqd);
+    return !listening || responder->receives_available() != 0;
+}
+
 void Hca::stall(QueuePair& qp, const DecodedWqe& wqe, bool receiver_not_ready) {
     if (receiver_not_ready) ++qp.info.counters.rnr_naks_received;
     // timeout 0 means no time-out at all (man ibv_modify_qp): such a QP waits for ever.
@@ -26,7 +34,10 @@ void Hca::stall(QueuePair& qp, const DecodedWqe& wqe, bool receiver_not_ready) {
     }
     qp.stalled = true;
     qp.stalled_on_receiver = receiver_not_ready;
-    qp.turns_left = for_ever ? 0 : larger(1u, receiver_not_ready ? config_.rnr_turns : config_.retry_turns);
+    // An RNR NAK although a receive WQE is there (a fault): nobody will say that there is one, only the timer is left.
+    const bool until_told = for_ever && !(receiver_not_ready && worth_trying(qp));
+    qp.turns_left =
+        until_told ? 0 : larger(1u, receiver_not_ready ? config_.rnr_turns : config_.retry_turns);
     if (!qp.in_stalled_list) stalled_.push_back(qp.info.qpn);
     qp.in_stalled_list = true;
 }
@@ -41,13 +52,7 @@ void Hca::turn_stalled() {
     for (std::size_t i = 0; i < stalled_.size(); ++i) {
         QueuePair* const qp = find_qp(stalled_[i]);
         if (!qp) continue;
-        if (qp->stalled && qp->stalled_on_receiver) {
-            // Look again as soon as a receive WQE is there, or nobody is left who could post one.
-            const QueuePair* responder = qp->peer.hca->find_qp(qp->info.attr.dest_qp_num);
-            const bool there = responder && (responder->state() == QpState::rtr || responder->state() == QpState::rts ||
-                                             responder->state() == QpState::sqd);
-            if (!there || responder->receives_available() != 0) qp->stalled = false;
-        }
+        if (qp->stalled && qp->stalled_on_receiver && worth_trying(*qp)) qp->stalled = false;
         if (qp->stalled && qp->turns_left != 0 && --qp->turns_left == 0) qp->stalled = false;
         if (qp->stalled) {
             stalled_[kept++] = stalled_[i];

@@ -57,9 +57,7 @@ void Hca::fetch(QueuePair& qp, u64 bb, u64 count) {
 void Hca::list(QueuePair& qp) {
     if (!qp.flight->listed) moving_.push_back(&qp);
     qp.flight->listed = true;
-    if (announced_) return;
-    announced_ = true;
-    environment_.ready(*this);
+    announce();
 }
 
 // ---- what can be done next ----------------------------------------------------------------------------------------------
@@ -84,9 +82,9 @@ bool Hca::may_arrive(const QueuePair& qp, u32 index) const {
     const Flight& flight = *qp.flight;
     const Request& request = flight.requests[index];
     if (request.arrived) return false;
-    if (request_packets(request.wqe, qp.mtu_shift, 0).count != 0 && qp.tx_port == 0) return false;
+    if (!stays_at_home(request.wqe.opcode) && qp.tx_port == 0) return false;
     const QueuePair* responder = qp.peer.hca ? qp.peer.hca->find_qp(qp.info.attr.dest_qp_num) : nullptr;
-    const bool any_order = qp.info.create.out_of_order && responder && responder->info.create.out_of_order;
+    const bool any_order = many_paths(qp);
     for (u32 i = 0; i < index; ++i) {
         if (!flight.requests[i].arrived && !(any_order && is_write(request.wqe))) return false;
     }
@@ -107,7 +105,7 @@ bool Hca::may_place(const QueuePair& qp, u32 index) const {
 bool Hca::must_give_up(const QueuePair& qp, u32 index) const {
     const Request& request = qp.flight->requests[index];
     if (request.arrived || index != 0) return false;
-    if (qp.tx_port == 0 && request_packets(request.wqe, qp.mtu_shift, 0).count != 0) return qp.info.attr.timeout != 0;
+    if (qp.tx_port == 0 && !stays_at_home(request.wqe.opcode)) return qp.info.attr.timeout != 0;
     const QueuePair* responder = qp.peer.hca ? qp.peer.hca->find_qp(qp.info.attr.dest_qp_num) : nullptr;
     return request.waits_for_receive && qp.info.attr.rnr_retry != 7 && responder && responder->receives_available() == 0;
 }
@@ -154,7 +152,7 @@ void Hca::take(const HcaStep& step) {
         case HcaStep::bell: take_bell(*step.qp); break;
         case HcaStep::issue: issue_request(*step.qp); break;
         case HcaStep::arrive: arrive_request(*step.qp, step.index); break;
-        case HcaStep::place: place(*step.qp, step.index); break;
+        case HcaStep::place: make_visible(*step.qp, step.index); break;
         case HcaStep::acknowledge: acknowledge_request(*step.qp); break;
         case HcaStep::give_up: {
             Request& request = step.qp->flight->requests[step.index];
@@ -192,14 +190,12 @@ void Hca::rung(QueuePair& qp, u64 value) {
 
 void Hca::take_bell(QueuePair& qp) {
     const Bell bell = qp.flight->bells.front();
-    if (weak_ == nullptr && environment_.happens(FaultKind::doorbell_late, qp.info.qpn)) return;  // another time
     qp.flight->bells.erase(qp.flight->bells.begin());
-    const bool lost = environment_.happens(FaultKind::doorbell_lost, qp.info.qpn);
     if (weak_ != nullptr) {
-        weak_->note(qp.flight->requester, lost ? "the doorbell is lost" : "takes the doorbell", qp.info.qpn, bell.value);
+        weak_->note(qp.flight->requester, "takes the doorbell", qp.info.qpn, bell.value);
         weak_->learn(qp.flight->requester, bell.clock);
     }
-    if (!lost) ring_send(qp, bell.value);
+    ring_send(qp, bell.value);
 }
 
 void Hca::issue_request(QueuePair& qp) {
@@ -216,7 +212,7 @@ void Hca::issue_request(QueuePair& qp) {
     if (fault != Syndrome::none) {
         request.outcome = {Outcome::refused, fault};
         request.arrived = true;  // its error waits for what was sent before it
-    } else if (request_packets(transfer.wqe, qp.mtu_shift, qp.header_octets).count == 0) {
+    } else if (stays_at_home(transfer.wqe.opcode)) {
         request.arrived = true;
     } else if (!is_read_or_atomic(transfer.wqe.opcode) && copies(transfer.wqe.bytes)) {
         request.data.resize(transfer.wqe.bytes);
@@ -231,47 +227,22 @@ void Hca::issue_request(QueuePair& qp) {
         }
     }
     if (weak_ != nullptr) request.clock = weak_->snapshot(qp.flight->requester);
-    qp.issued = smaller(qp.issued + transfer.wqe.bbs, qp.producer);
+    request.psn = transfer.psn;
+    take_up(qp, transfer.wqe);
     qp.flight->requests.push_back(std::move(request));
 }
 
 // ---- arrive ---------------------------------------------------------------------------------------------------------------
-// Packets before a lost one have come through, and what they carry is placed.
-void Hca::place_part(QueuePair& qp, Request& request, u64 packets) {
-    Hca* const peer = qp.peer.hca;
-    QueuePair* const responder = peer ? peer->find_qp(qp.info.attr.dest_qp_num) : nullptr;
-    const u64 bytes = packets << qp.mtu_shift;
-    if (!responder || !responder->flight || !is_write(request.wqe) || bytes <= request.placed || request.data.empty()) return;
-    const KeyCheck check = check_key(peer->memory_->table(), request.wqe.rkey, request.wqe.raddr, request.wqe.bytes,
-                                     kKeyRemoteWrite, responder->info.create.pd);
-    if (check.fault != KeyFault::none) return;
-    Pieces from, to;
-    from.add(request.data.data() + request.placed, bytes - request.placed);
-    to.add(reinterpret_cast<u8*>(check.memory) + request.placed, bytes - request.placed);
-    peer->land(*responder, from, to, bytes - request.placed, request.wqe.rkey);
-    request.placed = bytes;
-}
-
 void Hca::arrive_request(QueuePair& qp, u32 index) {
     Flight& flight = *qp.flight;
     Hca* const peer = qp.peer.hca;
     QueuePair* const responder = peer ? peer->find_qp(qp.info.attr.dest_qp_num) : nullptr;
     Request& request = flight.requests[index];
-    depart(qp, request.wqe);
-    const u64 packets = request_packets(request.wqe, qp.mtu_shift, qp.header_octets).count;
-    const u64 passed = environment_.unharmed(FaultKind::loss, qp.info.qpn, packets);
-    if (passed != packets || environment_.happens(FaultKind::corrupt, qp.info.qpn)) {
-        place_part(qp, request, smaller(passed, packets - 1));
-        if (weak_ != nullptr) weak_->note(flight.requester, "a packet is lost; sends again", qp.info.qpn, request.wqe.index);
-        ++qp.info.counters.retries;
-        ++counters_.retries;
-        if (++request.losses > qp.info.attr.retry_cnt) fail(qp, request.wqe, Syndrome::transport_retry_exceeded);
-        return;
-    }
     Transfer transfer;
     transfer.wqe = request.wqe;
-    transfer.local.add(request.data.data() + request.placed, request.data.size() - request.placed);
-    if (peer && responder && responder->flight) {
+    transfer.psn = request.psn;
+    transfer.local.add(request.data.data(), request.data.size());
+    if (responder && responder->flight) {
         peer->introduce(*responder);
         if (weak_ != nullptr) {
             weak_->learn(responder->flight->responder, request.clock);
@@ -280,24 +251,26 @@ void Hca::arrive_request(QueuePair& qp, u32 index) {
         peer->arriving_ = &request;
     }
     const u32 epoch = qp.epoch;
-    const Outcome outcome = deliver(qp, transfer);
+    const Outcome outcome = depart(qp, transfer) ? deliver(qp, transfer) : Outcome{Outcome::lost};
     if (peer) peer->arriving_ = nullptr;
     if (qp.epoch != epoch) return;  // its own request took it to ERR
-    if (outcome.kind == Outcome::lost) {
-        if (qp.info.attr.timeout == 0) return;  // waits for ever
-        ++qp.info.counters.retries;
-        ++counters_.retries;
-        if (++request.losses > qp.info.attr.retry_cnt) fail(qp, request.wqe, Syndrome::transport_retry_exceeded);
-        return;
-    }
-    if (outcome.kind == Outcome::not_ready) {
-        ++qp.info.counters.rnr_naks_received;
-        request.waits_for_receive = true;
-        if (request.wqe.bytes != 0 && !request.data.empty())
-            request.placed = (request.wqe.bytes - 1) >> qp.mtu_shift << qp.mtu_shift;
-        if (qp.info.attr.rnr_retry != 7 && ++request.refusals > qp.info.attr.rnr_retry)
-            fail(qp, request.wqe, Syndrome::rnr_retry_exceeded);
-        return;
+    switch (outcome.kind) {
+        case Outcome::done:
+        case Outcome::refused: break;
+        case Outcome::early: return;
+        case Outcome::not_ready:
+            ++qp.info.counters.rnr_naks_received;
+            request.waits_for_receive = true;
+            if (qp.info.attr.rnr_retry != 7 && ++request.refusals > qp.info.attr.rnr_retry)
+                fail(qp, request.wqe, Syndrome::rnr_retry_exceeded);
+            return;
+        default:  // a packet or its answer is lost: it is sent again, until there have been too many attempts
+            if (qp.info.attr.timeout == 0 && outcome.kind == Outcome::lost && !environment_.faults_on) return;
+            if (weak_ != nullptr) weak_->note(flight.requester, "hears no answer; sends again", qp.info.qpn, request.wqe.index);
+            ++qp.info.counters.retries;
+            ++counters_.retries;
+            if (++request.losses > qp.info.attr.retry_cnt) fail(qp, request.wqe, Syndrome::transport_retry_exceeded);
+            return;
     }
     request.arrived = true;
     request.outcome = outcome;
@@ -305,20 +278,21 @@ void Hca::arrive_request(QueuePair& qp, u32 index) {
     if (weak_ == nullptr) {
         if (outcome.memory != nullptr && copies(request.wqe.bytes))
             request.answer.assign(outcome.memory, outcome.memory + request.wqe.bytes);
-        return;
+    } else {
+        const u32 agent = responder->flight->responder;
+        if (outcome.memory != nullptr && copies(request.wqe.bytes)) {
+            request.answer.resize(request.wqe.bytes);
+            weak_->dma_read(agent, request.answer.data(), outcome.memory, request.wqe.bytes, "reads for a READ", Order::relaxed);
+        }
+        // Data comes back with all that the responder has placed; an acknowledgement only says that the request came.
+        request.answer_clock = is_read_or_atomic(request.wqe.opcode) ? weak_->snapshot(agent) : request.clock;
     }
-    const u32 agent = responder->flight->responder;
-    if (outcome.memory != nullptr && copies(request.wqe.bytes)) {
-        request.answer.resize(request.wqe.bytes);
-        weak_->dma_read(agent, request.answer.data(), outcome.memory, request.wqe.bytes, "reads for a READ", Order::relaxed);
-    }
-    // Data comes back with all that the responder has placed; an acknowledgement only says that the request came.
-    request.answer_clock = is_read_or_atomic(request.wqe.opcode) ? weak_->snapshot(agent) : request.clock;
+    if (environment_.happens(FaultKind::duplicate, qp.info.qpn)) deliver(qp, transfer);
 }
 
 // ---- place ----------------------------------------------------------------------------------------------------------------
 // A write that has been executed: at once where legs are no steps of their own, else behind the others.
-void Hca::land(QueuePair& qp, const Pieces& from, const Pieces& to, u64 bytes, u32 rkey) {
+void Hca::queue_write(QueuePair& qp, const Pieces& from, const Pieces& to, u64 bytes, u32 rkey) {
     if (!stepwise_) {
         copy_pieces(from, to, bytes, environment_);
         return;
@@ -356,7 +330,7 @@ void Hca::complete_later(QueuePair& qp, CompletionQueue& cq, const void* cqe, co
     list(qp);
 }
 
-void Hca::place(QueuePair& qp, u32 index) {
+void Hca::make_visible(QueuePair& qp, u32 index) {
     Flight& flight = *qp.flight;
     const Placement p = std::move(flight.placements[index]);
     flight.placements.erase(flight.placements.begin() + static_cast<std::ptrdiff_t>(index));
@@ -390,10 +364,6 @@ void Hca::place(QueuePair& qp, u32 index) {
 // ---- acknowledge ----------------------------------------------------------------------------------------------------------
 void Hca::acknowledge_request(QueuePair& qp) {
     Flight& flight = *qp.flight;
-    if (environment_.happens(FaultKind::ack_lost, qp.info.qpn) || environment_.happens(FaultKind::cqe_late, qp.info.qpn)) {
-        if (weak_ != nullptr) weak_->note(flight.requester, "a response is lost; the request is repeated", qp.info.qpn, flight.requests[0].wqe.index);
-        return;  // the responder knows the request by its PSN and only answers again
-    }
     Request request = std::move(flight.requests.front());
     flight.requests.erase(flight.requests.begin());
     if (weak_ != nullptr) {

@@ -12,7 +12,7 @@ constexpr int kTimeoutRounds = 4;
 }  // namespace
 
 World::World(const WorldConfig& config)
-    : config_(config), launcher_(config.policy, config.seed, config.gpus, config.resident_warps) {
+    : config_(config), launcher_(config.policy, config.seed, config.gpus, config.resident_warps), chance_(config.seed) {
     launcher_.world = this;
     launcher_.mmio64 = [](void* world, void* reg, u64 value) {
         if (Hca* hca = static_cast<World*>(world)->owner_of(reg)) hca->mmio_write64(reg, value);
@@ -28,6 +28,7 @@ World::World(const WorldConfig& config)
 
 // Timed, no launch left: an HCA whose peer posts no receive tries again for ever (rnr_retry 7), in its own events.
 bool World::going_nowhere() {
+    if (now_ps() >= wake_ps_) look_at_the_clock();  // kernels that only compute do not come by `at`
     if (!timed() || !launcher_.idle()) return false;
     u64 done = 0;
     for (auto& hca : hcas_) {
@@ -47,6 +48,7 @@ Hca* World::add_hca(const HcaConfig& config) {
     hcas_.push_back(std::make_unique<Hca>(*this, fabric_, config));
     work_.push_back(std::make_unique<HcaWork>());
     work_.back()->hca = hcas_.back().get();
+    work_.back()->world = this;
     return hcas_.back().get();
 }
 
@@ -101,6 +103,7 @@ bool World::nudge_hcas() {
 }
 
 std::string World::launch(const LaunchSpec& spec) {
+    if (launcher_.dead(spec.gpu)) return "that rank has died; World.revive brings it back";
     if (!keep_) return launcher_.launch(spec);
     const std::string wrong = launcher_.refusal(spec);
     if (!wrong.empty()) return wrong;
@@ -126,6 +129,11 @@ void World::undo_run() {
     launcher_.clear_errors();
     launcher_.times().clear();
     events_.clear();
+    mishap_due_ = false;
+    for (u32 rank = 0; rank < config_.gpus; ++rank) {
+        if (launcher_.dead(rank)) launcher_.revive(rank);
+    }
+    set_faults(faults_);
 }
 
 // What comes of it stays as it is until undo_run: the explorer looks at it first.
@@ -157,7 +165,7 @@ RunOutcome World::run_once() {
             return RunOutcome::interrupted;
         }
         if (exploration() != nullptr && exploration()->pruned) break;
-        if (nudge_hcas()) continue;
+        if (nudge_hcas() || fire_timers(kNever)) continue;
         if (launcher_.idle()) break;
         if (!hung) list_waiting();
         hung = true;
@@ -180,7 +188,7 @@ void World::list_waiting() {
         w.gpu = launch.spec.gpu;
         w.block = block.index;
         w.thread = f.thread_index.x + f.block_size.x * (f.thread_index.y + f.block_size.y * f.thread_index.z);
-        w.state = f.state == FibreState::parked ? "waits" : f.state == FibreState::at_barrier ? "at a barrier" : "at a collective";
+        w.state = launcher_.dead(launch.spec.gpu) ? "dead" : f.state == FibreState::parked ? "waits" : f.state == FibreState::at_barrier ? "at a barrier" : "at a collective";
         w.what = f.note.what;
         w.file = f.note.site.file;
         w.line = f.note.site.line;

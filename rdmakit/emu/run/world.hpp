@@ -7,7 +7,8 @@
 #include "../hca/fabric.hpp"
 #include "../hca/flight.hpp"
 #include "../hca/hca.hpp"
-#include "launch.hpp"
+#include "mishaps.hpp"
+#include "mortals.hpp"
 
 namespace rdmakit::emu {
 
@@ -49,6 +50,16 @@ class World final : public Environment {
     u32 hca_count() const { return static_cast<u32>(hcas_.size()); }
     Hca* hca(u32 index) { return hcas_[index].get(); }
     std::string launch(const LaunchSpec& spec);
+    // What is to go wrong from now on; replaces what was to. Ranks that have died stay dead until revived.
+    void set_faults(const WorldFaults& faults);
+    void revive(u32 rank) { launcher_.revive(rank); }
+    std::vector<u32> dead_ranks() const;
+    u64 died_ps(u32 rank) const { return launcher_.died_ps(rank); }
+    const FaultCounters& fault_counters() const { return chance_.counters(); }
+    u64 mishaps_happened(MishapKind kind) const {
+        return kind == MishapKind::rank_dies ? launcher_.deaths() : mishaps_happened_[static_cast<u32>(kind)];
+    }
+    u64 messages() const { return messages_; }  // that have left since faults were set
     // Runs until all launches have ended and all HCAs are idle. `hung`: waiting() says who waits for what; those who
     // can report have reported, and the launches have been ended.
     // `interrupted`: stop() has said so; all launches have been ended.
@@ -80,8 +91,10 @@ class World final : public Environment {
     u64 now_ps() override { return launcher_.scheduler().now_ps(); }
     bool timed() override { return config_.policy == Policy::timed; }
     void at(u64 when_ps, void (*fn)(void*, u64), void* object, u64 arg) override {
+        if (now_ps() >= wake_ps_) look_at_the_clock();
         launcher_.scheduler().at(when_ps, fn, object, arg);
     }
+    void timer(u64 when_ps, void (*fn)(void*, u64), void* object, u64 arg, bool (*wanted)(void*, u64)) override;
     void memory_written(const void* address, std::size_t bytes) override { launcher_.scheduler().written(address, bytes); }
     u64 random(u64 bound) override { return launcher_.scheduler().random(bound); }
     void ready(Hca& hca) override;
@@ -99,20 +112,55 @@ class World final : public Environment {
     }
     u32 add_agent(Hca& hca, u32 qpn, bool requester) override;
     ClockRef published() override;
+    bool fault(FaultKind kind, u32) override {
+        if (exploration() == nullptr) return chance_.strikes(kind);
+        return chance_.happens(kind, exploration()->choices.fault(chance_.probability(kind)));
+    }
+    u64 fault_delay_ps(FaultKind kind) override { return chance_.delay_ps(kind); }
+    u64 port_skew_ps(u32 port) override { return port > 1 ? chance_.plan().port_skew_ps : 0; }
+    void message_left(Hca&, u32) override {
+        if (++messages_ >= next_mishap_message_) mishap_is_due();
+    }
 
   private:
     struct HcaWork final : WorkSource {
+        World* world = nullptr;
         Hca* hca = nullptr;
         std::vector<HcaStep> next;
-        void work(u32 budget) override { hca->work(budget); }
         void steps(std::vector<u32>& agents) override {
             next.clear();
             hca->next_steps(next);
             for (const HcaStep& step : next) agents.push_back(hca->agent_of(step));
         }
-        void take(u32 index) override { hca->take(next[index]); }
+        void take(u32 index) override {
+            hca->take(next[index]);
+            if (world->mishap_due_) world->befall();
+        }
+        void work(u32 budget) override {
+            hca->work(budget);
+            if (world->mishap_due_) world->befall();
+        }
     };
     RunOutcome run_once();
+    static constexpr u64 kNever = ~0ull;
+    // A time-out of an HCA. They lie here and not with the scheduler, lest a run go on until the last that nobody needs.
+    struct Timer {
+        u64 when_ps, order;
+        void (*fn)(void*, u64);
+        void* object;
+        u64 arg;
+        bool (*wanted)(void*, u64);
+        static bool later(const Timer& a, const Timer& b) {
+            return a.when_ps != b.when_ps ? a.when_ps > b.when_ps : a.order > b.order;
+        }
+    };
+    void look_at_the_clock();
+    bool fire_timers(u64 until_ps);
+    void set_alarm();
+    void mishap_is_due();
+    void befall();
+    void befall(const Mishap& mishap);
+    void plan_next_mishap();
     bool nudge_hcas();
     bool going_nowhere();
     void list_waiting();
@@ -121,7 +169,7 @@ class World final : public Environment {
 
     WorldConfig config_;
     Fabric fabric_;
-    Launcher launcher_;
+    MortalLauncher launcher_;
     std::vector<std::unique_ptr<Hca>> hcas_;
     std::vector<std::unique_ptr<HcaWork>> work_;
     std::vector<Waiting> waiting_;
@@ -148,6 +196,7 @@ class World final : public Environment {
             all[which].act(all[which].argument);
         }
     } actions_;
+    WorldFaults faults_;
     bool keep_ = false;
     struct Kept {
         LaunchSpec spec;
@@ -156,6 +205,14 @@ class World final : public Environment {
     };
     std::vector<Kept> kept_;
     u64 done_ = 0;
+    Chance chance_;
+    std::vector<Mishap> mishaps_;  // still to come
+    std::vector<Timer> timers_;    // a heap, the earliest first
+    u64 timers_set_ = 0;
+    u64 wake_ps_ = kNever;         // when the next timer or mishap is due
+    u64 next_mishap_ps_ = kNever, next_mishap_message_ = kNever, messages_ = 0;
+    u64 mishaps_happened_[kMishapKinds] = {};
+    bool mishap_due_ = false;  // no HCA may be called back from within a call into one: soon, then
 };
 
 }  // namespace rdmakit::emu
