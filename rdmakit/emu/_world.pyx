@@ -167,6 +167,7 @@ cdef extern from "run/world.hpp" namespace "rdmakit::emu" nogil:
         Policy policy
         u64 seed
         u32 gpus, resident_warps
+        cbool data_in_order
     cdef cppclass Waiting:
         u64 fibre
         string kernel, what, state, file
@@ -293,12 +294,13 @@ cdef class World:
     cdef bint busy
     cdef object pending  # what a signal handler raised
 
-    def __cinit__(self, u32 policy=0, u64 seed=0, u32 gpus=1, u32 resident_warps=132 * 64):
+    def __cinit__(self, u32 policy=0, u64 seed=0, u32 gpus=1, u32 resident_warps=132 * 64, bint data_in_order=False):
         cdef WorldConfig config
         config.policy = <Policy>policy
         config.seed = seed
         config.gpus = gpus
         config.resident_warps = resident_warps
+        config.data_in_order = data_in_order
         self.busy = False
         self.world = new CppWorld(config)
 

@@ -62,6 +62,7 @@ class World:
         mtu: int = 4096,
         port_gbps: float = 400.0,
         resident_warps: int = 132 * 64,
+        data_in_order: bool = False,
         faults: Faults | str | None = None,
         name: str = "",
     ) -> None:
@@ -86,7 +87,7 @@ class World:
         self.ranks = self.topology.ranks
         self.addresses = AddressBook()
         self.launches: list[LaunchTime] = []
-        self._core = Core(policy=POLICIES[policy], seed=seed, gpus=len(self.ranks), resident_warps=resident_warps)
+        self._core = Core(policy=POLICIES[policy], seed=seed, gpus=len(self.ranks), resident_warps=resident_warps, data_in_order=data_in_order)
         self._devices = self.topology.build(self._core)
         self._events: list[list[AsyncEvent]] = [[] for _ in self._devices]
         self._pending: list[Any] = []  # arguments of launches that have not run yet

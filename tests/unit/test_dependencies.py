@@ -25,8 +25,9 @@ PYTHON = {
     "signal": SIGNALS | {"channels"},
     "ep": SIGNALS | {"channels", "signal"},
     "show": ENGINES,
-    "course": SIGNALS | {"channels", "signal", "ep", "show"},
-    "cli": SIGNALS | {"channels", "signal", "ep", "show", "course"},
+    "explore": SIGNALS | {"channels", "signal", "ep"},
+    "course": SIGNALS | {"channels", "signal", "ep", "show", "explore"},
+    "cli": SIGNALS | {"channels", "signal", "ep", "show", "explore", "course"},
 }
 PYTHON["__main__"] = {"cli"}
 # What only one layer may import. The second part is what its C libraries are loaded by.
@@ -35,12 +36,12 @@ RDMA_LIBRARY = re.compile(r"\blib(?:ibverbs|mlx5)\.so|infiniband/\w+\.h")
 
 # Header → layer, and layer → the layers that it may include besides its own.
 DEVICE_LAYERS = {
-    **dict.fromkeys(("config", "cpu", "cpu_preempt"), "config"),
+    **dict.fromkeys(("config", "cpu", "cpu_preempt", "cpu_watch"), "config"),
     **dict.fromkeys(("atom", "cost", "warp", "report", "cuda_builtins"), "atom"),
     "post": "queue",
     "ll": "ep",
 }
-CPU_SEAM = {"rdmakit/cpu.cuh", "rdmakit/cpu_preempt.cuh", "rdmakit/cuda_builtins.cuh"}
+CPU_SEAM = {"rdmakit/cpu.cuh", "rdmakit/cpu_preempt.cuh", "rdmakit/cpu_watch.cuh", "rdmakit/cuda_builtins.cuh"}
 BELOW_SIGNAL = {"config", "atom", "wqe", "queue", "hca"}
 DEVICE = {
     "config": set(),

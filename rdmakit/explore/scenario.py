@@ -1,0 +1,198 @@
+"""What is explored: a function that sets a scene (a world, its queues, launches, what memory must hold at the end).
+
+Leans on emu and errors. A scenario is found by name, or as `file.py:function`, or is the function itself.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pkgutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rdmakit.device import Report
+from rdmakit.emu._world import Explorer as Core
+from rdmakit.emu.faults import Faults
+from rdmakit.emu.world import World
+from rdmakit.errors import BadArgument, BadState
+
+__all__ = ["Scenario", "Scene", "find_scenario", "scenario", "scenarios"]
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A scene-setting function with its name. `faults`: those that it is explored under unless told otherwise."""
+
+    name: str
+    build: Callable[[Scene], None]
+    title: str = ""
+    faults: str = ""
+    holds: bool = True  # False: it is wrong on purpose, and exploration has to say so
+    tags: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.name
+
+
+_known: dict[str, Scenario] = {}
+
+
+def scenario(
+    name: str, title: str = "", *, faults: str = "", holds: bool = True, tags: tuple[str, ...] = ()
+) -> Callable[[Callable[[Scene], None]], Callable[[Scene], None]]:
+    """Register a function of one `Scene` as the scenario `name`.
+
+    >>> @scenario("nothing-happens", "a world in which nobody does anything")
+    ... def nothing(scene):
+    ...     scene.world()
+    >>> find_scenario("nothing-happens").title
+    'a world in which nobody does anything'
+    """
+
+    def register(build: Callable[[Scene], None]) -> Callable[[Scene], None]:
+        said = title or (build.__doc__ or "").partition("\n")[0]
+        _known[name] = Scenario(name, build, said, faults, holds, tags)
+        return build
+
+    return register
+
+
+def scenarios(tag: str = "") -> list[Scenario]:
+    """The project's own scenarios (and those that were registered), by name; `tag`: those that have it."""
+    package = import_module("rdmakit.explore.scenarios")
+    for module in pkgutil.iter_modules(package.__path__):
+        import_module(f"{package.__name__}.{module.name}")
+    return sorted((s for s in _known.values() if not tag or tag in s.tags), key=lambda s: s.name)
+
+
+def find_scenario(what: str | Scenario | Callable[[Scene], None]) -> Scenario:
+    """A scenario by name, `file.py:function`, or the function itself. BadArgument when there is none."""
+    if isinstance(what, Scenario):
+        return what
+    if callable(what):
+        name = getattr(what, "__name__", "scenario")
+        return Scenario(name, what, (what.__doc__ or "").partition("\n")[0])
+    if what not in _known:
+        scenarios()
+    if what in _known:
+        return _known[what]
+    file, _, function = what.partition(":")
+    if file.endswith(".py") and function:
+        return _from_file(Path(file), function)
+    raise BadArgument(
+        "no such scenario",
+        value=what,
+        rule=f"one of {', '.join(sorted(_known))}; or file.py:function",
+        remedy="rdmakit explore --list shows what each is about",
+    )
+
+
+def _from_file(path: Path, function: str) -> Scenario:
+    if not path.exists():
+        raise BadArgument("no such file", value=str(path), rule="file.py:function", remedy="check the path")
+    before = set(_known)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    for name in set(_known) - before:
+        if function in (name, _known[name].build.__name__):
+            return _known[name]
+    found = getattr(module, function, None)
+    if not callable(found):
+        names = [name for name, value in vars(module).items() if callable(value) and not name.startswith("_")]
+        raise BadArgument(
+            f"{path} has no such function",
+            value=function,
+            rule=f"it has {', '.join(names) or 'none'}",
+            remedy="name a function that takes a Scene",
+        )
+    return find_scenario(found)
+
+
+@dataclass
+class Scene:
+    """What a scenario's function sets up: one `world`, launches in it, and what has to be true afterwards.
+
+    `reader`: "gpu" promises a reader nothing of the order in which the bytes of one WRITE become visible,
+    "host" does (`ibv_query_qp_data_in_order`). `faults`: given to the world.
+    """
+
+    seed: int = 1
+    faults: str = ""
+    reader: str = "gpu"
+    options: dict[str, Any] = field(default_factory=dict)
+
+    _world: World | None = field(default=None, repr=False)
+    _core: Core | None = field(default=None, repr=False)
+    _expected: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], str]] = field(default_factory=list, repr=False)
+    _reports: list[Report] = field(default_factory=list, repr=False)
+    _check: Callable[[], Any] | None = field(default=None, repr=False)
+    _keep: list[Any] = field(default_factory=list, repr=False)
+    latent_races: bool = True
+    said: str = ""
+
+    def world(self, hosts: int = 1, **options: Any) -> World:
+        """The world of this scene: `World(hosts, policy="explore", …)`. Launches in it are kept, and run in each schedule."""
+        if self._world is not None:
+            raise BadState("this scene has its world", rule="one world a scene", remedy="use the one you have")
+        faults = Faults.parse(self.faults) if self.faults else None
+        in_order = self.reader == "host"
+        self._world = World(
+            hosts, policy="explore", seed=self.seed, faults=faults, data_in_order=in_order, **options
+        )
+        self._core = Core(self._world._core)
+        return self._world
+
+    def expect(self, array: np.ndarray[Any, Any], values: Any, name: str = "") -> None:
+        """After each schedule `array` (C-contiguous, read by address) must equal `values`."""
+        wanted = np.empty_like(array)
+        wanted[...] = values
+        if not array.flags.c_contiguous:
+            raise BadArgument("an expected array", value=array.strides, rule="C-contiguous", remedy="expect a copy's base")
+        self._expected.append((array, wanted, name))
+        self.core.expect(array.ctypes.data, wanted.tobytes())
+
+    def watch(self, *things: Any) -> None:
+        """Device code that reports through these handles or reports has failed."""
+        for thing in things:
+            report = thing if isinstance(thing, Report) else thing.report
+            self._reports.append(report)
+            self._keep.append(thing)
+            self.core.watch_report(report.address)
+
+    def check(self, holds: Callable[[], Any]) -> None:
+        """`holds()` is called after each schedule that ended well so far; false, or a text that says why, refuses it."""
+
+        def judge() -> bool:
+            answer = holds()
+            self.said = answer if isinstance(answer, str) else ""
+            return not self.said and answer is not False
+
+        self._check = judge
+
+    def act(self, action: Callable[[], None]) -> None:
+        """`action()`, of the host's, happens once a schedule, at any moment of it."""
+        self.core.add_action(action)
+
+    def keep(self, *things: Any) -> None:
+        """Objects that the launches need alive."""
+        self._keep += things
+
+    def allow_latent_races(self) -> None:
+        """Accesses that nothing orders do not make a schedule fail by themselves."""
+        self.latent_races = False
+
+    @property
+    def core(self) -> Core:
+        """The C++ explorer of the scene's world. BadState before `world()`."""
+        if self._core is None:
+            raise BadState("this scene has no world yet", rule="world() comes first", remedy="world = scene.world(hosts=2)")
+        return self._core
