@@ -53,7 +53,9 @@ RDMAKIT_DEVICE void copy_text(char (&to)[64], const char* from) {
 RDMAKIT_NOINLINE Status fail(const Watch& watch, Status status, const Subject& who, u64 seen, u64 index, u64 waited_ns,
                              u32 syndrome, u32 vendor, Site site) {
     Report* r = watch.report;
-    if (r == nullptr || compare_swap<Scope::sys>(&r->state, 0u, 1u) != 0) return status;
+    if (r == nullptr) return status;
+    const bool first = compare_swap<Scope::sys>(&r->state, 0u, 1u) == 0;
+    if (!holds(first)) return status;  // one report, of the first who gives up
     r->layout_version = RDMAKIT_LAYOUT_VERSION;
     r->status = static_cast<u32>(status);
     r->rank = watch.rank;
@@ -82,7 +84,7 @@ RDMAKIT_NOINLINE Status fail(const Watch& watch, Status status, const Subject& w
 RDMAKIT_DEVICE bool aborted(const Report* r) { return r != nullptr && load_relaxed<Scope::sys>(&r->state) != 0; }
 
 RDMAKIT_DEVICE bool layout_matches(u32 layout_version, const Watch& watch, const char* what, Site site = Site::here()) {
-    if (layout_version == RDMAKIT_LAYOUT_VERSION) return true;
+    if (holds(layout_version == RDMAKIT_LAYOUT_VERSION, site)) return true;
     fail(watch, Status::layout_mismatch, Subject{what, RDMAKIT_LAYOUT_VERSION, 0, 0, 0}, layout_version, 0, 0, 0, 0, site);
     return false;
 }
