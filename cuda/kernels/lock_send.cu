@@ -1,0 +1,28 @@
+// lock_send.cu — the sending ends of many sequence locks: one warp each, as many transfers under way as the window has
+// slots. The strategy is the handle's own.
+#include <rdmakit/lock_send.cuh>
+
+// A piece of the source buffer: offset a multiple of 8, length in bytes.
+struct LockTransfer {
+    unsigned long long offset;
+    unsigned length;
+    unsigned reserved;
+};
+
+// Lock k sends transfers[k * count + i] as ticket first[k] + i. It begins with the first ticket that it has not sent, so
+// the same launch goes on where an earlier one stopped.
+RDMAKIT_KERNEL lock_send(const rdmakit::LockSender* locks, unsigned lock_count, const unsigned long long* first,
+                         unsigned count, const LockTransfer* transfers, const unsigned char* source) {
+    using namespace rdmakit;
+    const u32 k = static_cast<u32>(block_id() * warps_in_block() + warp_id());
+    if (k >= lock_count || !check_handle(locks[k])) return;
+    const LockSender& lock = locks[k];
+    const u64 begin = first[k], end = begin + count;
+    u64 ticket = *lock.next;
+    warp_sync();  // every lane has read it before lane 0 moves it on
+    for (; ticket < end; ++ticket) {
+        const LockTransfer& transfer = transfers[static_cast<u64>(k) * count + (ticket - begin)];
+        if (send(lock, ticket, source + transfer.offset, transfer.length) != Status::ok) return;
+    }
+    finish(lock);
+}
