@@ -89,7 +89,7 @@ RDMAKIT_DEVICE bool check_handle(const LockReceiver& lock, Site site = Site::her
 }
 
 // One thread. Waits until the slot of `ticket` has been given back.
-RDMAKIT_DEVICE Status wait_window(const LockSender& lock, u64 ticket, Site site = Site::here()) {
+RDMAKIT_NOINLINE Status wait_window(const LockSender& lock, u64 ticket, Site site = Site::here()) {
     u64 credit = 0;
     return wait_until<Scope::sys>(lock.credit, [&](u64 v) { return ticket - v < lock.slots; }, lock.qp.watch,
                                   about(lock.qp, "credit for the slot of the next ticket", ticket - lock.slots + 1), &credit,
@@ -103,7 +103,7 @@ RDMAKIT_DEVICE Status refuse(const LockReceiver& lock, Status why, const char* w
 }
 
 // One thread, once the signal for `ticket` has been seen: is what lies in its slot that transfer?
-RDMAKIT_DEVICE Status judge_header(const LockReceiver& lock, u64 ticket, Site site = Site::here()) {
+RDMAKIT_NOINLINE Status judge_header(const LockReceiver& lock, u64 ticket, Site site = Site::here()) {
     const LockHeader h = *header_at(lock, ticket);
     if (comes_after(h.ticket, ticket)) {
         return refuse(lock, Status::gap, "a later ticket in its slot: one is missing", ticket, h.ticket, ticket, site);

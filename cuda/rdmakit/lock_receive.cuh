@@ -22,14 +22,14 @@ template <Strategy S> RDMAKIT_DEVICE u64 payload_word(const LockReceiver& lock, 
         return word_at(slot + kLockHeaderBytes, arrival.length, i);
     }
 }
-template <Strategy S> RDMAKIT_DEVICE void copy_payload(const LockReceiver& lock, const Arrival& arrival, u8* to) {
+template <Strategy S> RDMAKIT_NOINLINE void copy_payload(const LockReceiver& lock, const Arrival& arrival, u8* to) {
     charge_copy(arrival.length);
     for (u32 i = static_cast<u32>(lane_id()); i < ceil_div(arrival.length, 8u); i += kLanes) {
         store_word(to, arrival.length, i, payload_word<S>(lock, arrival, i));
     }
 }
 // The sum of the payload's words.
-template <Strategy S> RDMAKIT_DEVICE u64 sum_payload(const LockReceiver& lock, const Arrival& arrival) {
+template <Strategy S> RDMAKIT_NOINLINE u64 sum_payload(const LockReceiver& lock, const Arrival& arrival) {
     charge_copy(arrival.length);
     u64 sum = 0;
     for (u32 i = static_cast<u32>(lane_id()); i < ceil_div(arrival.length, 8u); i += kLanes) {
@@ -70,7 +70,7 @@ RDMAKIT_DEVICE Status receive(const LockReceiver& lock, u64 ticket, Arrival* arr
 }
 
 // Gives back all tickets below `end` that have been signed off.
-RDMAKIT_DEVICE Status give_back(const LockReceiver& lock, u64 end, Site site) {
+RDMAKIT_NOINLINE Status give_back(const LockReceiver& lock, u64 end, Site site) {
     LockState& state = *lock.state;
     if (state.credited == end) return Status::ok;
     const Status status = signal(lock.qp, lock.credit, end - state.credited, site);
@@ -86,7 +86,7 @@ RDMAKIT_DEVICE Status sign_off(const LockReceiver& lock, u64 ticket, Site site =
     });
 }
 // Gives back what sign_off has kept together, and waits until it is on its way.
-RDMAKIT_DEVICE Status finish(const LockReceiver& lock, Site site = Site::here()) {
+RDMAKIT_NOINLINE Status finish(const LockReceiver& lock, Site site = Site::here()) {
     return by_lane_zero([&] {
         const Status status = give_back(lock, lock.state->signed_off, site);
         return status != Status::ok ? status : quiet(lock.qp, site);

@@ -11,7 +11,7 @@ RDMAKIT_DEVICE LockHeader make_header(const LockSender& lock, u64 ticket, u32 le
     return LockHeader{ticket, length, print, lock.epoch, crc, lock.qp.qpn, 0};
 }
 // Header, then the payload in one piece.
-RDMAKIT_DEVICE void fill_whole(const LockSender& lock, u64 ticket, const u8* payload, u32 length) {
+RDMAKIT_NOINLINE void fill_whole(const LockSender& lock, u64 ticket, const u8* payload, u32 length) {
     u8* const slot = lock.staging + slot_offset(lock, ticket);
     const u32 crc = has_crc(lock) ? payload_crc(payload, length) : 0;
     if (lane_id() == 0) *reinterpret_cast<LockHeader*>(slot) = make_header(lock, ticket, length, crc);
@@ -20,7 +20,7 @@ RDMAKIT_DEVICE void fill_whole(const LockSender& lock, u64 ticket, const u8* pay
     }
 }
 // Header and payload cut into lines of 120 bytes, each with a stamp behind it.
-RDMAKIT_DEVICE void fill_lines(const LockSender& lock, u64 ticket, const u8* payload, u32 length) {
+RDMAKIT_NOINLINE void fill_lines(const LockSender& lock, u64 ticket, const u8* payload, u32 length) {
     const LockHeader header = make_header(lock, ticket, length, 0);
     for (u32 line = static_cast<u32>(lane_id()); line < eager_lines(length); line += kLanes) {
         u64* const to = reinterpret_cast<u64*>(lock.staging + slot_offset(lock, ticket) + line * kLineBytes);
@@ -54,17 +54,20 @@ RDMAKIT_DEVICE void write_flag(const LockSender& lock, u64 index, u64 ticket) {
     const u32 words[3] = {static_cast<u32>(ticket), signal_fingerprint(lock.qp.qpn, lock.epoch, ticket), 0};
     write_inline(lock.qp, index, lock.signal.address + 8 * (ticket & (lock.slots - 1)), lock.signal.key, words, 8, kCqUpdate);
 }
+// Out of line, since six strategies would repeat them nine times: a call is nothing beside a doorbell.
+RDMAKIT_NOINLINE u64 begin_post(const QpHandle& qp, u32 bbs, Site site) { return reserve(qp, bbs, site); }
+RDMAKIT_NOINLINE Status end_post(const QpHandle& qp, u64 base, u32 bbs, Site site) { return publish(qp, base, bbs, site); }
 // Reserves `bbs` basic blocks, lets `fill` write the WQEs there, and publishes them.
 template <class Fill>
 RDMAKIT_DEVICE Status post(const QpHandle& qp, u32 bbs, Site site, Fill fill, u64* end = nullptr) {
-    const u64 base = reserve(qp, bbs, site);
+    const u64 base = begin_post(qp, bbs, site);
     if (base == kNoSlot) return Status::aborted;
     fill(base);
     if (end != nullptr) *end = base + bbs;
-    return publish(qp, base, bbs, site);
+    return end_post(qp, base, bbs, site);
 }
 
-template <Strategy S> RDMAKIT_DEVICE Status post_slot(const LockSender& lock, u64 ticket, u32 length, Site site) {
+template <Strategy S> RDMAKIT_NOINLINE Status post_slot(const LockSender& lock, u64 ticket, u32 length, Site site) {
     const u32 bytes = slot_message(S, length);
     const QpHandle& qp = lock.qp;
     if constexpr (S == Strategy::amo || S == Strategy::write) {
@@ -128,7 +131,7 @@ RDMAKIT_DEVICE Status send(const LockSender& lock, u64 ticket, const u8* payload
     return Status::bad_argument;
 }
 // All that was sent is complete at this end: errors of the queue pairs show here at the latest.
-RDMAKIT_DEVICE Status finish(const LockSender& lock, Site site = Site::here()) {
+RDMAKIT_NOINLINE Status finish(const LockSender& lock, Site site = Site::here()) {
     return by_lane_zero([&] {
         const Status data = quiet(lock.qp, site);
         return data != Status::ok || lock.strategy != Strategy::split ? data : quiet(lock.signal_qp, site);

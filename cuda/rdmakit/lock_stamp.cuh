@@ -60,39 +60,41 @@ RDMAKIT_DEVICE constexpr bool comes_after(u64 a, u64 b) { return static_cast<i64
 // CRC32C (RFC 3720, reflected polynomial 0x82f63b78) of eight more bytes. Bit by bit: NVRTC has no table to lay out.
 RDMAKIT_DEVICE constexpr u32 crc32c_word(u32 crc, u64 word) {
     u64 v = word ^ crc;
-    for (int bit = 0; bit < 64; ++bit) v = (v >> 1) ^ ((v & 1) != 0 ? 0x82f63b78ull : 0);
+    RDMAKIT_NO_UNROLL for (int bit = 0; bit < 64; ++bit) v = (v >> 1) ^ ((v & 1) != 0 ? 0x82f63b78ull : 0);
     return static_cast<u32>(v);
 }
-RDMAKIT_DEVICE u32 crc32c_line(const u64 (&words)[kLineWords]) {
+RDMAKIT_NOINLINE u32 crc32c_line(const u64 (&words)[kLineWords]) {
     u32 crc = ~0u;
-    for (u32 i = 0; i < kLineWords; ++i) crc = crc32c_word(crc, words[i]);
+    RDMAKIT_NO_UNROLL for (u32 i = 0; i < kLineWords; ++i) crc = crc32c_word(crc, words[i]);
     return ~crc;
 }
 
 // Word i of `length` bytes, zeros behind the end. Reads no byte that is not the payload's.
-RDMAKIT_DEVICE u64 word_at(const u8* bytes, u32 length, u32 i) {
-    if (8 * i + 8 <= length) return reinterpret_cast<const u64*>(bytes)[i];
+RDMAKIT_NOINLINE u64 last_word(const u8* bytes, u32 length, u32 i) {
     u64 word = 0;
-    for (u32 k = 8 * i; k < length; ++k) word |= static_cast<u64>(bytes[k]) << (8 * (k & 7));
+    RDMAKIT_NO_UNROLL for (u32 k = 8 * i; k < length; ++k) word |= static_cast<u64>(bytes[k]) << (8 * (k & 7));
     return word;
+}
+RDMAKIT_DEVICE u64 word_at(const u8* bytes, u32 length, u32 i) {
+    return 8 * i + 8 <= length ? reinterpret_cast<const u64*>(bytes)[i] : last_word(bytes, length, i);
 }
 RDMAKIT_DEVICE void store_word(u8* bytes, u32 length, u32 i, u64 word) {
     if (8 * i + 8 <= length) {
         reinterpret_cast<u64*>(bytes)[i] = word;
         return;
     }
-    for (u32 k = 8 * i; k < length; ++k) bytes[k] = static_cast<u8>(word >> (8 * (k & 7)));
+    RDMAKIT_NO_UNROLL for (u32 k = 8 * i; k < length; ++k) bytes[k] = static_cast<u8>(word >> (8 * (k & 7)));
 }
 
 // All lanes: the sum of the CRC32C of each 128-byte block, its number in front of it. A sum, since lanes take the blocks
 // in any order; the number, since a sum alone would not see two blocks change places.
-RDMAKIT_DEVICE u32 payload_crc(const u8* bytes, u32 length) {
+RDMAKIT_NOINLINE u32 payload_crc(const u8* bytes, u32 length) {
     constexpr u32 kBlockWords = 16;
     const u32 words = ceil_div(length, 8u);
     u32 sum = 0;
     for (u32 block = static_cast<u32>(lane_id()); block < ceil_div(words, kBlockWords); block += kLanes) {
         u32 crc = crc32c_word(~0u, block);
-        for (u32 i = block * kBlockWords; i < smaller(words, (block + 1) * kBlockWords); ++i) {
+        RDMAKIT_NO_UNROLL for (u32 i = block * kBlockWords; i < smaller(words, (block + 1) * kBlockWords); ++i) {
             crc = crc32c_word(crc, word_at(bytes, length, i));
         }
         sum += ~crc;

@@ -5,7 +5,7 @@
 
 namespace rdmakit {
 
-template <class Word> RDMAKIT_DEVICE Status wait_tail(const LockReceiver& lock, u64 ticket, Site site) {
+template <class Word> RDMAKIT_NOINLINE Status wait_tail(const LockReceiver& lock, u64 ticket, Site site) {
     Word tail = 0;
     const auto passed = [ticket](Word v) {  // a window is far smaller than half of what the narrower word counts
         const Word ahead = v - static_cast<Word>(ticket);
@@ -24,7 +24,7 @@ RDMAKIT_DEVICE bool of_earlier_epoch(const LockReceiver& lock, u64 ticket, u32 p
     }
     return false;
 }
-RDMAKIT_DEVICE Status wait_flag(const LockReceiver& lock, u64 ticket, Site site) {
+RDMAKIT_NOINLINE Status wait_flag(const LockReceiver& lock, u64 ticket, Site site) {
     const u64* const flag = reinterpret_cast<const u64*>(lock.signal) + (ticket & (lock.slots - 1));
     const u32 print = signal_fingerprint(lock.sender_qpn, lock.epoch, ticket);
     Subject who = about(lock.qp, "the flag of the next ticket", ticket);
@@ -44,7 +44,7 @@ RDMAKIT_DEVICE Status wait_flag(const LockReceiver& lock, u64 ticket, Site site)
 
 // The receive CQ's next entry. Its receive WQE had no room for data, needs none, and is posted again by moving the
 // doorbell record on: the ring's bytes never change (rdma-core mlx5_post_recv; receive queues have no register).
-RDMAKIT_DEVICE Status wait_immediate(const LockReceiver& lock, u64 ticket, Site site) {
+RDMAKIT_NOINLINE Status wait_immediate(const LockReceiver& lock, u64 ticket, Site site) {
     LockState& state = *lock.state;
     const u64 consumer = state.consumer;
     const u32* const cqe = reinterpret_cast<const u32*>(cqe_address(lock.receive_cq, consumer));
@@ -78,7 +78,7 @@ RDMAKIT_DEVICE Status wait_immediate(const LockReceiver& lock, u64 ticket, Site 
 // ---- eager: each line by a lane of its own -------------------------------------------------------------------------------
 // `length` is the transfer's, which line 0 itself tells. What does not fit the stamp is not there yet: an older lap's, an
 // older epoch's or, with checksums, a line of which some sectors have not landed.
-RDMAKIT_DEVICE Status wait_line(const LockReceiver& lock, u64 ticket, u32 line, u32 length, Site site) {
+RDMAKIT_NOINLINE Status wait_line(const LockReceiver& lock, u64 ticket, u32 line, u32 length, Site site) {
     const u64* const words = reinterpret_cast<const u64*>(slot_at(lock, ticket) + line * kLineBytes);
     const u64* const stamp = words + kLineWords;
     Subject who = about(lock.qp, "the stamp of a line", ticket);

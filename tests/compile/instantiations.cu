@@ -251,6 +251,7 @@ RDMAKIT_KERNEL use_lock(const LockSender* s, const LockReceiver* r, Memory m) {
     write_slot(*s, ticket, Opcode::write_imm, ticket, n, Signalled::yes, n);
     write_tail(*s, s->qp, ticket);
     write_flag(*s, ticket, ticket);
+    m.keep(begin_post(s->qp, n, Site::here())).keep(end_post(s->qp, ticket, n, Site::here())).keep(last_word(m.bytes, n, n));
     m.keep(post(s->qp, 1, Site::here(), [&](u64 index) { write_nop(s->qp, index, kCqUpdate); }));
     m.keep(wait_tail<u32>(*r, ticket, Site::here())).keep(wait_tail<u64>(*r, ticket, Site::here()));
     m.keep(of_earlier_epoch(*r, ticket, n)).keep(wait_flag(*r, ticket, Site::here())).keep(wait_immediate(*r, ticket, Site::here()));
