@@ -88,12 +88,18 @@ RDMAKIT_DEVICE bool check_handle(const LockReceiver& lock, Site site = Site::her
                                                              "receive CqHandle of another layout version", site));
 }
 
-// One thread. Waits until the slot of `ticket` has been given back.
+// One thread. Waits until the slot of `ticket` has been given back. Looks at its own completions meanwhile: a queue pair
+// that has failed would else pass for a receiver that is slow.
 RDMAKIT_NOINLINE Status wait_window(const LockSender& lock, u64 ticket, Site site = Site::here()) {
-    u64 credit = 0;
-    return wait_until<Scope::sys>(lock.credit, [&](u64 v) { return ticket - v < lock.slots; }, lock.qp.watch,
-                                  about(lock.qp, "credit for the slot of the next ticket", ticket - lock.slots + 1), &credit,
-                                  site);
+    const Subject who = about(lock.qp, "credit for the slot of the next ticket", ticket - lock.slots + 1);
+    for (Spin spin(lock.qp.watch);;) {
+        const u64 credit = load_acquire<Scope::sys>(lock.credit);
+        if (ticket - credit < lock.slots) return Status::ok;
+        Seen<u32> more{};
+        poll_cq(lock.qp, &more);
+        if ((load_relaxed<Scope::gpu>(&lock.qp.state->error) & kErrorFlag) != 0) return completion_error(lock.qp, who, site);
+        if (!spin.pause(who, site, Seen<u64>{lock.credit, credit}, more)) return spin.status();
+    }
 }
 
 // One thread. Nothing is signed off from here on: the host reads why, and may reconnect under a new epoch.
