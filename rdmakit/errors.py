@@ -194,7 +194,7 @@ class SequenceError(RdmakitError, RuntimeError):
     """
 
     def __init__(self, what: str, *, reason: str | None = None, ticket: int | None = None, **parts: Any) -> None:
-        facts = {} if ticket is None else {"ticket": ticket}
+        facts: dict[str, Any] = {} if ticket is None else {"ticket": ticket}
         super().__init__(what, **facts, **parts)
         self.reason = reason
         self.ticket = ticket

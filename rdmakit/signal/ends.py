@@ -17,8 +17,8 @@ from rdmakit.signal.strategies import LINE_BYTES, Strategy
 
 __all__ = ["EPOCH_WORDS", "End", "ReceiverEnd", "SenderEnd", "join"]
 
-# A word that is added to carries no fingerprint. An epoch has one of its own, so that what an older connection still adds
-# lands where nobody looks.
+# A word that is added to carries no fingerprint. An epoch has one of its own, so that what an older connection still
+# adds lands where nobody looks.
 EPOCH_WORDS = 8
 _INVALID_LKEY = 0x100  # ends the scatter list of a receive WQE (rdma-core providers/mlx5/qp.c, mlx5_post_recv)
 _WRITES = Access.LOCAL_WRITE | Access.REMOTE_WRITE
@@ -65,14 +65,15 @@ class End:
         blocks = max(64, 2 * slots)
         self.qps: list[QP] = []
         for _ in range(2 if strategy is Strategy.SPLIT else 1):
-            cq = pd.context.create_cq(blocks)
-            self.qps.append(pd.create_qp(cq, self._receives(), sq_wqebbs=blocks, **self._receive_queue(), **options))
+            send_cq, recv_cq = pd.context.create_cq(blocks), self._receives()
+            wqes = self._receive_wqes()
+            self.qps.append(pd.create_qp(send_cq, recv_cq, sq_wqebbs=blocks, rq_wqes=wqes, **options))
 
     def _receives(self) -> CQ | None:
         return None
 
-    def _receive_queue(self) -> dict[str, int]:
-        return {}
+    def _receive_wqes(self) -> int:
+        return 0
 
     def memory(self, nbytes: int, what: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Zeroed bytes that kernels and the device reach."""
@@ -136,8 +137,8 @@ class ReceiverEnd(End):
             self.receive_cq = self.pd.context.create_cq(2 * self.slots)
         return self.receive_cq
 
-    def _receive_queue(self) -> dict[str, int]:
-        return {"rq_wqes": self.slots} if self.strategy is Strategy.IMM else {}
+    def _receive_wqes(self) -> int:
+        return self.slots if self.strategy is Strategy.IMM else 0
 
     @property
     def state_address(self) -> int:

@@ -28,8 +28,8 @@ class SequenceLock:
     """A one-way channel of `slots` slots from `sender` to `receiver`, two PDs of connected devices.
 
     `strategy`: how the receiver learns that a transfer is there, "amo", "imm", "eager", "write", "cqe" or "split"
-    (`signal.strategies` says in which modes each is right). `max_payload` in bytes. `crc`: fingerprints cover a checksum
-    of the payload; with "eager" each line's, so that a torn line is told and waited for. `narrow_tail`: with "amo" a
+    (`signal.strategies` says in which modes each is right). `max_payload` in bytes. `crc`: fingerprints cover a
+    checksum of the payload; with "eager" each line's, so that a torn line is told and waited for. `narrow_tail`: with "amo" a
     masked fetch-add of 4 bytes. `port`, `peer_port`: where the queue pairs leave. `first_ticket`: number of the first
     transfer. `credit_every`: transfers signed off for one message of credit, by default half of the slots.
     `relaxed_ordering`: register the receiver's slots and signals with IBV_ACCESS_RELAXED_ORDERING. `rank`, `peer_rank`
@@ -150,7 +150,8 @@ class SequenceLock:
         handle["sender_qpn"] = self._sender.qps[0].qpn
         handle["ring"], handle["signal"] = end.ring.address, end.signal_address(self.epoch)
         handle["state"] = end.state_address
-        handle["credit"] = (self._sender.credit.address + LINE_BYTES * (self.epoch % EPOCH_WORDS), self._sender.credit.rkey)
+        credit = self._sender.credit
+        handle["credit"] = (credit.address + LINE_BYTES * (self.epoch % EPOCH_WORDS), credit.rkey)
         handle["credit_every"] = self.credit_every
         handle["qp"] = end.qp_handle(0, self.channel, self._timeout_ns)
         if end.receive_cq is not None:
@@ -227,8 +228,8 @@ class SequenceLock:
     def __repr__(self) -> str:
         options = ", crc" * self.crc + ", 32-bit tail" * self.narrow_tail
         return (
-            f"<SequenceLock {self.strategy.name.lower()}{options}: QP {self.sender_qp.qpn:#x} → {self.receiver_qp.qpn:#x}, "
-            f"channel {self.channel}, epoch {self.epoch}, {self.slots} slots of {self.max_payload} B, "
+            f"<SequenceLock {self.strategy.name.lower()}{options}: "
+            f"QP {self.sender_qp.qpn:#x} → {self.receiver_qp.qpn:#x}, channel {self.channel}, epoch {self.epoch}, {self.slots} slots of {self.max_payload} B, "
             f"{self.in_flight} in flight, {self.signed_off} signed off>"
         )
 

@@ -25,8 +25,8 @@ __all__ = [
     "signal_fingerprint",
     "slot",
     "stamp",
-    "widen",
     "whole_slot",
+    "widen",
 ]
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
@@ -61,7 +61,10 @@ def crc32c(data: bytes, crc: int = 0) -> int:
 
 
 def payload_crc(payload: bytes) -> int:
-    """Sum, modulo 2**32, of the CRC32C of each 128-byte block with its number (8 bytes) in front; the end is padded to 8."""
+    """Sum, modulo 2**32, of the CRC32C of each 128-byte block with its number, 8 bytes, in front.
+
+    The end is padded with zeros to 8 bytes.
+    """
     padded = payload + bytes(-len(payload) % 8)
     blocks = [padded[begin : begin + _BLOCK] for begin in range(0, len(padded), _BLOCK)]
     return sum(crc32c(number.to_bytes(8, "little") + block) for number, block in enumerate(blocks)) & _M32

@@ -5,6 +5,7 @@ Leans on device and layout.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,17 +37,17 @@ class Story:
         ends: tuple[End, End] = (lock._sender, lock._receiver)
         credit = int(lock._sender.credit_word(lock.epoch)[0])
         state = lock._receiver.state
-        rows = [
-            ("rank", *(str(end.rank) for end in ends)),
-            ("QP", *(f"{end.qps[0].qpn:#x} {end.qps[0].state.name}" for end in ends)),
-            ("port", *(str(end.qps[0].physical_port) for end in ends)),
+        rows = (
+            ("rank", *_both(ends, lambda end: str(end.rank))),
+            ("QP", *_both(ends, lambda end: f"{end.qps[0].qpn:#x} {end.qps[0].state.name}")),
+            ("port", *_both(ends, lambda end: str(end.qps[0].physical_port))),
             ("ticket", f"next {lock.next_ticket}", f"signed off below {lock.signed_off}"),
             ("credit", f"may send below {credit + lock.slots}", f"gave back below {int(state['credited'])}"),
-            ("last WQE", *(_last_wqe(end) for end in ends)),
-            ("last CQE", *(_last_cqe(end) for end in ends)),
-            ("report", *(_reported(end) for end in ends)),
-        ]
-        return cls(_title(lock), _who_is_late(lock, credit), tuple(rows))
+            ("last WQE", *_both(ends, _last_wqe)),
+            ("last CQE", *_both(ends, _last_cqe)),
+            ("report", *_both(ends, _reported)),
+        )
+        return cls(_title(lock), _who_is_late(lock, credit), rows)
 
     def __str__(self) -> str:
         widths = [max(len(row[i]) for row in self.rows) for i in range(2)]
@@ -59,6 +60,10 @@ class Story:
     def _repr_html_(self) -> str:
         rows: list[dict[str, Any]] = [{"": a, "sender": b, "receiver": c} for a, b, c in self.rows]
         return table_html(rows, str(self), title=f"{self.title}: {self.late}")
+
+
+def _both(ends: tuple[End, End], tell: Callable[[End], str]) -> tuple[str, str]:
+    return tell(ends[0]), tell(ends[1])
 
 
 def _title(lock: SequenceLock) -> str:
@@ -101,4 +106,5 @@ def _reported(end: End) -> str:
     if not end.report:
         return "nothing"
     report = end.report
-    return f"{report.status.name} at {report.file}:{report.line}: {report.what}, expected {report.expected}, seen {report.seen}"
+    numbers = f"expected {report.expected}, seen {report.seen}"
+    return f"{report.status.name} at {report.file}:{report.line}: {report.what}, {numbers}"

@@ -1,7 +1,7 @@
 """The strategies of the sequence lock as data: in which modes each is right, whether its signal is strong, its cost.
 
-Leans on errors. The same stands in `cuda/rdmakit/lock_strategy.cuh`; a test compares the two. A *strong* signal says that
-all earlier puts of that queue pair are visible, a *weak* one only the put that it is attached to.
+Leans on errors. The same stands in `cuda/rdmakit/lock_strategy.cuh`; a test compares the two. A *strong* signal says
+that all earlier puts of that queue pair are visible, a *weak* one only the put that it is attached to.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ def is_strong(strategy: Strategy) -> bool:
 class Cost:
     """What one transfer costs its sender.
 
-    `extra_round_trips` are those that the sender waits for. `message_bytes`: payload of all its messages, header, flags
-    and stamps included. `wire_bytes`: the octets of its request packets, Ethernet header to FCS.
+    `extra_round_trips` are those that the sender waits for. `message_bytes`: payload of all its messages, header,
+    flags and stamps included. `wire_bytes`: the octets of its request packets, Ethernet header to FCS.
     """
 
     wqes: int

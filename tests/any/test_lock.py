@@ -10,7 +10,7 @@ import pytest
 from lock_rig import WAYS, Transfers, make_lock, make_world
 
 from rdmakit.errors import BadArgument, LaunchError
-from rdmakit.signal import Strategy, cost
+from rdmakit.signal import SequenceLock, Strategy, cost
 
 RUNNERS = [("fast", 1), ("timed", 1), ("explore", 1), ("fast", 32), ("explore", 32)]
 # Nothing, a byte, the ends of words, blocks and lines, a whole slot, more than one MTU.
@@ -107,8 +107,6 @@ def test_thousands_under_way_over_64_queue_pairs_and_two_ports(way, seed, rng):
     world = make_world("timed" if way == "amo" else "explore", seed)
     pds = world.open(0).alloc_pd(), world.open(1).alloc_pd()
     options = {**WAYS[way], "strategy": way.split("-")[0], "slots": 64, "max_payload": 256}
-    from rdmakit.signal import SequenceLock
-
     locks = [SequenceLock(*pds, port=1 + k % 2, channel=k, **options) for k in range(64)]
     first = Transfers(world, locks, rng.integers(0, 257, (64, 64)), rng)
     first.launch(receive=False)
@@ -171,9 +169,7 @@ def test_a_transfer_costs_what_the_table_says(way, length, seed, rng):
 def test_what_makes_no_lock_is_refused(options, match):
     world = make_world()
     with pytest.raises(BadArgument, match=match):
-        make_lock(world, **{"slots": 64, **options}) if "strategy" not in options else make_lock(
-            world, **options, way=""
-        )
+        SequenceLock(world.open(0).alloc_pd(), world.open(1).alloc_pd(), **options)
 
 
 @pytest.mark.parametrize("end", ["send", "receive"])
