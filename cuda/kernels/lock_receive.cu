@@ -24,7 +24,7 @@ struct LockRows {
 };
 
 // Lock k delivers tickets first[k] … first[k] + count − 1, from the first that it has not signed off, into rows
-// k * count + i. Without `out` it adds up each transfer's words instead.
+// k * count + i of `stride` bytes, a multiple of 8. Without `out` it adds up each transfer's words instead.
 RDMAKIT_KERNEL lock_receive(const rdmakit::LockReceiver* locks, unsigned lock_count, const unsigned long long* first,
                             unsigned count, unsigned char* out, unsigned long long stride, unsigned* lengths,
                             unsigned long long* sums) {
@@ -32,12 +32,14 @@ RDMAKIT_KERNEL lock_receive(const rdmakit::LockReceiver* locks, unsigned lock_co
     const u32 k = static_cast<u32>(block_id() * warps_in_block() + warp_id());
     if (k >= lock_count || !check_handle(locks[k])) return;
     const LockReceiver& lock = locks[k];
+    if (out != nullptr && stride < lock.max_payload) {
+        refuse(lock, Status::bad_argument, "rows shorter than a payload", lock.max_payload, stride, 0, Site::here());
+        return;
+    }
     const u64 begin = first[k], end = begin + count, row = static_cast<u64>(k) * count;
     LockRows rows{begin, out == nullptr ? nullptr : out + row * stride, stride, lengths + row,
                   sums == nullptr ? nullptr : sums + row};
-    u64 ticket = lock.state->signed_off;
-    warp_sync();  // every lane has read it before lane 0 moves it on
-    for (; ticket < end; ++ticket) {
+    for (u64 ticket = lock.state->signed_off; ticket < end; ++ticket) {  // lanes meet before lane 0 moves it on
         if (deliver(lock, ticket, rows) != Status::ok) return;
     }
     finish(lock);

@@ -18,9 +18,7 @@ RDMAKIT_KERNEL lock_send(const rdmakit::LockSender* locks, unsigned lock_count, 
     if (k >= lock_count || !check_handle(locks[k])) return;
     const LockSender& lock = locks[k];
     const u64 begin = first[k], end = begin + count;
-    u64 ticket = *lock.next;
-    warp_sync();  // every lane has read it before lane 0 moves it on
-    for (; ticket < end; ++ticket) {
+    for (u64 ticket = *lock.next; ticket < end; ++ticket) {  // lanes meet in send before lane 0 moves it on
         const LockTransfer& transfer = transfers[static_cast<u64>(k) * count + (ticket - begin)];
         if (send(lock, ticket, source + transfer.offset, transfer.length) != Status::ok) return;
     }

@@ -29,12 +29,13 @@ class SequenceLock:
 
     `strategy`: how the receiver learns that a transfer is there, "amo", "imm", "eager", "write", "cqe" or "split"
     (`signal.strategies` says in which modes each is right). `max_payload` in bytes. `crc`: fingerprints cover a
-    checksum of the payload; with "eager" each line's, so that a torn line is told and waited for. `narrow_tail`: with "amo" a
-    masked fetch-add of 4 bytes. `port`, `peer_port`: where the queue pairs leave. `first_ticket`: number of the first
-    transfer. `credit_every`: transfers signed off for one message of credit, by default half of the slots.
-    `relaxed_ordering`: register the receiver's slots and signals with IBV_ACCESS_RELAXED_ORDERING. `rank`, `peer_rank`
-    and `channel` name the lock in reports; `sender_report` and `receiver_report` may be shared among the locks of a
-    launch. Further `qp_options` go to `PD.create_qp`. BadArgument for values that make no lock.
+    checksum of the payload; with "eager" each line's, so that a torn line is told and waited for. `narrow_tail`:
+    with "amo" a masked fetch-add of 4 bytes. `port`, `peer_port`: where the queue pairs leave. `first_ticket`:
+    number of the first transfer. `credit_every`: transfers signed off for one message of credit, by default half
+    of the slots. `relaxed_ordering`: register the receiver's slots and signals with IBV_ACCESS_RELAXED_ORDERING.
+    `rank`, `peer_rank` and `channel` name the lock in reports; `sender_report` and `receiver_report` may be shared
+    among the locks of a launch. `timeout_ns` bounds every wait, 0 for the default. Further `qp_options` go to
+    `PD.create_qp`. BadArgument for values that make no lock.
 
     >>> import rdmakit
     >>> world = rdmakit.World(hosts=2)
@@ -106,13 +107,19 @@ class SequenceLock:
         self._sender.start(self.signed_off, epoch)
         self._receiver.start(epoch)
 
-    def reconnect(self, epoch: int | None = None) -> SequenceLock:
+    def reconnect(self, epoch: int | None = None, *, forget_epoch: bool = False) -> SequenceLock:
         """Connect the queue pairs anew under a later epoch (the next one), whatever state they are in; returns itself.
 
         The sender goes on with the first ticket that the receiver has not signed off: send its transfers again. Slots
         keep what they hold; what an older epoch left there is told by its fingerprint. Reports are cleared. Take new
         handles: old ones belong to the old epoch. BadArgument for an epoch that is not later.
+
+        `forget_epoch`: keep the epoch that there is. Wrong on purpose, for teaching: what an older connection left in
+        flags and stamps then passes for new.
         """
+        if forget_epoch:
+            self._connect(self.epoch)
+            return self
         following = self.epoch + 1 if epoch is None else epoch
         if not self.epoch < following < 1 << 32:
             raise BadArgument(
@@ -229,7 +236,8 @@ class SequenceLock:
         options = ", crc" * self.crc + ", 32-bit tail" * self.narrow_tail
         return (
             f"<SequenceLock {self.strategy.name.lower()}{options}: "
-            f"QP {self.sender_qp.qpn:#x} → {self.receiver_qp.qpn:#x}, channel {self.channel}, epoch {self.epoch}, {self.slots} slots of {self.max_payload} B, "
+            f"QP {self.sender_qp.qpn:#x} → {self.receiver_qp.qpn:#x}, channel {self.channel}, "
+            f"epoch {self.epoch}, {self.slots} slots of {self.max_payload} B, "
             f"{self.in_flight} in flight, {self.signed_off} signed off>"
         )
 

@@ -136,8 +136,8 @@ class Cost:
     wire_bytes: int
 
 
-# Octets of a RoCE v2 packet over IPv4 beside its payload: Ethernet 14, IPv4 20, UDP 8, BTH 12, ICRC 4, FCS 4 (IBTA annex
-# A17); extended headers of a message's first packet (IBTA vol. 1, 9.2).
+# Octets of a RoCE v2 packet over IPv4 beside its payload: Ethernet 14, IPv4 20, UDP 8, BTH 12, ICRC 4, FCS 4 (IBTA
+# annex A17); extended headers of a message's first packet (IBTA vol. 1, 9.2).
 _PACKET, _RETH, _IMMEDIATE, _ATOMIC_ETH = 62, 16, 4, 28
 _FLAG_BYTES = 8
 

@@ -44,7 +44,8 @@ class Transfers:
         self.world, self.locks, self.lanes = world, locks, lanes
         self.lengths = np.broadcast_to(np.asarray(lengths, np.uint32), (len(locks), np.shape(lengths)[-1])).copy()
         self.count = self.lengths.shape[1]
-        self.stride = -(-max(8, int(self.lengths.max(initial=0))) // 8) * 8 + 8
+        longest = max(int(self.lengths.max(initial=0)), *(lock.max_payload for lock in locks))
+        self.stride = -(-longest // 8) * 8 + 8
         shape = (len(locks), self.count, self.stride)
         self.source = world.array(shape, name="source")
         self.source[...] = rng.integers(0, 256, shape, dtype=np.uint8)

@@ -189,6 +189,15 @@ def test_a_payload_longer_than_a_slot_is_refused(seed, rng):
     assert (caught.value.facts["expected"], caught.value.facts["seen"]) == (64, 65)
 
 
+def test_rows_shorter_than_a_payload_are_refused(seed, rng):
+    world = make_world(seed=seed)
+    moved = Transfers(world, [make_lock(world, max_payload=64)], [8], rng)
+    moved.stride = 56
+    with pytest.raises(LaunchError, match="rows shorter than a payload"):
+        moved.launch()
+    assert (moved.out == 0xA5).all()
+
+
 def test_it_shows_itself():
     lock = make_lock(make_world(), "eager-crc", slots=4, channel=7)
     assert "eager, crc" in repr(lock) and "channel 7" in repr(lock)

@@ -265,6 +265,20 @@ def test_a_dead_receive_queue_is_reported(seed, rng):
     moved.check()
 
 
+@pytest.mark.parametrize("way", [*FLAGS, *EAGER])
+def test_without_a_new_epoch_old_slots_pass_for_new(way, seed, rng):
+    """Wrong on purpose: what nobody took before the failure is delivered, though other bytes are to be sent now."""
+    world = make_world(seed=seed)
+    lock = make_lock(world, way, slots=4, max_payload=64)
+    moved = Transfers(world, [lock], np.full(4, 64), rng)
+    moved.launch(receive=False)
+    old = moved.source.copy()
+    moved.source[...] ^= 0xFF
+    lock.reconnect(forget_epoch=True)
+    moved.launch(send=False)
+    assert lock.signed_off == 4 and np.array_equal(moved.out[0, :, :64], old[0, :, :64])
+
+
 def test_an_epoch_must_be_later():
     lock = make_lock(make_world())
     with pytest.raises(BadArgument, match="not a later epoch"):
