@@ -37,6 +37,11 @@ RDMAKIT_KERNEL lock_receive(const rdmakit::LockReceiver* locks, unsigned lock_co
         return;
     }
     const u64 begin = first[k], end = begin + count, row = static_cast<u64>(k) * count;
+    if (comes_after(begin, lock.state->signed_off)) {
+        refuse(lock, Status::bad_argument, "rows that begin after the next ticket", lock.state->signed_off, begin, begin,
+               Site::here());
+        return;
+    }
     LockRows rows{begin, out == nullptr ? nullptr : out + row * stride, stride, lengths + row,
                   sums == nullptr ? nullptr : sums + row};
     for (u64 ticket = lock.state->signed_off; ticket < end; ++ticket) {  // lanes meet before lane 0 moves it on

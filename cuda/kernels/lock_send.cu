@@ -18,6 +18,11 @@ RDMAKIT_KERNEL lock_send(const rdmakit::LockSender* locks, unsigned lock_count, 
     if (k >= lock_count || !check_handle(locks[k])) return;
     const LockSender& lock = locks[k];
     const u64 begin = first[k], end = begin + count;
+    if (comes_after(begin, *lock.next)) {  // else tickets without transfers would be sent
+        fail(lock.qp.watch, Status::bad_argument, about(lock.qp, "transfers that begin after the next ticket", *lock.next), begin,
+             begin, 0, 0, 0, Site::here());
+        return;
+    }
     for (u64 ticket = *lock.next; ticket < end; ++ticket) {  // lanes meet in send before lane 0 moves it on
         const LockTransfer& transfer = transfers[static_cast<u64>(k) * count + (ticket - begin)];
         if (send(lock, ticket, source + transfer.offset, transfer.length) != Status::ok) return;

@@ -28,6 +28,7 @@ def test_every_length_arrives_whole_and_in_order(way, policy, lanes, seed, rng):
     moved.check()
     (lock,) = moved.locks
     assert lock.in_flight == 0 and lock.next_ticket == len(lengths)
+    assert lock.receiver_qp.context.counters["rnr_naks"] == 0, "receives are posted before credit is given"
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -196,6 +197,17 @@ def test_rows_shorter_than_a_payload_are_refused(seed, rng):
     with pytest.raises(LaunchError, match="rows shorter than a payload"):
         moved.launch()
     assert (moved.out == 0xA5).all()
+
+
+@pytest.mark.parametrize("end", ["send", "receive"])
+def test_a_launch_that_leaves_tickets_out_is_refused(end, seed, rng):
+    world = make_world(seed=seed)
+    moved = Transfers(world, [make_lock(world, max_payload=64, first_ticket=9)], [8, 8], rng)
+    moved.first[:] = 10
+    with pytest.raises(LaunchError, match="begin after the next ticket") as caught:
+        moved.launch(send=end == "send", receive=end == "receive")
+    assert (caught.value.facts["expected"], caught.value.facts["seen"]) == (9, 10)
+    assert (moved.out == 0xA5).all() and moved.locks[0].in_flight == 0
 
 
 def test_it_shows_itself():
