@@ -154,6 +154,19 @@ def test_a_transfer_costs_what_the_table_says(way, length, seed, rng):
     assert port.counters["xmit_bytes"] - before == want.wire_bytes
 
 
+def test_a_sender_that_waits_for_completions_pays_round_trips(seed, rng):
+    """In virtual time: a window by `cqe` takes a round trip a transfer more than `split`, of as many doorbells."""
+    took = {}
+    for way in ("split", "cqe"):
+        world = make_world("timed", seed)
+        moved = Transfers(world, [make_lock(world, way, slots=16, max_payload=64)], np.full(16, 64), rng)
+        before = world.now_ns
+        moved.launch(receive=False)
+        took[way] = world.now_ns - before
+    extra = (took["cqe"] - took["split"]) / 16
+    assert extra > 1000, f"a round trip is more than a microsecond: {took}"
+
+
 # ---- arguments
 @pytest.mark.parametrize(
     ("options", "match"),

@@ -21,11 +21,11 @@ CHECKED = [way for way in WAYS if way.endswith("crc")]
 class Forged:
     """A lock whose tickets 0 … `due` − 1 have been delivered, and whose receiver now waits for `due` alone."""
 
-    def __init__(self, way, seed, rng, due=5, policy="fast", **options):
+    def __init__(self, way, seed, rng, due=5, policy="fast", lanes=1, **options):
         self.world = make_world(policy, seed)
         self.lock = make_lock(self.world, way, slots=4, max_payload=200, channel=3, **options)
         self.due = due
-        self.moved = Transfers(self.world, [self.lock], np.full(due + 1, 24), rng)
+        self.moved = Transfers(self.world, [self.lock], np.full(due + 1, 24), rng, lanes=lanes)
         self.moved.launch(count=due)
         self.payload = self.moved.payload(0, due)
 
@@ -172,6 +172,17 @@ def test_a_torn_line_is_waited_for(policy, seed, rng):
     forged.put()
     forged.receive()
     forged.moved.check()
+
+
+@pytest.mark.parametrize("way", EAGER)
+@pytest.mark.parametrize("lanes", [1, 32])
+@pytest.mark.parametrize("line", [0, 1])
+def test_a_bad_line_stops_every_lane(way, lanes, line, seed, rng):
+    """Lanes look at lines of their own; where one fails, none delivers."""
+    forged = Forged(way, seed, rng, lanes=lanes)
+    forged.put(payload=forged.payload * 8)
+    forged.lock.ring[5 % 4, 128 * line + 124] ^= 1
+    forged.refused("WRONG_FINGERPRINT")
 
 
 # ---- epochs
