@@ -93,7 +93,7 @@ RDMAKIT_NOINLINE Status wait_line(const LockReceiver& lock, u64 ticket, u32 line
         }
         // Loads that may race with the NIC: what they say counts only if the stamp agrees.
         const u32 count = has_crc(lock) ? kLineWords : line == 0 ? kHeaderWords : 0;
-        u64 data[kLineWords] = {};
+        u64 data[kLineWords + 1] = {};
         for (u32 i = 0; i < count; ++i) data[i] = load_relaxed<Scope::sys>(words + i);
         const u32 bytes = line == 0 ? static_cast<u32>(data[1]) : length;
         const u32 crc = has_crc(lock) ? crc32c_line(data) : 0;
@@ -101,10 +101,9 @@ RDMAKIT_NOINLINE Status wait_line(const LockReceiver& lock, u64 ticket, u32 line
         if (holds(static_cast<u32>(word >> 32) == print)) return Status::ok;
         const bool stale = line == 0 && data[0] == ticket && static_cast<u32>(data[2]) < lock.epoch;
         who.late = stale ? Status::stale_epoch : Status::wrong_fingerprint;
-        // With checksums the last word of each sector of 32 bytes, the least that reaches a GPU's memory by itself.
+        data[kLineWords] = word;
         const bool goes_on =
-            has_crc(lock) ? spin.pause(who, site, Seen<u64>{stamp, word}, Seen<u64>{words + 3, data[3]},
-                                       Seen<u64>{words + 7, data[7]}, Seen<u64>{words + 11, data[11]})
+            has_crc(lock) ? spin.pause(who, site, SeenLine{words, data, 8}, SeenLine{words + 8, data + 8, 8})
             : line == 0   ? spin.pause(who, site, Seen<u64>{stamp, word}, Seen<u64>{words + 1, data[1]})
                           : spin.pause(who, site, Seen<u64>{stamp, word});
         if (!goes_on) return spin.status();
