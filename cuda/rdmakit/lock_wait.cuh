@@ -94,7 +94,10 @@ RDMAKIT_NOINLINE Status wait_line(const LockReceiver& lock, u64 ticket, u32 line
         // Loads that may race with the NIC: what they say counts only if the stamp agrees.
         const u32 count = has_crc(lock) ? kLineWords : line == 0 ? kHeaderWords : 0;
         u64 data[kLineWords + 1] = {};
-        for (u32 i = 0; i < count; ++i) data[i] = load_relaxed<Scope::sys>(words + i);
+        {
+            const Abreast in_flight(4);  // they do not wait for each other
+            for (u32 i = 0; i < count; ++i) data[i] = load_relaxed<Scope::sys>(words + i);
+        }
         const u32 bytes = line == 0 ? static_cast<u32>(data[1]) : length;
         const u32 crc = has_crc(lock) ? crc32c_line(data) : 0;
         const u32 print = line_fingerprint(lock.sender_qpn, lock.epoch, ticket, bytes, line, crc);
