@@ -33,6 +33,7 @@ __all__ = [
     "QueueFull",
     "RankDied",
     "RdmakitError",
+    "SequenceError",
     "UnknownDevice",
 ]
 
@@ -195,3 +196,17 @@ class CompletionError(RdmakitError, RuntimeError):
         self.qpn = qpn
         self.wqe_index = wqe_index
         self.vendor_error = vendor_error
+
+
+class SequenceError(RdmakitError, RuntimeError):
+    """A transfer that the receiver of a sequence lock refused to sign off.
+
+    `reason` is the name of its status: GAP, REPEATED, STALE_EPOCH, WRONG_FINGERPRINT or CORRUPT_PAYLOAD; `ticket` the
+    one that was due.
+    """
+
+    def __init__(self, what: str, *, reason: str | None = None, ticket: int | None = None, **parts: Any) -> None:
+        facts: dict[str, Any] = {} if ticket is None else {"ticket": ticket}
+        super().__init__(what, **facts, **parts)
+        self.reason = reason
+        self.ticket = ticket

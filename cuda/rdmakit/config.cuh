@@ -9,11 +9,13 @@
 #define RDMAKIT_DEVICE __device__ __forceinline__
 #define RDMAKIT_NOINLINE __device__ __noinline__
 #define RDMAKIT_KERNEL extern "C" __global__ void
+#define RDMAKIT_NO_UNROLL _Pragma("unroll 1")
 #else
 #define RDMAKIT_GPU 0
 #define RDMAKIT_DEVICE inline
 #define RDMAKIT_NOINLINE __attribute__((noinline)) inline
 #define RDMAKIT_KERNEL extern "C" void
+#define RDMAKIT_NO_UNROLL
 #endif
 
 // What the CPU runner does at each primitive is chosen when the code is compiled (docs/architecture.md).

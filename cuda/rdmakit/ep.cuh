@@ -159,16 +159,6 @@ RDMAKIT_DEVICE Status in_turn(u64* turn, u64 mine, const Watch& watch, const Sub
     if (posted == Status::ok) store_release<Scope::cta>(turn, mine + 1);
     return posted;
 }
-// Lane 0 acts, all lanes learn how it went. The first meeting orders what the lanes did before its release, the second
-// what they read after its acquire: a shuffle alone orders no memory.
-template <class Act> RDMAKIT_DEVICE Status by_lane_zero(Act act) {
-    warp_sync();
-    u32 status = 0;
-    if (lane_id() == 0) status = static_cast<u32>(act());
-    warp_sync();
-    return static_cast<Status>(warp_broadcast(status));
-}
-
 // Waits until the local ranks' recv_* may be written for this epoch.
 RDMAKIT_DEVICE Status wait_starts(const EpRank& ep, u64 epoch) {
     for (u32 g = 0; g < ep.local_ranks; ++g) {

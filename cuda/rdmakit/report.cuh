@@ -1,12 +1,14 @@
 // rdmakit/report.cuh — bounded waiting, and what is said when a wait ends badly: who waited for what.
-// Layer: atom (leans on atom). Every spin in the device code goes through Spin; none is endless.
+// Layer: atom (leans on atom, warp). Every spin in the device code goes through Spin; none is endless.
 #pragma once
-#include "atom.cuh"
+#include "warp.cuh"
 
 namespace rdmakit {
 
 enum class Status : u32 {
     ok = 0, timeout = 1, completion_error = 2, aborted = 3, layout_mismatch = 4, bad_argument = 5,
+    // What the receiver of a sequence lock refuses (lock.cuh).
+    gap = 6, repeated = 7, stale_epoch = 8, wrong_fingerprint = 9, corrupt_payload = 10,
 };
 
 // Written once by the first device thread that gives up, in memory that the host reads; zeroed by the host before a
@@ -34,11 +36,12 @@ struct Watch {
 };
 constexpr u64 kDefaultTimeoutNs = 10ull * 1000 * 1000 * 1000;
 
-// Whom a wait concerns.
+// Whom a wait concerns, and what it means when its time is up.
 struct Subject {
     const char* what;
     u64 expected;
     u32 qpn, peer, channel;
+    Status late = Status::timeout;
 };
 
 RDMAKIT_DEVICE void copy_text(char (&to)[64], const char* from) {
@@ -120,8 +123,8 @@ class Spin {
         if (spent < bound && t.api->park(&t, list, static_cast<int>(sizeof...(T)), note, bound - spent)) return true;
 #endif
         const u64 end = time_ns();
-        fail(watch_, Status::timeout, who, first(seen.value...), 0, end > since_ ? end - since_ : 0, 0, 0, site);
-        return give_up(Status::timeout);
+        fail(watch_, who.late, who, first(seen.value...), 0, end > since_ ? end - since_ : 0, 0, 0, site);
+        return give_up(who.late);
     }
     RDMAKIT_DEVICE Status status() const { return status_; }
 
@@ -148,6 +151,16 @@ RDMAKIT_DEVICE Status wait_until(const T* p, Done done, const Watch& watch, cons
         if (holds(done(*value), site)) return Status::ok;
         if (!spin.pause(who, site, Seen<T>{p, *value})) return spin.status();
     }
+}
+
+// Lane 0 acts, all lanes learn how it went. The first meeting orders what the lanes did before its release, the second
+// what they read after its acquire: a shuffle alone orders no memory.
+template <class Act> RDMAKIT_DEVICE Status by_lane_zero(Act act) {
+    warp_sync();
+    u32 status = 0;
+    if (lane_id() == 0) status = static_cast<u32>(act());
+    warp_sync();
+    return static_cast<Status>(warp_broadcast(status));
 }
 
 }  // namespace rdmakit

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rdmakit.device.notebook import table_html
-from rdmakit.errors import CompletionError, DeviceFault, HangError, LaunchError, RdmakitError
+from rdmakit.errors import CompletionError, DeviceFault, HangError, LaunchError, RdmakitError, SequenceError
 from rdmakit.layout import wc_status
 
 __all__ = ["REPORT", "DeviceStatus", "Report"]
@@ -26,6 +26,21 @@ class DeviceStatus(IntEnum):
     ABORTED = 3
     LAYOUT_MISMATCH = 4
     BAD_ARGUMENT = 5
+    GAP = 6
+    REPEATED = 7
+    STALE_EPOCH = 8
+    WRONG_FINGERPRINT = 9
+    CORRUPT_PAYLOAD = 10
+
+
+# What the receiver of a sequence lock refuses, and why it must (cuda/rdmakit/lock.cuh).
+_REFUSALS = {
+    DeviceStatus.GAP: "tickets are signed off strictly in order: one is missing",
+    DeviceStatus.REPEATED: "a ticket is signed off once: it came again, or its signal came before its data",
+    DeviceStatus.STALE_EPOCH: "what a connection of an earlier epoch has left is never signed off",
+    DeviceStatus.WRONG_FINGERPRINT: "a fingerprint binds queue pair, epoch, ticket, length and checksum",
+    DeviceStatus.CORRUPT_PAYLOAD: "the payload must fit the checksum that its header carries",
+}
 
 
 _WORDS = (
@@ -128,13 +143,23 @@ class Report:
             )
         if self.status is DeviceStatus.BAD_ARGUMENT:
             return LaunchError(f"a kernel refused {self.what}", **facts)
+        if self.status in _REFUSALS:
+            return SequenceError(
+                f"{self.status.name}: a receiver refused {self.what}",
+                reason=self.status.name,
+                rule=_REFUSALS[self.status],
+                remedy="reconnect the lock, which begins a new epoch; its story() tells what both ends saw",
+                ticket=self.index,
+                **facts,
+            )
         if self.status is DeviceStatus.TIMEOUT:
             waited = f"{self.waited_ns / 1e9:g} s" if self.waited_ns else "until nothing moved"
             return HangError(f"a kernel waited for {self.what}", rule=f"it waited {waited}", **facts)
         return DeviceFault(f"a kernel gave up: {self.status.name}", **facts)
 
     def raise_for_status(self) -> Report:
-        """Itself when nothing was reported, else CompletionError, HangError, LaunchError or DeviceFault."""
+        """Itself when nothing was reported, else CompletionError, HangError, LaunchError, SequenceError or
+        DeviceFault."""
         error = self.error()
         if error is not None:
             raise error

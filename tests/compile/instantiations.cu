@@ -10,6 +10,12 @@
 #include <rdmakit/hca_key.cuh>
 #include <rdmakit/hca_wqe.cuh>
 #include <rdmakit/ll.cuh>
+#include <rdmakit/lock.cuh>
+#include <rdmakit/lock_receive.cuh>
+#include <rdmakit/lock_send.cuh>
+#include <rdmakit/lock_stamp.cuh>
+#include <rdmakit/lock_strategy.cuh>
+#include <rdmakit/lock_wait.cuh>
 #include <rdmakit/post.cuh>
 #include <rdmakit/queue.cuh>
 #include <rdmakit/report.cuh>
@@ -193,6 +199,64 @@ RDMAKIT_KERNEL use_signal(QpHandle qp, RemoteMemory to, LocalMemory from, Memory
     m.keep(put(qp, to, from, bytes, &end)).keep(put_signal(qp, to, from, bytes, to, 1, &end)).keep(end);
     m.keep(signal(qp, to, 1)).keep(put_word(qp, to, bytes));
     m.keep(wait_signal(&m.any<u64>(1), bytes, qp.watch, about(qp, "a use", bytes), &end)).keep(end);
+}
+
+// ---- lock ------------------------------------------------------------------------------------------------------------
+RDMAKIT_KERNEL use_lock_strategy(Memory m) {
+    const Strategy s = m.any<Strategy>();
+    const u32 n = m.any<u32>(1);
+    m.keep(mode_bit(m.any<Ordering>(2), m.any<Reader>(3))).keep(right_modes(s, n != 0)).keep(is_strong(s));
+    m.keep(is_right(s, n != 0, Ordering::relaxed, Reader::gpu)).keep(eager_lines(n)).keep(slot_message(s, n)).keep(cost_of(s, n));
+}
+RDMAKIT_KERNEL use_lock_stamp(Memory m) {
+    const u64 n = m.any<u64>();
+    const u32 a = m.any<u32>(1);
+    m.keep(mix64(n)).keep(fingerprint(a, a, n, a, a)).keep(line_fingerprint(a, a, n, a, a, a)).keep(stamp_word(n, a));
+    m.keep(immediate_of(n, a)).keep(widen_ticket(a, n)).keep(widen_ticket(static_cast<u16>(a), n)).keep(comes_after(n, a));
+    m.keep(crc32c_word(a, n)).keep(crc32c_line(m.any<u64[kLineWords]>(2))).keep(word_at(m.bytes, a, a)).keep(payload_crc(m.bytes, a));
+    store_word(m.bytes, a, a, n);
+}
+struct UseArrival {
+    u64 sum;
+    template <Strategy S> RDMAKIT_DEVICE void take(const LockReceiver& lock, const Arrival& arrival) {
+        sum += payload_word<S>(lock, arrival, 1) + sum_payload<S>(lock, arrival);
+    }
+};
+template <Strategy S> RDMAKIT_DEVICE void use_strategy(const LockSender& sender, const LockReceiver& receiver, const Memory& m) {
+    const u64 ticket = m.any<u64>();
+    const u32 length = m.any<u32>(1);
+    Arrival arrival{};
+    UseArrival use{};
+    m.keep(post_slot<S>(sender, ticket, length, Site::here())).keep(send<S>(sender, ticket, m.bytes, length));
+    m.keep(receive<S>(receiver, ticket, &arrival)).keep(payload_word<S>(receiver, arrival, length));
+    m.keep(sum_payload<S>(receiver, arrival)).keep(deliver<S>(receiver, ticket, use)).keep(use.sum);
+    copy_payload<S>(receiver, arrival, m.bytes);
+}
+RDMAKIT_KERNEL use_lock(const LockSender* s, const LockReceiver* r, Memory m) {
+    const u64 ticket = m.any<u64>();
+    const u32 n = m.any<u32>(1);
+    UseArrival use{};
+    use_strategy<Strategy::amo>(*s, *r, m);
+    use_strategy<Strategy::imm>(*s, *r, m);
+    use_strategy<Strategy::eager>(*s, *r, m);
+    use_strategy<Strategy::write>(*s, *r, m);
+    use_strategy<Strategy::cqe>(*s, *r, m);
+    use_strategy<Strategy::split>(*s, *r, m);
+    m.keep(slot_offset(*s, ticket)).keep(slot_offset(*r, ticket)).keep(has_crc(*s)).keep(slot_at(*r, ticket)).keep(header_at(*r, ticket));
+    m.keep(signal_fingerprint(n, n, ticket)).keep(check_handle(*s)).keep(check_handle(*r)).keep(wait_window(*s, ticket));
+    m.keep(refuse(*r, Status::gap, "a use", ticket, ticket, ticket, Site::here())).keep(judge_header(*r, ticket));
+    m.keep(make_header(*s, ticket, n, n)).keep(send(*s, ticket, m.bytes, n)).keep(finish(*s)).keep(finish(*r));
+    fill_whole(*s, ticket, m.bytes, n);
+    fill_lines(*s, ticket, m.bytes, n);
+    write_slot(*s, ticket, Opcode::write_imm, ticket, n, Signalled::yes, n);
+    write_tail(*s, s->qp, ticket);
+    write_flag(*s, ticket, ticket);
+    m.keep(begin_post(s->qp, n, Site::here())).keep(end_post(s->qp, ticket, n, Site::here())).keep(last_word(m.bytes, n, n));
+    m.keep(post(s->qp, 1, Site::here(), [&](u64 index) { write_nop(s->qp, index, kCqUpdate); }));
+    m.keep(wait_tail<u32>(*r, ticket, Site::here())).keep(wait_tail<u64>(*r, ticket, Site::here()));
+    m.keep(of_earlier_epoch(*r, ticket, n)).keep(wait_flag(*r, ticket, Site::here())).keep(wait_immediate(*r, ticket, Site::here()));
+    m.keep(wait_line(*r, ticket, n, n, Site::here())).keep(give_back(*r, ticket, Site::here())).keep(sign_off(*r, ticket));
+    m.keep(deliver(*r, ticket, use)).keep(use.sum);
 }
 
 // ---- channel ---------------------------------------------------------------------------------------------------------

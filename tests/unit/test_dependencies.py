@@ -39,6 +39,7 @@ DEVICE_LAYERS = {
     **dict.fromkeys(("config", "cpu", "cpu_preempt", "cpu_watch"), "config"),
     **dict.fromkeys(("atom", "cost", "warp", "report", "cuda_builtins"), "atom"),
     "post": "queue",
+    **dict.fromkeys(("lock", "lock_receive", "lock_send", "lock_stamp", "lock_strategy", "lock_wait"), "signal"),
     "ll": "ep",
 }
 CPU_SEAM = {"rdmakit/cpu.cuh", "rdmakit/cpu_preempt.cuh", "rdmakit/cpu_watch.cuh", "rdmakit/cuda_builtins.cuh"}
