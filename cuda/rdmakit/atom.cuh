@@ -189,7 +189,8 @@ template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T compare_swap(T* p, T e
 // A condition that a protocol rests on: a bound, an epoch, an order. Explore can take each one out, to see that it is needed.
 RDMAKIT_DEVICE bool holds(bool condition, [[maybe_unused]] Site site = Site::here()) {
 #if !RDMAKIT_GPU && RDMAKIT_POLICY == RDMAKIT_EXPLORE
-    return condition || cpu::self().api->removed(&cpu::self(), site);
+    const bool removed = cpu::self().api->removed(&cpu::self(), site);
+    return condition || removed;
 #else
     return condition;
 #endif

@@ -84,10 +84,13 @@ RDMAKIT_DEVICE u64 doorbell_value(const QpHandle& qp, u64 next) {
 // release), so a failed attempt still hands its `ready` on to the ringer through the chain of exchanges.
 RDMAKIT_DEVICE void submit(const QpHandle& qp) {
     SqState& s = *qp.state;
-    while (load_acquire<Scope::gpu>(&s.ready) > load_relaxed<Scope::gpu>(&s.rung)) {
-        if (exchange<Scope::gpu>(&s.bell, 1u) != 0) return;
+    for (;;) {
+        const u64 ready = load_acquire<Scope::gpu>(&s.ready);
+        if (ready <= load_relaxed<Scope::gpu>(&s.rung)) return;
+        const bool taken = exchange<Scope::gpu>(&s.bell, 1u) != 0;
+        if (!holds(!taken)) return;
         const u64 next = load_acquire<Scope::gpu>(&s.ready);
-        if (next > load_relaxed<Scope::gpu>(&s.rung)) {
+        if (holds(next > load_relaxed<Scope::gpu>(&s.rung))) {
             fence<Scope::sys>();  // all WQEs below `next`, and the payload they point to, before the record
             store_relaxed<Scope::sys>(qp.dbrec, swap_bytes(static_cast<u32>(next & 0xffff)));
             fence<Scope::sys>();  // the record before the register: the NIC may read it as soon as it is rung
@@ -130,7 +133,8 @@ RDMAKIT_DEVICE void note_error(const QpHandle& qp, u64 consumer, u64 completed, 
     const auto* cqe = reinterpret_cast<const u32*>(cqe_address(qp.cq, consumer));
     const u32 word = load_relaxed<Scope::sys>(cqe + 13);  // bytes 52..55: hw syndrome, its type, vendor, syndrome
     const u32 error = kErrorFlag | ((word >> 8) & 0xff00) | (word >> 24);
-    if (compare_swap<Scope::gpu>(&qp.state->error, 0u, kErrorClaimed) != 0) return;  // the first one counts
+    const bool first = compare_swap<Scope::gpu>(&qp.state->error, 0u, kErrorClaimed) == 0;
+    if (!holds(first)) return;  // the first one counts
     store_relaxed<Scope::gpu>(&qp.state->error_index, completed + static_cast<u16>(tail.counter() - static_cast<u16>(completed)));
     store_release<Scope::gpu>(&qp.state->error, error);
 }
@@ -148,15 +152,17 @@ RDMAKIT_DEVICE u64 poll_cq(const QpHandle& qp, Seen<u32>* more) {
             note_error(qp, 0, completed, tail);
             return completed;
         }
-        if (static_cast<i16>(tail.counter() - static_cast<u16>(completed)) < 0) return completed;  // nothing new
+        const bool newer = static_cast<i16>(tail.counter() - static_cast<u16>(completed)) >= 0;
+        if (!holds(newer)) return completed;
         const u64 now = completed_by(qp, completed, tail.counter());
         // No lock is held: had another thread gone ahead, the slot might be used again and its size another WQE's.
         const u64 meanwhile = load_acquire<Scope::gpu>(&s.completed);
-        if (meanwhile != completed) return meanwhile;
+        if (!holds(meanwhile == completed)) return meanwhile;
         fence<Scope::gpu>();  // what this CQE made visible, before `completed` tells others
         return larger(fetch_max<Scope::gpu>(&s.completed, now), now);
     }
-    if (load_acquire<Scope::gpu>(&s.cq_lock) != 0 || exchange<Scope::gpu>(&s.cq_lock, 1u) != 0) {
+    const bool locked = load_relaxed<Scope::gpu>(&s.cq_lock) != 0 || exchange<Scope::gpu>(&s.cq_lock, 1u) != 0;
+    if (!holds(!locked)) {
         *more = {&s.cq_lock, 1u};
         return load_acquire<Scope::gpu>(&s.completed);
     }
@@ -166,7 +172,7 @@ RDMAKIT_DEVICE u64 poll_cq(const QpHandle& qp, Seen<u32>* more) {
     for (;; ++ci) {
         const CqeTail tail{load_acquire<Scope::sys>(cqe_tail_address(qp.cq, ci))};
         *more = {cqe_tail_address(qp.cq, ci), tail.raw};
-        if (!cqe_ready(tail.op_own(), ci, qp.cq.log_entries)) break;
+        if (!holds(cqe_ready(tail.op_own(), ci, qp.cq.log_entries))) break;
         if (tail.is_error()) note_error(qp, ci, completed, tail);
         completed = completed_by(qp, completed, tail.counter());
     }
@@ -200,8 +206,9 @@ RDMAKIT_DEVICE Status wait_completed(const QpHandle& qp, u64 until, const char* 
         Seen<u32> more{};
         const u64 completed = poll_cq(qp, &more);
         // An error comes first: flushed WQEs complete too, and would pass for done.
-        if ((load_relaxed<Scope::gpu>(&s.error) & kErrorFlag) != 0) return completion_error(qp, about(qp, what, until), site);
-        if (completed >= until) return Status::ok;
+        const bool failed = (load_relaxed<Scope::gpu>(&s.error) & kErrorFlag) != 0;
+        if (!holds(!failed)) return completion_error(qp, about(qp, what, until), site);
+        if (holds(completed >= until)) return Status::ok;
         if (!spin.pause(about(qp, what, until), site, Seen<u64>{&s.completed, completed}, more, Seen<u64>{&s.ready, ready})) {
             return spin.status();
         }
@@ -211,14 +218,15 @@ RDMAKIT_DEVICE Status wait_completed(const QpHandle& qp, u64 until, const char* 
 // ---- reserve, publish ----------------------------------------------------------------------------------------------
 // Returns the index of the first of `bbs` basic blocks, or kNoSlot after a reported failure.
 RDMAKIT_DEVICE u64 reserve(const QpHandle& qp, u32 bbs, Site site = Site::here()) {
-    if (bbs > sq_size(qp)) {  // before anything is taken: a hole in the order would stop everybody
+    if (!holds(bbs <= sq_size(qp))) {  // before anything is taken: a hole in the order would stop everybody
         fail(qp.watch, Status::bad_argument, about(qp, "a reservation larger than the send queue", sq_size(qp)), bbs, 0, 0,
              0, 0, site);
         return kNoSlot;
     }
     const u64 base = fetch_add<Scope::gpu>(&qp.state->reserved, static_cast<u64>(bbs));
     const u64 end = base + bbs;
-    if (end <= load_acquire<Scope::gpu>(&qp.state->completed) + sq_size(qp)) return base;
+    const u64 room = load_acquire<Scope::gpu>(&qp.state->completed) + sq_size(qp);
+    if (holds(end <= room)) return base;
     return wait_completed(qp, end - sq_size(qp), "room in the send queue", site) == Status::ok ? base : kNoSlot;
 }
 

@@ -56,7 +56,9 @@ RDMAKIT_DEVICE void copy_text(char (&to)[64], const char* from) {
 RDMAKIT_NOINLINE Status fail(const Watch& watch, Status status, const Subject& who, u64 seen, u64 index, u64 waited_ns,
                              u32 syndrome, u32 vendor, Site site) {
     Report* r = watch.report;
-    if (r == nullptr || compare_swap<Scope::sys>(&r->state, 0u, 1u) != 0) return status;
+    if (r == nullptr) return status;
+    const bool first = compare_swap<Scope::sys>(&r->state, 0u, 1u) == 0;
+    if (!holds(first)) return status;  // one report, of the first who gives up
     r->layout_version = RDMAKIT_LAYOUT_VERSION;
     r->status = static_cast<u32>(status);
     r->rank = watch.rank;
@@ -85,7 +87,7 @@ RDMAKIT_NOINLINE Status fail(const Watch& watch, Status status, const Subject& w
 RDMAKIT_DEVICE bool aborted(const Report* r) { return r != nullptr && load_relaxed<Scope::sys>(&r->state) != 0; }
 
 RDMAKIT_DEVICE bool layout_matches(u32 layout_version, const Watch& watch, const char* what, Site site = Site::here()) {
-    if (layout_version == RDMAKIT_LAYOUT_VERSION) return true;
+    if (holds(layout_version == RDMAKIT_LAYOUT_VERSION, site)) return true;
     fail(watch, Status::layout_mismatch, Subject{what, RDMAKIT_LAYOUT_VERSION, 0, 0, 0}, layout_version, 0, 0, 0, 0, site);
     return false;
 }
@@ -95,6 +97,20 @@ template <class T> struct Seen {
     const T* address;
     T value;
 };
+// Several words of one 64-byte line, and what was read there.
+struct SeenLine {
+    const u64* words;
+    const u64* values;
+    u32 count;
+};
+#if !RDMAKIT_GPU
+namespace host {
+template <class T> cpu::Watched watched(const Seen<T>& seen) { return {seen.address, static_cast<u64>(seen.value), sizeof(T)}; }
+inline cpu::Watched watched(const SeenLine& seen) {
+    return {seen.words, cpu::sum_of(seen.values, seen.count), static_cast<u32>(sizeof(u64)) * seen.count};
+}
+}  // namespace host
+#endif
 
 // for (Spin spin(watch); !condition;) if (!spin.pause(who, site, Seen<u64>{&word, value})) return spin.status();
 class Spin {
@@ -102,7 +118,7 @@ class Spin {
     explicit RDMAKIT_DEVICE Spin(const Watch& watch) : watch_(watch) {}
 
     // Not there yet. Returns false once the time is up (and reports it) or somebody else has given up.
-    template <class... T> RDMAKIT_DEVICE bool pause(const Subject& who, Site site, const Seen<T>&... seen) {
+    template <class... S> RDMAKIT_DEVICE bool pause(const Subject& who, Site site, const S&... seen) {
 #if !RDMAKIT_GPU
         if (aborted(watch_.report)) return give_up(Status::aborted);
 #endif
@@ -116,14 +132,14 @@ class Spin {
         if (now - since_ < bound) return true;
 #else
         if (since_ == 0) since_ = time_ns() + 1;
-        const cpu::Watched list[] = {cpu::Watched{seen.address, widen(seen.value), sizeof(T)}...};
+        const cpu::Watched list[] = {host::watched(seen)...};
         const cpu::WaitNote note{who.what, who.expected, who.qpn, who.peer, who.channel, site};
         const u64 spent = time_ns() + 1 - since_;
         cpu::Thread& t = cpu::self();
-        if (spent < bound && t.api->park(&t, list, static_cast<int>(sizeof...(T)), note, bound - spent)) return true;
+        if (spent < bound && t.api->park(&t, list, static_cast<int>(sizeof...(S)), note, bound - spent)) return true;
 #endif
         const u64 end = time_ns();
-        fail(watch_, who.late, who, first(seen.value...), 0, end > since_ ? end - since_ : 0, 0, 0, site);
+        fail(watch_, who.late, who, first(seen...), 0, end > since_ ? end - since_ : 0, 0, 0, site);
         return give_up(who.late);
     }
     RDMAKIT_DEVICE Status status() const { return status_; }
@@ -133,8 +149,10 @@ class Spin {
         status_ = s;
         return false;
     }
-    template <class T> static RDMAKIT_DEVICE u64 widen(T v) { return static_cast<u64>(v); }
-    template <class T, class... Rest> static RDMAKIT_DEVICE u64 first(T v, Rest...) { return static_cast<u64>(v); }
+    template <class T, class... Rest> static RDMAKIT_DEVICE u64 first(const Seen<T>& seen, const Rest&...) {
+        return static_cast<u64>(seen.value);
+    }
+    template <class... Rest> static RDMAKIT_DEVICE u64 first(const SeenLine& seen, const Rest&...) { return seen.values[0]; }
 
     Watch watch_;
     Status status_ = Status::ok;

@@ -67,7 +67,7 @@ cdef extern from "explore/explorer.hpp" namespace "rdmakit::emu" nogil:
         WeakMemory memory
         Mutation mutation
         cbool watch_sites
-        unordered_set[u64] sites
+        unordered_set[u64] sites[5]
     cdef cppclass CppExplorer "rdmakit::emu::Explorer":
         CppExplorer(CppWorld&) except +
         void expect(const void*, const void*, u64) except +
@@ -178,11 +178,14 @@ cdef class Explorer:
 
     def sites(self):
         """(file, line, primitive) of every primitive that ran while they were watched."""
-        cdef u64 packed
+        cdef u64 where
+        cdef unordered_set[u64] there
         found = []
-        for packed in self.explorer.exploration().sites:
-            file, line = place(packed >> 3)
-            found.append((file, line, packed & 7))
+        for primitive in range(5):
+            there = self.explorer.exploration().sites[primitive]
+            for where in there:
+                file, line = place(where)
+                found.append((file, line, primitive))
         return found
 
     def run(self, u32 search=0, u64 seed=0, u32 depth=3, double steps=100, list decisions=[], bint faults=True,

@@ -21,7 +21,7 @@ class Exploration {
     bool pruned = false;    // the rest of this schedule is known
     bool updating = false;  // between the two halves of a read-modify-write, which nobody else sees
     bool watch_sites = false;
-    std::unordered_set<u64> sites;  // (file, line) and primitive of everything that ran
+    std::unordered_set<u64> sites[kPrimitives];  // where primitives of each kind ran
 
     // ---- one access of device code
     void load(u32 agent, const void* p, void* out, u32 bytes, cpu::Access how, Site site) {
@@ -63,7 +63,7 @@ class Exploration {
 
   private:
     void seen(Primitive primitive, const Site& site) {
-        if (watch_sites) sites.insert(where_site(site) * 8 + static_cast<u64>(primitive));
+        if (watch_sites) sites[static_cast<u32>(primitive)].insert(where_site(site));
     }
     cpu::Access adjust(Primitive primitive, cpu::Access how, const Site& site) {
         seen(primitive, site);

@@ -10,6 +10,7 @@
 namespace rdmakit::emu {
 
 enum class Primitive : u32 { load = 0, store = 1, update = 2, fence = 3, condition = 4 };
+constexpr u32 kPrimitives = 5;
 
 struct Mutation {
     bool on = false;

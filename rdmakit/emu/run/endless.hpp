@@ -38,6 +38,7 @@ class EndlessLoops {
         return nullptr;
     }
 
+    void start_over() { idle_points_ = 0; }
     // Explore: one more ordered access; `progress` and `changes` grow whenever anything, or any word of memory, changes.
     bool idle(u64 progress, u64 changes) {
         const u64 now = progress + changes;

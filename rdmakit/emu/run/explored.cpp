@@ -109,7 +109,9 @@ void Scheduler::end_run(bool undo) {
     settle();
     counters_.stale_loads += exploration_->memory.stale_loads();
     exploration_->memory.reset(undo);
-    exploration_->pruned = false;
+    exploration_->pruned = exploration_->updating = false;
+    endless_.start_over();
+    polls_for_ever_ = false;
     ++exploration_->run;
     if (undo) {
         sources_.clear();

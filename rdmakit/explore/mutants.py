@@ -1,0 +1,153 @@
+"""Is every fence needed? Each place of the device code is made weaker in turn, and exploration has to notice.
+
+Leans on sites and explorer. A mutant that no scenario notices is either deleted from the code as redundant or argued:
+a sentence in `ARGUED` says why nothing can come of it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from rdmakit.explore.arguments import ARGUED
+from rdmakit.explore.explorer import Explorer
+from rdmakit.explore.scenario import Scenario, scenarios
+from rdmakit.explore.sites import Kind, Mutant, Site, mutants_of, sites
+
+__all__ = ["Killed", "MutantRun", "run_mutants"]
+
+
+@dataclass(frozen=True)
+class Killed:
+    """A mutant that was noticed: by which scenario, after how many schedules, how."""
+
+    mutant: Mutant
+    scenario: str
+    schedules: int
+    seed: int
+    what: str
+
+
+@dataclass
+class MutantRun:
+    """What became of all mutants."""
+
+    killed: list[Killed] = field(default_factory=list)
+    argued: list[tuple[Mutant, str]] = field(default_factory=list)
+    survived: list[Mutant] = field(default_factory=list)
+    never_ran: list[Mutant] = field(default_factory=list)
+    seconds: float = 0.0
+
+    @property
+    def total(self) -> int:
+        """How many there were."""
+        return len(self.killed) + len(self.argued) + len(self.survived) + len(self.never_ran)
+
+    @property
+    def ok(self) -> bool:
+        """Everything is noticed or argued, and no more than one in twenty is argued."""
+        return not self.survived and not self.never_ran and len(self.argued) * 20 <= self.total
+
+    def figures(self) -> dict[str, float]:
+        """The figures of `rdmakit explore --mutants --json`."""
+        return {
+            "mutants": self.total,
+            "killed": len(self.killed),
+            "argued": len(self.argued),
+            "survived": len(self.survived) + len(self.never_ran),
+            "seconds": round(self.seconds, 1),
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"{len(self.killed)} of {self.total} mutants killed, {len(self.argued)} argued, "
+            f"{len(self.survived)} survived, {len(self.never_ran)} in code that no scenario runs ({self.seconds:.0f} s)"
+        ]
+        lines += [f"  survived   {mutant}" for mutant in self.survived]
+        lines += [f"  never ran  {mutant}" for mutant in self.never_ran]
+        lines += [f"  argued     {mutant}: {why}" for mutant, why in self.argued]
+        return "\n".join(lines)
+
+
+def _place(mutant: Mutant) -> tuple[str, int, int]:
+    return mutant.site.file, mutant.site.line, int(mutant.site.kind)
+
+
+def _short(file: str) -> str:
+    """The path of a device file as `sites` names it, from whatever the compiler was given."""
+    return "/".join(file.rsplit("/", 2)[-2:])
+
+
+def _runs_where(explorers: Sequence[Explorer], schedules: int) -> list[set[tuple[str, int, int]]]:
+    found = []
+    for explorer in explorers:
+        explorer.core.watch_sites(True)
+        explorer.run(schedules)
+        explorer.core.watch_sites(False)
+        found.append({(_short(file), line, kind) for file, line, kind in explorer.core.sites()})
+    return found
+
+
+def run_mutants(
+    names: Sequence[str | Scenario] | None = None,
+    *,
+    budget: int = 4000,
+    progress: Callable[[int, int], None] | None = None,
+    only: Callable[[Mutant], bool] = lambda mutant: True,
+) -> MutantRun:
+    """Make every place weaker in every way; `budget` schedules of each scenario that comes by there.
+
+    `names`: scenarios, by default those tagged "mutants". `only` chooses among the mutants.
+    """
+    began = time.perf_counter()
+    run = MutantRun()
+    explorers = [Explorer(name) for name in (names or scenarios("mutants"))]
+    ran = _runs_where(explorers, 300)
+    known = sites()
+    places = {(site.file, site.line, int(site.kind)) for site in known}
+    # A wait is known by the line that waits, not by the one that loops: those show when they run.
+    waits = {place for there in ran for place in there if place[2] == Kind.CONDITION and place not in places}
+    known += [Site(_short(file), line, Kind.CONDITION, "wait", 2) for file, line, _ in sorted(waits)]
+    chosen = [mutant for site in known for mutant in mutants_of(site) if only(mutant)]
+    for number, mutant in enumerate(chosen, 1):
+        there = [e for e, places in zip(explorers, ran, strict=True) if _place(mutant) in places]
+        killed = _kill(mutant, there, budget)
+        reason = ARGUED.get((mutant.site.file, mutant.site.name, mutant.what, _line_text(mutant)))
+        if killed is not None:
+            run.killed.append(killed)
+        elif reason is not None:
+            run.argued.append((mutant, reason))
+        else:
+            (run.survived if there else run.never_ran).append(mutant)
+        if progress is not None:
+            progress(number, len(chosen))
+    run.seconds = time.perf_counter() - began
+    return run
+
+
+def _kill(mutant: Mutant, explorers: Sequence[Explorer], budget: int) -> Killed | None:
+    site = mutant.site
+    # A few schedules of each first: most die at once, and the expensive scenarios need not run.
+    for some in (200, budget):
+        for explorer in explorers:
+            explorer.core.mutate(site.file, site.line, int(site.kind), **dict(mutant.change))
+            try:
+                found = explorer.run(some)
+            finally:
+                explorer.core.mutate()
+            if found.failure is not None:
+                failure = found.failure
+                return Killed(mutant, explorer.scenario.name, found.schedules, failure.seed, failure.what)
+    return None
+
+
+def _line_text(mutant: Mutant) -> str:
+    from pathlib import Path
+
+    import rdmakit
+
+    text = Path(rdmakit.get_include(), mutant.site.file).read_text(encoding="utf-8").splitlines()[mutant.site.line - 1]
+    return " ".join(text.partition("//")[0].split())
+
+
