@@ -41,6 +41,7 @@ def move_on(qp: Any, index: int) -> None:
         sends._last = ring[(end - 1) % sends.size, :8].tobytes()
         sends.state["reserved"] = sends.state["ready"] = end
         sends.bell()
+        qp.context._provider.progress()  # Explore does nothing until the world runs
         at = end
     sends.state["completed"] = index
 
