@@ -11,19 +11,14 @@ struct Arrival {
     u32 length;
 };
 
-// A word of an eager slot. With checksums nothing orders it behind the stamp: what was judged by relaxed loads is read by
-// relaxed loads, which see nothing older. A plain one could find the lap before in L1.
-RDMAKIT_DEVICE u64 eager_word(const LockReceiver& lock, const u64* word) {
-    return has_crc(lock) ? load_relaxed<Scope::sys>(word) : *word;
-}
-
 // ---- all lanes -----------------------------------------------------------------------------------------------------------
 // Word i of the payload of a transfer that has arrived, wherever its strategy put it.
 template <Strategy S> RDMAKIT_DEVICE u64 payload_word(const LockReceiver& lock, const Arrival& arrival, u32 i) {
     const u8* const slot = slot_at(lock, arrival.ticket);
     if constexpr (S == Strategy::eager) {  // padded with zeros by the sender
         const u32 word = i + kHeaderWords;
-        return eager_word(lock, reinterpret_cast<const u64*>(slot) + word / kLineWords * (kLineWords + 1) + word % kLineWords);
+        // What a checksum has vouched for, no acquire has: a plain load might still find an older line in L1.
+        return load_relaxed<Scope::sys>(reinterpret_cast<const u64*>(slot) + word / kLineWords * (kLineWords + 1) + word % kLineWords);
     } else {
         return word_at(slot + kLockHeaderBytes, arrival.length, i);
     }
@@ -57,18 +52,17 @@ RDMAKIT_DEVICE Status receive(const LockReceiver& lock, u64 ticket, Arrival* arr
         return signal != Status::ok ? signal : judge_header(lock, ticket, site);
     });
     if (there != Status::ok) return there;
+    const LockHeader& header = *header_at(lock, ticket);
     if constexpr (S == Strategy::eager) {
-        const u32 length = static_cast<u32>(eager_word(lock, reinterpret_cast<const u64*>(slot_at(lock, ticket)) + 1));
-        *arrival = Arrival{ticket, length};
+        *arrival = Arrival{ticket, load_relaxed<Scope::sys>(&header.length)};  // as payload_word does
         Status mine = Status::ok;
-        for (u32 line = 1 + static_cast<u32>(lane_id()); line < eager_lines(length); line += kLanes) {
-            if (mine == Status::ok) mine = wait_line(lock, ticket, line, length, site);
+        for (u32 line = 1 + static_cast<u32>(lane_id()); line < eager_lines(arrival->length); line += kLanes) {
+            if (mine == Status::ok) mine = wait_line(lock, ticket, line, arrival->length, site);
         }
         const bool failed = warp_any(mine != Status::ok);
         warp_sync();  // a vote orders no memory: every lane may read what any lane has acquired
         return mine == Status::ok && failed ? Status::aborted : mine;
     } else {
-        const LockHeader& header = *header_at(lock, ticket);
         *arrival = Arrival{ticket, header.length};
         if (!has_crc(lock)) return Status::ok;
         const u32 crc = payload_crc(slot_at(lock, ticket) + kLockHeaderBytes, header.length);
