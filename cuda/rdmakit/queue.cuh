@@ -139,35 +139,39 @@ RDMAKIT_DEVICE void note_error(const QpHandle& qp, u64 consumer, u64 completed, 
     store_release<Scope::gpu>(&qp.state->error, error);
 }
 
+// Holder of cq_lock. The one entry names the last WQE that is complete. Without the lock the slot of that WQE could be another's
+// by the time that its size is read there.
+RDMAKIT_DEVICE u64 poll_collapsed(const QpHandle& qp, u64 completed, Seen<u32>* more) {
+    const CqeTail tail{load_acquire<Scope::sys>(cqe_tail_address(qp.cq, 0))};
+    *more = {cqe_tail_address(qp.cq, 0), tail.raw};
+    if (tail.opcode() == static_cast<u32>(CqeOpcode::invalid)) return completed;
+    if (tail.is_error()) {
+        note_error(qp, 0, completed, tail);
+        return completed;
+    }
+    const bool newer = static_cast<i16>(tail.counter() - static_cast<u16>(completed)) >= 0;
+    if (!holds(newer)) return completed;
+    const u64 now = completed_by(qp, completed, tail.counter());
+    store_release<Scope::gpu>(&qp.state->completed, now);  // slots below are free, and this CQE has been read
+    return now;
+}
+
 // Takes what the CQ holds; returns the basic blocks completed so far. Never waits. *more says which word will change
 // before there is more to take: the next CQE's tail, or the lock while somebody else is at it.
 RDMAKIT_DEVICE u64 poll_cq(const QpHandle& qp, Seen<u32>* more) {
     SqState& s = *qp.state;
-    if (qp.cq.collapsed != 0) {
-        const u64 completed = load_acquire<Scope::gpu>(&s.completed);
-        const CqeTail tail{load_acquire<Scope::sys>(cqe_tail_address(qp.cq, 0))};
-        *more = {cqe_tail_address(qp.cq, 0), tail.raw};
-        if (tail.opcode() == static_cast<u32>(CqeOpcode::invalid)) return completed;
-        if (tail.is_error()) {
-            note_error(qp, 0, completed, tail);
-            return completed;
-        }
-        const bool newer = static_cast<i16>(tail.counter() - static_cast<u16>(completed)) >= 0;
-        if (!holds(newer)) return completed;
-        const u64 now = completed_by(qp, completed, tail.counter());
-        // No lock is held: had another thread gone ahead, the slot might be used again and its size another WQE's.
-        const u64 meanwhile = load_acquire<Scope::gpu>(&s.completed);
-        if (!holds(meanwhile == completed)) return meanwhile;
-        fence<Scope::gpu>();  // what this CQE made visible, before `completed` tells others
-        return larger(fetch_max<Scope::gpu>(&s.completed, now), now);
-    }
     const bool locked = load_relaxed<Scope::gpu>(&s.cq_lock) != 0 || exchange<Scope::gpu>(&s.cq_lock, 1u) != 0;
     if (!holds(!locked)) {
         *more = {&s.cq_lock, 1u};
         return load_acquire<Scope::gpu>(&s.completed);
     }
-    u64 ci = s.consumer;
     u64 completed = load_relaxed<Scope::gpu>(&s.completed);
+    if (qp.cq.collapsed != 0) {
+        completed = poll_collapsed(qp, completed, more);
+        exchange<Scope::gpu>(&s.cq_lock, 0u);
+        return completed;
+    }
+    u64 ci = s.consumer;
     const u64 before = ci;
     for (;; ++ci) {
         const CqeTail tail{load_acquire<Scope::sys>(cqe_tail_address(qp.cq, ci))};
