@@ -49,20 +49,21 @@ def move_on(qp: Any, index: int) -> None:
 class Pair:
     """Host 0's queue pair to host 1, `words` words of 8 bytes in each, and a handle to post with."""
 
-    def __init__(self, scene: Scene, words: int, *, wqebbs: int = 4, cq: int | None = None, start: int = 0, **more: Any) -> None:
+    def __init__(self, scene: Scene, words: int, *, wqebbs: int = 4, start: int = 0,
+                 sink_access: str = "", watch: bool = True) -> None:
         options = scene.options
         self.scene = scene
         self.world = scene.world(hosts=2, ports=1, doorbell=str(options.get("doorbell", "dbrec")))
         self.words = words
-        queue = {"collapsed": bool(options.get("collapsed", False))}
+        collapsed = bool(options.get("collapsed", False))
         ends = []
         for host, name in enumerate(("source", "sink")):
             context = self.world.open(host)
             pd = context.alloc_pd()
             array = self.world.array((words,), np.uint64, name=name)
-            entries = context.create_cq(wqebbs if cq is None else cq, **queue)
-            ends.append((array, pd.register(array, **more.pop("sink_access", {}) if host else {}),
-                         pd.create_qp(entries, sq_wqebbs=wqebbs)))
+            access = (sink_access,) if host and sink_access else ()
+            queue_pair = pd.create_qp(context.create_cq(wqebbs, collapsed=collapsed), sq_wqebbs=wqebbs)
+            ends.append((array, pd.register(array, *access), queue_pair))
         (self.source, self.from_mr, self.qp), (self.sink, self.to_mr, self.peer) = ends
         self.source[:] = np.arange(1, 1 + words, dtype=np.uint64) * np.uint64(0x0101_0101_0000_0001)
         self.qp.psn = int(options.get("psn", 0))
@@ -72,7 +73,8 @@ class Pair:
             move_on(self.qp, start)
         dialect = str(options.get("dialect", "next_index"))
         self.handle = self.qp.device_handle(dialect=dialect, batch=int(options.get("batch", 0)))
-        scene.watch(self.handle)
+        if watch:
+            scene.watch(self.handle)
         scene.keep(self)
 
     @property
