@@ -132,11 +132,14 @@ class Spin {
         if (now - since_ < bound) return true;
 #else
         if (since_ == 0) since_ = time_ns() + 1;
-        const cpu::Watched list[] = {host::watched(seen)...};
+        // Somebody else's report ends this wait, too. Without one, the first word is watched twice.
+        const Report* const report = watch_.report;
+        const cpu::Watched first_seen = first_of(host::watched(seen)...);
+        const cpu::Watched list[] = {host::watched(seen)..., report != nullptr ? cpu::Watched{&report->state, 0, 4} : first_seen};
         const cpu::WaitNote note{who.what, who.expected, who.qpn, who.peer, who.channel, site};
         const u64 spent = time_ns() + 1 - since_;
         cpu::Thread& t = cpu::self();
-        if (spent < bound && t.api->park(&t, list, static_cast<int>(sizeof...(S)), note, bound - spent)) return true;
+        if (spent < bound && t.api->park(&t, list, static_cast<int>(sizeof...(S)) + 1, note, bound - spent)) return true;
 #endif
         const u64 end = time_ns();
         fail(watch_, who.late, who, first(seen...), 0, end > since_ ? end - since_ : 0, 0, 0, site);
@@ -149,6 +152,9 @@ class Spin {
         status_ = s;
         return false;
     }
+#if !RDMAKIT_GPU
+    template <class... Rest> static cpu::Watched first_of(const cpu::Watched& seen, const Rest&...) { return seen; }
+#endif
     template <class T, class... Rest> static RDMAKIT_DEVICE u64 first(const Seen<T>& seen, const Rest&...) {
         return static_cast<u64>(seen.value);
     }

@@ -93,10 +93,14 @@ cdef cbool run_check(void* explorer) noexcept with gil:
 
 cdef void run_action(void* action) noexcept with gil:
     explorer, act = <object>action
+    cdef World world = (<Explorer>explorer).world
+    world.busy = False  # verbs that the host calls between two steps are this thread's own
     try:
         act()
     except BaseException as error:
         (<Explorer>explorer).pending = error
+    finally:
+        world.busy = True
 
 
 cdef Schedule to_schedule(u32 search, u64 seed, u32 depth, double steps, list decisions, bint faults):

@@ -86,7 +86,9 @@ bool Hca::may_arrive(const QueuePair& qp, u32 index) const {
     const QueuePair* responder = qp.peer.hca ? qp.peer.hca->find_qp(qp.info.attr.dest_qp_num) : nullptr;
     const bool any_order = many_paths(qp);
     for (u32 i = 0; i < index; ++i) {
-        if (!flight.requests[i].arrived && !(any_order && is_write(request.wqe))) return false;
+        const Request& earlier = flight.requests[i];
+        if (!earlier.arrived && !(any_order && is_write(request.wqe))) return false;
+        if (earlier.arrived && earlier.outcome.kind == Outcome::refused) return false;  // nobody answers behind a NAK
     }
     if (request.waits_for_receive && responder && responder->receives_available() == 0) return false;
     // An atomic is executed in memory behind every earlier write, and a READ reads behind them.
@@ -269,7 +271,9 @@ void Hca::arrive_request(QueuePair& qp, u32 index) {
             if (weak_ != nullptr) weak_->note(flight.requester, "hears no answer; sends again", qp.info.qpn, request.wqe.index);
             ++qp.info.counters.retries;
             ++counters_.retries;
-            if (++request.losses > qp.info.attr.retry_cnt) fail(qp, request.wqe, Syndrome::transport_retry_exceeded);
+            // The timer is that of the first request that is not acknowledged.
+            if (index == 0 && ++request.losses > qp.info.attr.retry_cnt)
+                fail(qp, request.wqe, Syndrome::transport_retry_exceeded);
             return;
     }
     request.arrived = true;

@@ -12,7 +12,7 @@ class Scheduler;
 struct Block;
 struct Fibre;
 
-constexpr int kMaxWatched = 4;
+constexpr int kMaxWatched = 5;
 
 struct Watcher {
     const void* address = nullptr;

@@ -57,7 +57,7 @@ def lock_refuses(scene: Scene) -> None:
     if lie not in LIES:
         raise BadArgument("no such lie", value=lie, rule=f"one of {', '.join(LIES)}", remedy="--set lie=gap")
     world = scene.world(hosts=2, ports=1)
-    lock = make_lock(world, scene).reconnect(2)
+    lock = make_lock(scene, world).reconnect(2)
     state, length = lock._receiver.state, lock.max_payload
     if lock.strategy is not Strategy.IMM:
         _lie_in_memory(lock, lie)
