@@ -7,7 +7,7 @@ PY     := $(VENV)/bin/python
 PIP    := $(PY) -m pip --disable-pip-version-check
 BUILD_REQUIRES = $(shell sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ,)
 
-SOURCES := setup.py pyproject.toml $(wildcard rdmakit/emu/*.pyx rdmakit/emu/*.pxd rdmakit/emu/*/*.cpp \
+SOURCES := setup.py pyproject.toml $(wildcard rdmakit/emu/*.pyx rdmakit/emu/*.pxi rdmakit/emu/*.pxd rdmakit/emu/*/*.cpp \
            rdmakit/emu/*/*.hpp rdmakit/emu/compile.py cuda/rdmakit/*.cuh cuda/kernels/*.cu)
 
 .PHONY: help demo test bench explore notebooks docs lint ruff cython-lint mypy stubtest clean distclean check

@@ -93,14 +93,13 @@ cdef cbool run_check(void* explorer) noexcept with gil:
 
 cdef void run_action(void* action) noexcept with gil:
     explorer, act = <object>action
-    cdef World world = (<Explorer>explorer).world
-    world.busy = False  # verbs that the host calls between two steps are this thread's own
+    (<Explorer>explorer).world.busy = False  # what the host does now, it does between two steps of this very schedule
     try:
         act()
     except BaseException as error:
         (<Explorer>explorer).pending = error
     finally:
-        world.busy = True
+        (<Explorer>explorer).world.busy = True
 
 
 cdef Schedule to_schedule(u32 search, u64 seed, u32 depth, double steps, list decisions, bint faults):
