@@ -249,14 +249,14 @@ class Explorer:
 
     def race(self) -> str:
         """The first two accesses of the last schedule that nothing orders, in words."""
-        from rdmakit.explore.story import Names
+        from rdmakit.explore.names import Names
 
         race = self.core.race()
         if race is None:
             return "no race"
         names = Names(self)
         first, second = (
-            f"{names.agent(a['agent'])} {'writes' if a['write'] else 'reads'} it{names.strength(a)}{names.place(a)}"
+            f"{names.agent(a['agent'])} {'writes' if a['write'] else 'reads'} it{names.strength(a)} [{names.place(a)}]"
             for a in (race["first"], race["second"])
         )
         return f"nothing orders two accesses to {names.address(race['address'])}: {first}; {second}"
