@@ -237,8 +237,8 @@ def _reasons(explorer: Explorer, trace: Trace, racing: list[Step | None]) -> lis
             continue
         reader, writer = trace.names.agent(step["agent"]), trace.names.agent(newest["agent"])
         found.append(
-            f"{reader} looked at {trace.names.address(step['address'])} in step {step['number']} and saw what was there "
-            f"before step {newest['number']} of {writer}: nothing made that write visible to it in time"
+            f"{reader} looked at {trace.names.address(step['address'])} in step {step['number']} and saw what was "
+            f"there before step {newest['number']} of {writer}: nothing made that write visible to it in time"
         )
     if len(racing) == 2 and all(racing):
         first, second = (step for step in racing if step is not None)

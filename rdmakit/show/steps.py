@@ -31,8 +31,8 @@ def step_chart(
     title: str = "",
     end: Sequence[str] = (),
 ) -> Figure:
-    """Draw ``steps`` ``(number, lane, text[, "good" | "bad" | "fence"])`` and ``arrows`` ``(from, to[, "bad"])`` between
-    their numbers.
+    """Draw ``steps`` ``(number, lane, text[, "good" | "bad" | "fence"])`` and, between their numbers, ``arrows``
+    ``(from, to[, "bad"])``.
 
     ``lane=""`` is a remark across all columns, a bad arrow one that should have arrived and did not: dashed. An arrow
     whose ends are not both drawn, or are in one column, is left out. ``end`` are paragraphs below.
@@ -72,14 +72,14 @@ def step_chart(
         parts.append(box(x - width / 2, 4, width, 24, BLUE, rx=5))
         parts.append(label(x, 20, lane, width - 12, size=12, anchor="middle", bold=True, fill=ink_on(BLUE)))
     parts.append(label(MARGIN, 20, "step", _LEFT - MARGIN, size=11))
-    for a, b, *mood in arrows:
+    for a, b, *missed in arrows:
         if a in edges and b in edges and edges[a][0] != edges[b][0]:
-            parts.append(_between(edges[a], edges[b], bool(mood)))
+            parts.append(_between(edges[a], edges[b], bool(missed)))
     parts += boxes
     for paragraph in end:
         top += 6
-        for text in wrap(str(paragraph), WIDTH - 2 * MARGIN, 12):
-            parts.append(label(MARGIN, top + 12, text, WIDTH - 2 * MARGIN, size=12))
+        for one in wrap(str(paragraph), WIDTH - 2 * MARGIN, 12):
+            parts.append(label(MARGIN, top + 12, one, WIDTH - 2 * MARGIN, size=12))
             top += 17
     rows = [[number, lane, _MARKS.get(mood, "") + text] for number, lane, text, mood in said if lane]
     plain = "\n".join([columns(rows), *(str(paragraph) for paragraph in end)])
