@@ -18,9 +18,15 @@ struct Dim3 {
 // the value has changed meanwhile, so a wake-up between the look and the sleep cannot be lost.
 struct Watched {
     const void* address;
-    u64 seen;
-    u32 bytes;  // 4 or 8
+    u64 seen;   // the value; of more than one word, their sum_of
+    u32 bytes;  // 4, 8, or more words of 8 in one line
 };
+// One number for several words: equal numbers for different words are possible, and no more likely than by chance.
+inline u64 sum_of(const u64* words, u32 count) {
+    u64 sum = 0xcbf29ce484222325ull;
+    for (u32 i = 0; i < count; ++i) sum = (sum ^ words[i]) * 0x9e3779b97f4a7c15ull, sum ^= sum >> 29;
+    return sum;
+}
 
 // What a report says of a wait: the field's words, not ours.
 struct WaitNote {

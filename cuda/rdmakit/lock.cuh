@@ -94,10 +94,11 @@ RDMAKIT_NOINLINE Status wait_window(const LockSender& lock, u64 ticket, Site sit
     const Subject who = about(lock.qp, "credit for the slot of the next ticket", ticket - lock.slots + 1);
     for (Spin spin(lock.qp.watch);;) {
         const u64 credit = load_acquire<Scope::sys>(lock.credit);
-        if (ticket - credit < lock.slots) return Status::ok;
+        if (holds(ticket - credit < lock.slots)) return Status::ok;
         Seen<u32> more{};
         poll_cq(lock.qp, &more);
-        if ((load_relaxed<Scope::gpu>(&lock.qp.state->error) & kErrorFlag) != 0) return completion_error(lock.qp, who, site);
+        const bool failed = (load_relaxed<Scope::gpu>(&lock.qp.state->error) & kErrorFlag) != 0;
+        if (!holds(!failed)) return completion_error(lock.qp, who, site);
         if (!spin.pause(who, site, Seen<u64>{lock.credit, credit}, more)) return spin.status();
     }
 }
@@ -111,22 +112,22 @@ RDMAKIT_DEVICE Status refuse(const LockReceiver& lock, Status why, const char* w
 // One thread, once the signal for `ticket` has been seen: is what lies in its slot that transfer?
 RDMAKIT_NOINLINE Status judge_header(const LockReceiver& lock, u64 ticket, Site site = Site::here()) {
     const LockHeader h = *header_at(lock, ticket);
-    if (comes_after(h.ticket, ticket)) {
+    if (!holds(!comes_after(h.ticket, ticket))) {
         return refuse(lock, Status::gap, "a later ticket in its slot: one is missing", ticket, h.ticket, ticket, site);
     }
-    if (h.ticket != ticket) {
+    if (!holds(!comes_after(ticket, h.ticket))) {
         return refuse(lock, Status::repeated, "an older ticket in its slot: repeated, or signalled too early", ticket,
                       h.ticket, ticket, site);
     }
-    if (h.epoch != lock.epoch) {
+    if (!holds(h.epoch == lock.epoch)) {
         return refuse(lock, Status::stale_epoch, "a transfer of another epoch", lock.epoch, h.epoch, ticket, site);
     }
     const u32 print = fingerprint(lock.sender_qpn, lock.epoch, ticket, h.length, h.crc);
-    if (h.fingerprint != print) {
+    if (!holds(h.fingerprint == print)) {
         return refuse(lock, Status::wrong_fingerprint, "a header that its fingerprint does not fit", print, h.fingerprint,
                       ticket, site);
     }
-    if (h.length > lock.max_payload) {
+    if (!holds(h.length <= lock.max_payload)) {
         return refuse(lock, Status::bad_argument, "a transfer longer than its slot", lock.max_payload, h.length, ticket, site);
     }
     return Status::ok;

@@ -17,7 +17,8 @@ template <Strategy S> RDMAKIT_DEVICE u64 payload_word(const LockReceiver& lock, 
     const u8* const slot = slot_at(lock, arrival.ticket);
     if constexpr (S == Strategy::eager) {  // padded with zeros by the sender
         const u32 word = i + kHeaderWords;
-        return reinterpret_cast<const u64*>(slot)[word / kLineWords * (kLineWords + 1) + word % kLineWords];
+        // What a checksum has vouched for, no acquire has: a plain load might still find an older line in L1.
+        return load_relaxed<Scope::sys>(reinterpret_cast<const u64*>(slot) + word / kLineWords * (kLineWords + 1) + word % kLineWords);
     } else {
         return word_at(slot + kLockHeaderBytes, arrival.length, i);
     }
@@ -52,19 +53,20 @@ RDMAKIT_DEVICE Status receive(const LockReceiver& lock, u64 ticket, Arrival* arr
     });
     if (there != Status::ok) return there;
     const LockHeader& header = *header_at(lock, ticket);
-    *arrival = Arrival{ticket, header.length};
     if constexpr (S == Strategy::eager) {
+        *arrival = Arrival{ticket, load_relaxed<Scope::sys>(&header.length)};  // as payload_word does
         Status mine = Status::ok;
-        for (u32 line = 1 + static_cast<u32>(lane_id()); line < eager_lines(header.length); line += kLanes) {
-            if (mine == Status::ok) mine = wait_line(lock, ticket, line, header.length, site);
+        for (u32 line = 1 + static_cast<u32>(lane_id()); line < eager_lines(arrival->length); line += kLanes) {
+            if (mine == Status::ok) mine = wait_line(lock, ticket, line, arrival->length, site);
         }
         const bool failed = warp_any(mine != Status::ok);
         warp_sync();  // a vote orders no memory: every lane may read what any lane has acquired
         return mine == Status::ok && failed ? Status::aborted : mine;
     } else {
+        *arrival = Arrival{ticket, header.length};
         if (!has_crc(lock)) return Status::ok;
         const u32 crc = payload_crc(slot_at(lock, ticket) + kLockHeaderBytes, header.length);
-        if (crc == header.crc) return Status::ok;
+        if (holds(crc == header.crc)) return Status::ok;
         return refuse(lock, Status::corrupt_payload, "a payload that its checksum does not fit", header.crc, crc, ticket, site);
     }
 }

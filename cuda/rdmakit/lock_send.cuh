@@ -102,7 +102,7 @@ template <Strategy S> RDMAKIT_NOINLINE Status post_slot(const LockSender& lock, 
 template <Strategy S>
 RDMAKIT_DEVICE Status send(const LockSender& lock, u64 ticket, const u8* payload, u32 length, Site site = Site::here()) {
     const Status room = by_lane_zero([&] {
-        if (length > lock.max_payload) {
+        if (!holds(length <= lock.max_payload)) {
             return fail(lock.qp.watch, Status::bad_argument, about(lock.qp, "a payload longer than a slot", lock.max_payload),
                         length, ticket, 0, 0, 0, site);
         }

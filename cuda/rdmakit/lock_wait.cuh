@@ -32,9 +32,9 @@ RDMAKIT_NOINLINE Status wait_flag(const LockReceiver& lock, u64 ticket, Site sit
         const u64 word = load_acquire<Scope::sys>(flag);
         const u64 seen = widen_ticket(static_cast<u32>(word), ticket);
         const u32 mark = static_cast<u32>(word >> 32);
-        if (seen == ticket && mark == print) return Status::ok;
-        if (comes_after(seen, ticket)) return refuse(lock, Status::gap, "a flag of a later ticket", ticket, seen, ticket, site);
-        if (seen == ticket && !of_earlier_epoch(lock, ticket, mark)) {
+        if (holds(seen == ticket && mark == print)) return Status::ok;
+        if (!holds(!comes_after(seen, ticket))) return refuse(lock, Status::gap, "a flag of a later ticket", ticket, seen, ticket, site);
+        if (!holds(seen != ticket || of_earlier_epoch(lock, ticket, mark))) {
             return refuse(lock, Status::wrong_fingerprint, "a flag that its fingerprint does not fit", print, mark, ticket, site);
         }
         if (seen == ticket) who.late = Status::stale_epoch;
@@ -51,8 +51,9 @@ RDMAKIT_NOINLINE Status wait_immediate(const LockReceiver& lock, u64 ticket, Sit
     const Subject who = about(lock.qp, "the completion of the next ticket", ticket);
     for (Spin spin(lock.qp.watch);;) {
         const CqeTail tail{load_acquire<Scope::sys>(cqe_tail_address(lock.receive_cq, consumer))};
-        if (cqe_ready(tail.op_own(), consumer, lock.receive_cq.log_entries)) {
-            if (!tail.is_error()) break;
+        if (holds(cqe_ready(tail.op_own(), consumer, lock.receive_cq.log_entries))) {
+            const bool failed = tail.is_error();
+            if (holds(!failed)) break;
             const u32 error = load_relaxed<Scope::sys>(cqe + 13);  // bytes 52..55: vendor syndrome, syndrome at the end
             return fail(lock.qp.watch, Status::completion_error, who, 0, tail.counter(), 0, error >> 24, (error >> 16) & 0xff,
                         site);
@@ -65,10 +66,10 @@ RDMAKIT_NOINLINE Status wait_immediate(const LockReceiver& lock, u64 ticket, Sit
     state.receives += 1;
     store_relaxed<Scope::sys>(lock.receive_dbrec, swap_bytes(static_cast<u32>(state.receives & 0xffff)));
     const u64 seen = widen_ticket(static_cast<u16>(imm), ticket);
-    if (comes_after(seen, ticket)) return refuse(lock, Status::gap, "an immediate of a later ticket", ticket, seen, ticket, site);
-    if (seen != ticket) return refuse(lock, Status::repeated, "an immediate of an older ticket", ticket, seen, ticket, site);
+    if (!holds(!comes_after(seen, ticket))) return refuse(lock, Status::gap, "an immediate of a later ticket", ticket, seen, ticket, site);
+    if (!holds(!comes_after(ticket, seen))) return refuse(lock, Status::repeated, "an immediate of an older ticket", ticket, seen, ticket, site);
     const u32 print = signal_fingerprint(lock.sender_qpn, lock.epoch, ticket) >> 16;
-    if (imm >> 16 != print) {
+    if (!holds(imm >> 16 == print)) {
         return refuse(lock, Status::wrong_fingerprint, "an immediate that its fingerprint does not fit", print, imm >> 16, ticket,
                       site);
     }
@@ -85,25 +86,24 @@ RDMAKIT_NOINLINE Status wait_line(const LockReceiver& lock, u64 ticket, u32 line
     for (Spin spin(lock.qp.watch);;) {
         const u64 word = load_acquire<Scope::sys>(stamp);
         const u64 seen = widen_ticket(static_cast<u32>(word), ticket);
-        if (comes_after(seen, ticket)) return refuse(lock, Status::gap, "a stamp of a later ticket", ticket, seen, ticket, site);
-        if (seen != ticket) {
+        if (!holds(!comes_after(seen, ticket))) return refuse(lock, Status::gap, "a stamp of a later ticket", ticket, seen, ticket, site);
+        if (!holds(seen == ticket)) {
             if (!spin.pause(who, site, Seen<u64>{stamp, word})) return spin.status();
             continue;
         }
         // Loads that may race with the NIC: what they say counts only if the stamp agrees.
         const u32 count = has_crc(lock) ? kLineWords : line == 0 ? kHeaderWords : 0;
-        u64 data[kLineWords] = {};
+        u64 data[kLineWords + 1] = {};
         for (u32 i = 0; i < count; ++i) data[i] = load_relaxed<Scope::sys>(words + i);
         const u32 bytes = line == 0 ? static_cast<u32>(data[1]) : length;
         const u32 crc = has_crc(lock) ? crc32c_line(data) : 0;
         const u32 print = line_fingerprint(lock.sender_qpn, lock.epoch, ticket, bytes, line, crc);
-        if (static_cast<u32>(word >> 32) == print) return Status::ok;
+        if (holds(static_cast<u32>(word >> 32) == print)) return Status::ok;
         const bool stale = line == 0 && data[0] == ticket && static_cast<u32>(data[2]) < lock.epoch;
         who.late = stale ? Status::stale_epoch : Status::wrong_fingerprint;
-        // With checksums the last word of each sector of 32 bytes, the least that reaches a GPU's memory by itself.
+        data[kLineWords] = word;
         const bool goes_on =
-            has_crc(lock) ? spin.pause(who, site, Seen<u64>{stamp, word}, Seen<u64>{words + 3, data[3]},
-                                       Seen<u64>{words + 7, data[7]}, Seen<u64>{words + 11, data[11]})
+            has_crc(lock) ? spin.pause(who, site, SeenLine{words, data, 8}, SeenLine{words + 8, data + 8, 8})
             : line == 0   ? spin.pause(who, site, Seen<u64>{stamp, word}, Seen<u64>{words + 1, data[1]})
                           : spin.pause(who, site, Seen<u64>{stamp, word});
         if (!goes_on) return spin.status();

@@ -97,6 +97,20 @@ template <class T> struct Seen {
     const T* address;
     T value;
 };
+// Several words of one 64-byte line, and what was read there.
+struct SeenLine {
+    const u64* words;
+    const u64* values;
+    u32 count;
+};
+#if !RDMAKIT_GPU
+namespace host {
+template <class T> cpu::Watched watched(const Seen<T>& seen) { return {seen.address, static_cast<u64>(seen.value), sizeof(T)}; }
+inline cpu::Watched watched(const SeenLine& seen) {
+    return {seen.words, cpu::sum_of(seen.values, seen.count), static_cast<u32>(sizeof(u64)) * seen.count};
+}
+}  // namespace host
+#endif
 
 // for (Spin spin(watch); !condition;) if (!spin.pause(who, site, Seen<u64>{&word, value})) return spin.status();
 class Spin {
@@ -104,7 +118,7 @@ class Spin {
     explicit RDMAKIT_DEVICE Spin(const Watch& watch) : watch_(watch) {}
 
     // Not there yet. Returns false once the time is up (and reports it) or somebody else has given up.
-    template <class... T> RDMAKIT_DEVICE bool pause(const Subject& who, Site site, const Seen<T>&... seen) {
+    template <class... S> RDMAKIT_DEVICE bool pause(const Subject& who, Site site, const S&... seen) {
 #if !RDMAKIT_GPU
         if (aborted(watch_.report)) return give_up(Status::aborted);
 #endif
@@ -118,14 +132,14 @@ class Spin {
         if (now - since_ < bound) return true;
 #else
         if (since_ == 0) since_ = time_ns() + 1;
-        const cpu::Watched list[] = {cpu::Watched{seen.address, widen(seen.value), sizeof(T)}...};
+        const cpu::Watched list[] = {host::watched(seen)...};
         const cpu::WaitNote note{who.what, who.expected, who.qpn, who.peer, who.channel, site};
         const u64 spent = time_ns() + 1 - since_;
         cpu::Thread& t = cpu::self();
-        if (spent < bound && t.api->park(&t, list, static_cast<int>(sizeof...(T)), note, bound - spent)) return true;
+        if (spent < bound && t.api->park(&t, list, static_cast<int>(sizeof...(S)), note, bound - spent)) return true;
 #endif
         const u64 end = time_ns();
-        fail(watch_, who.late, who, first(seen.value...), 0, end > since_ ? end - since_ : 0, 0, 0, site);
+        fail(watch_, who.late, who, first(seen...), 0, end > since_ ? end - since_ : 0, 0, 0, site);
         return give_up(who.late);
     }
     RDMAKIT_DEVICE Status status() const { return status_; }
@@ -135,8 +149,10 @@ class Spin {
         status_ = s;
         return false;
     }
-    template <class T> static RDMAKIT_DEVICE u64 widen(T v) { return static_cast<u64>(v); }
-    template <class T, class... Rest> static RDMAKIT_DEVICE u64 first(T v, Rest...) { return static_cast<u64>(v); }
+    template <class T, class... Rest> static RDMAKIT_DEVICE u64 first(const Seen<T>& seen, const Rest&...) {
+        return static_cast<u64>(seen.value);
+    }
+    template <class... Rest> static RDMAKIT_DEVICE u64 first(const SeenLine& seen, const Rest&...) { return seen.values[0]; }
 
     Watch watch_;
     Status status_ = Status::ok;

@@ -105,17 +105,32 @@ bool WeakMemory::strong_between(u32 a, u32 scope_a, u32 b, u32 scope_b) const {
     const u32 d = static_cast<u32>(distance(a, b));
     return scope_a != kWeak && scope_b != kWeak && scope_a >= d && scope_b >= d;
 }
+// Coherence: not older than what it has read, nor than what those had read of whose reading it knows.
 u32 WeakMemory::floor_of(const Word& w, u32 agent) const {
-    for (u32 r = w.readers; r != 0; r = readers_[r].next) {
-        if (readers_[r].agent == agent) return readers_[r].floor;
+    const Clock& clock = agents_[agent].clock;
+    u32 floor = 0;
+    for (u32 i = w.readers; i != 0; i = readers_[i].next) {
+        const Reader& r = readers_[i];
+        const u32 known = clock.of(r.agent);
+        if (r.agent == agent || known >= r.floor_tick) floor = larger(floor, r.floor);
+        else if (known >= r.earlier_tick) floor = larger(floor, r.earlier_floor);
     }
-    return 0;
+    return floor;
+}
+void WeakMemory::raise_floor(u32 agent, Reader& r, u32 seq) {
+    if (seq <= r.floor) return;
+    if (tick(agent) != r.floor_tick) {
+        r.earlier_floor = r.floor;
+        r.earlier_tick = r.floor_tick;
+    }
+    r.floor = seq;
+    r.floor_tick = tick(agent);
 }
 WeakMemory::Reader& WeakMemory::reader(Word& w, u32 agent) {
     for (u32 r = w.readers; r != 0; r = readers_[r].next) {
         if (readers_[r].agent == agent) return readers_[r];
     }
-    readers_.push_back(Reader{agent, 0, 0, 0, kWeak, 0, 0, w.readers});
+    readers_.push_back(Reader{agent, 0, 0, 0, 0, 0, 0, kWeak, 0, 0, w.readers});
     w.readers = static_cast<u32>(readers_.size() - 1);
     return readers_.back();
 }
@@ -203,7 +218,7 @@ u32 WeakMemory::read_word(u32 agent, u64 address, Word& w, u32 message, u8 mask,
         std::memcpy(&value, byte_at(address & ~3ull), 4);
         return value;
     }
-    r.floor = larger(r.floor, m.seq);
+    raise_floor(agent, r, m.seq);
     last_newer_ = messages_[w.newest].seq - m.seq;
     last_from_ = m.number;
     mix(agent, address ^ static_cast<u64>(order), m.hash);
@@ -240,7 +255,7 @@ void WeakMemory::write_word(u32 agent, u64 address, u32 value, u8 mask, u32 scop
     m.hash = scramble(agents_[agent].hash + address);
     messages_.push_back(m);
     w.newest = static_cast<u32>(messages_.size() - 1);
-    reader(w, agent).floor = m.seq;
+    raise_floor(agent, reader(w, agent), m.seq);
 }
 
 void WeakMemory::read_range(u32 agent, u64 address, u8* out, u64 bytes, Order order, u32 scope, Where where) {
@@ -484,7 +499,7 @@ void WeakMemory::take_news(u32 agent, const void* p, u32 bytes) {
         Word& w = word(base);
         if (w.newest == 0) continue;
         const u32 seen = larger(oldest_visible(w, agent), floor_of(w, agent));
-        if (seen < messages_[w.newest].seq) reader(w, agent).floor = seen + 1;
+        if (seen < messages_[w.newest].seq) raise_floor(agent, reader(w, agent), seen + 1);
     }
 }
 

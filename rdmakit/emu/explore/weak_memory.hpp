@@ -131,7 +131,9 @@ class WeakMemory {
         Where where;
     };
     struct Reader {
-        u32 agent, floor;       // floor: seq of the newest message that it has read
+        u32 agent, floor;       // floor: seq of the newest message that it has read, or written
+        u32 floor_tick;         // since when: who knows of that step reads nothing older either
+        u32 earlier_floor, earlier_tick;
         u32 plain_tick, strong_tick, strong_scope;
         u8 mask;
         Where where;
@@ -168,6 +170,7 @@ class WeakMemory {
     u32 tick(u32 agent) const { return agents_[agent].clock.of(agent); }
     void advance(u32 agent) { agents_[agent].clock.raise(agent, tick(agent) + 1); }
     u32 floor_of(const Word& w, u32 agent) const;
+    void raise_floor(u32 agent, Reader& r, u32 seq);
     Reader& reader(Word& w, u32 agent);
     u32 oldest_visible(const Word& w, u32 agent) const;  // seq
     void visible(const Word& w, u32 agent, std::vector<u32>& out) const;  // message indices, newest first; 0: the initial value

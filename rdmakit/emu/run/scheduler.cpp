@@ -3,7 +3,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 #include <limits>
 
 #include "context.hpp"
@@ -207,13 +206,11 @@ bool Scheduler::park(Fibre& fibre, const cpu::Watched* list, int count, const cp
     ++steps_;
     const int n = std::min(count, kMaxWatched);
     for (int i = 0; i < n; ++i) {
-        u64 now = 0;
         if (exploration_ != nullptr && exploration_->memory.news(fibre.agent, list[i].address, list[i].bytes)) {
             exploration_->memory.take_news(fibre.agent, list[i].address, list[i].bytes);
             return true;
         }
-        std::memcpy(&now, list[i].address, list[i].bytes);
-        if (now != list[i].seen) return true;
+        if (WatchTable::differs(list[i].address, list[i].bytes, list[i].seen)) return true;
     }
     for (int i = 0; i < n; ++i) {
         Watcher& w = fibre.watchers[i];

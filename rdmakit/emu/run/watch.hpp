@@ -46,10 +46,12 @@ class WatchTable {
             for (std::size_t k = hit_.size(); k-- > 0;) wake(hit_[k]);  // oldest first
         }
     }
-    static bool changed(const Watcher& w) {
+    static bool changed(const Watcher& w) { return differs(w.address, w.bytes, w.seen); }
+    static bool differs(const void* address, u32 bytes, u64 seen) {
+        if (bytes > sizeof(u64)) return cpu::sum_of(static_cast<const u64*>(address), bytes / sizeof(u64)) != seen;
         u64 now = 0;
-        std::memcpy(&now, w.address, w.bytes);
-        return now != w.seen;
+        std::memcpy(&now, address, bytes);
+        return now != seen;
     }
 
   private:

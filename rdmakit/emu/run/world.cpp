@@ -199,7 +199,7 @@ void World::list_waiting() {
         if (f.state == FibreState::parked && f.watcher_count > 0) {
             w.address = reinterpret_cast<std::uintptr_t>(f.watchers[0].address);
             w.bytes = f.watchers[0].bytes;
-            std::memcpy(&w.seen, f.watchers[0].address, f.watchers[0].bytes);
+            std::memcpy(&w.seen, f.watchers[0].address, smaller<u64>(f.watchers[0].bytes, sizeof w.seen));
         }
         waiting_.push_back(std::move(w));
     });
