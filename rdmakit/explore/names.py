@@ -33,6 +33,7 @@ class Names:
         assert world is not None
         self.world = world
         self._agents: dict[int, dict[str, Any]] = explorer.core.agents()
+        self.active = set(self._agents)  # those that do anything worth telling
         self._lines: dict[int, str] = {}
         self._named: dict[int, str] = {}
         queues = {(a["hca"], a["qpn"]) for a in self._agents.values() if "hca" in a}
@@ -54,11 +55,19 @@ class Names:
         if known is None:
             return "the host"
         if "kernel" in known:
-            launch = known["rank"], known["kernel"]
-            alike = [a for a in self._agents.values() if (a.get("rank"), a.get("kernel")) == launch]
-            where = f" {known['block'][0]}.{known['thread'] // 32}" if len(alike) > 1 else ""
-            return f"rank {known['rank']} {known['kernel']}{where}"
+            return f"rank {known['rank']} {known['kernel']}{self._which(known)}"
         return f"NIC {known['hca']}" + ("" if self._one_queue_each else f" QP {known['qpn']:#x}")
+
+    def _which(self, stream: dict[str, Any]) -> str:
+        """Block and warp or thread, as far as they tell a stream from others of its launch."""
+        launch = stream["rank"], stream["kernel"]
+        alike = [a for n, a in self._agents.items() if (a.get("rank"), a.get("kernel")) == launch and n in self.active]
+        threads, blocks = {a["thread"] for a in alike}, {tuple(a["block"]) for a in alike}
+        block = f" block {stream['block'][0]}" if len(blocks) > 1 else ""
+        if len(threads) < 2:
+            return block
+        warps = len({thread // 32 for thread in threads}) == len(threads)
+        return f"{block} warp {stream['thread'] // 32}" if warps else f"{block} thread {stream['thread']}"
 
     def lane(self, number: int) -> str:
         """The column of an agent in a picture: kernels have one each, a NIC one for all of its queue pairs."""

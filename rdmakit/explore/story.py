@@ -94,6 +94,8 @@ def tell(explorer: Explorer, title: str, verdict: str, *, failed: bool) -> Story
     story.lines = _without_repeats(_runs(told, trace))
     story.hidden = len(trace.steps) - sum(len(line.steps) for line in story.lines)
     story.why = _reasons(explorer, trace, racing) if failed or race else []
+    if failed and race and verdict.startswith("raced"):
+        story.verdict = "raced: two accesses that nothing orders"  # which two, `why` says
     return story
 
 
@@ -156,22 +158,23 @@ def _sees(step: Step, trace: Trace) -> tuple[int, ...]:
 
 # ---- many steps in one line ----------------------------------------------------------------------------------------
 def _runs(lines: list[Told], trace: Trace) -> list[Told]:
-    """Neighbouring words read or written one after the other by the same agent, as one line."""
-    found: list[Told] = []
-    run: list[tuple[Told, Step]] = []
+    """Neighbouring words read or written one after the other by the same agent, as one line; a copy makes two.
 
-    def flush() -> None:
-        if run:
-            found.append(_as_one(run, trace) if len(run) > 1 else run[0][0])
-            run.clear()
-
+    Only what nobody comes between is put together.
+    """
+    found: list[list[tuple[Told, Step]]] = []
+    open_runs: list[list[tuple[Told, Step]]] = []
     for line in lines:
         step = trace.by_number[line.number]
-        if run and not _goes_on(run[-1], (line, step), trace):
-            flush()
-        run.append((line, step))
-    flush()
-    return found
+        if open_runs and open_runs[0][0][0].who != line.who:
+            open_runs = []
+        run = next((run for run in open_runs if _goes_on(run[-1], (line, step), trace)), None)
+        if run is not None:
+            run.append((line, step))
+            continue
+        found.append([(line, step)])
+        open_runs = [*open_runs[-1:], found[-1]]
+    return [_as_one(run, trace) if len(run) > 1 else run[0][0] for run in found]
 
 
 def _goes_on(last: tuple[Told, Step], this: tuple[Told, Step], trace: Trace) -> bool:
@@ -240,10 +243,10 @@ def _reasons(explorer: Explorer, trace: Trace, racing: list[Step | None]) -> lis
             f"{reader} looked at {trace.names.address(step['address'])} in step {step['number']} and saw what was "
             f"there before step {newest['number']} of {writer}: nothing made that write visible to it in time"
         )
-    if len(racing) == 2 and all(racing):
-        first, second = (step for step in racing if step is not None)
-        luck = f"steps {first['number']} and {second['number']}: it was luck which came first"
-        found.append(f"{explorer.race()} ({luck})")
-    elif racing:
-        found.append(explorer.race())
+    if racing:
+        between = ""
+        if all(racing):
+            first, second = sorted(step["number"] for step in racing if step is not None)
+            between = f"; here step {first} came before step {second} by luck"
+        found.append(f"{explorer.race()}{between}")
     return found

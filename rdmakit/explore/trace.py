@@ -29,6 +29,7 @@ class Trace:
     def __init__(self, steps: list[Step], names: Names) -> None:
         self.steps, self.names = steps, names
         self.by_number = {step["number"]: step for step in steps}
+        names.active = {step["agent"] for step in steps if step["kind"] == NOTE or names.raw(step["address"])}
         self._writes: dict[int, list[Step]] = {}
         self._touched: dict[int, set[int]] = {}
         for step in steps:
