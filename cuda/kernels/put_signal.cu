@@ -23,5 +23,5 @@ RDMAKIT_KERNEL wait_and_sum(const unsigned long long* word, unsigned long long l
     u64 mine = 0;
     for (u32 i = static_cast<u32>(lane_id()); i < count; i += kLanes) mine += data[i];
     mine = warp_sum(mine);
-    if (lane_id() == 0) store_release<Scope::sys>(sum, mine);
+    if (lane_id() == 0) *sum = mine;
 }

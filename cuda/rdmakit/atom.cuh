@@ -31,6 +31,8 @@ namespace rdmakit {
 #define RDMAKIT_ADD(SCOPE) "relaxed." #SCOPE ".add."
 #define RDMAKIT_MAX(SCOPE) "relaxed." #SCOPE ".max."
 #define RDMAKIT_SWAP(SCOPE) "acq_rel." #SCOPE ".exch."
+#define RDMAKIT_SWAP_ACQUIRE(SCOPE) "acquire." #SCOPE ".exch."
+#define RDMAKIT_SWAP_RELEASE(SCOPE) "release." #SCOPE ".exch."
 #define RDMAKIT_CAS(TYPE, REG_OUT, REG)                                                                                                   \
     RDMAKIT_BY_SCOPE(S, asm volatile("atom.acq_rel.cta.cas." TYPE " %0, [%1], %2, %3;" : REG_OUT(old) : "l"(p), REG(expected), REG(desired) : "memory"), \
                      asm volatile("atom.acq_rel.gpu.cas." TYPE " %0, [%1], %2, %3;" : REG_OUT(old) : "l"(p), REG(expected), REG(desired) : "memory"),    \
@@ -172,6 +174,20 @@ template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T exchange(T* p, T value
     RDMAKIT_UPDATE(RDMAKIT_SWAP, "b")
 #else
     return host::update(p, [value](T) { return value; }, host::access(cpu::Order::acq_rel, S), site);
+#endif
+}
+template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T exchange_acquire(T* p, T value, [[maybe_unused]] Site site = Site::here()) {
+#if RDMAKIT_GPU
+    RDMAKIT_UPDATE(RDMAKIT_SWAP_ACQUIRE, "b")
+#else
+    return host::update(p, [value](T) { return value; }, host::access(cpu::Order::acquire, S), site);
+#endif
+}
+template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T exchange_release(T* p, T value, [[maybe_unused]] Site site = Site::here()) {
+#if RDMAKIT_GPU
+    RDMAKIT_UPDATE(RDMAKIT_SWAP_RELEASE, "b")
+#else
+    return host::update(p, [value](T) { return value; }, host::access(cpu::Order::release, S), site);
 #endif
 }
 template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T compare_swap(T* p, T expected, T desired, [[maybe_unused]] Site site = Site::here()) {  // acquire, release

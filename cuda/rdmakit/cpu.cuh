@@ -81,6 +81,7 @@ struct Thread {
     i32 budget;            // Fast, Explore: primitives until the scheduler looks again
     u32 rank;
     u32 lane;
+    u32 abreast_log;       // Timed: a fibre that stands for 2^so many lanes does their steps at once (warp.cuh, Abreast)
     u64 copy_limit;        // larger pieces of payload are not moved: kControlBytes in a world of control traffic only
     u8* dynamic_shared;
     u32 dynamic_shared_bytes;
@@ -105,7 +106,7 @@ inline u32 watch_bucket(const void* p) {
 inline __attribute__((always_inline)) void step([[maybe_unused]] u64 cost_ps) {
     Thread& t = self();
 #if RDMAKIT_POLICY == RDMAKIT_TIMED
-    t.clock_ps += cost_ps;
+    t.clock_ps += cost_ps >> t.abreast_log;
     if (t.clock_ps > t.horizon_ps) t.api->yield(&t);
 #else
     if (--t.budget <= 0) t.api->yield(&t);

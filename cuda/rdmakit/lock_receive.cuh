@@ -25,6 +25,7 @@ template <Strategy S> RDMAKIT_DEVICE u64 payload_word(const LockReceiver& lock, 
 }
 template <Strategy S> RDMAKIT_NOINLINE void copy_payload(const LockReceiver& lock, const Arrival& arrival, u8* to) {
     charge_copy(arrival.length);
+    const Abreast charged(kChargedAlready);
     for (u32 i = static_cast<u32>(lane_id()); i < ceil_div(arrival.length, 8u); i += kLanes) {
         store_word(to, arrival.length, i, payload_word<S>(lock, arrival, i));
     }
@@ -33,8 +34,11 @@ template <Strategy S> RDMAKIT_NOINLINE void copy_payload(const LockReceiver& loc
 template <Strategy S> RDMAKIT_NOINLINE u64 sum_payload(const LockReceiver& lock, const Arrival& arrival) {
     charge_copy(arrival.length);
     u64 sum = 0;
-    for (u32 i = static_cast<u32>(lane_id()); i < ceil_div(arrival.length, 8u); i += kLanes) {
-        sum += payload_word<S>(lock, arrival, i);
+    {
+        const Abreast charged(kChargedAlready);
+        for (u32 i = static_cast<u32>(lane_id()); i < ceil_div(arrival.length, 8u); i += kLanes) {
+            sum += payload_word<S>(lock, arrival, i);
+        }
     }
     return warp_sum(sum);
 }
@@ -56,6 +60,7 @@ RDMAKIT_DEVICE Status receive(const LockReceiver& lock, u64 ticket, Arrival* arr
     if constexpr (S == Strategy::eager) {
         *arrival = Arrival{ticket, load_relaxed<Scope::sys>(&header.length)};  // as payload_word does
         Status mine = Status::ok;
+        const Abreast lanes(kLanesAbreast);
         for (u32 line = 1 + static_cast<u32>(lane_id()); line < eager_lines(arrival->length); line += kLanes) {
             if (mine == Status::ok) mine = wait_line(lock, ticket, line, arrival->length, site);
         }

@@ -54,13 +54,13 @@ RDMAKIT_NOINLINE Status wait_immediate(const LockReceiver& lock, u64 ticket, Sit
         if (holds(cqe_ready(tail.op_own(), consumer, lock.receive_cq.log_entries))) {
             const bool failed = tail.is_error();
             if (holds(!failed)) break;
-            const u32 error = load_relaxed<Scope::sys>(cqe + 13);  // bytes 52..55: vendor syndrome, syndrome at the end
+            const u32 error = cqe[13];  // bytes 52..55: vendor syndrome, syndrome at the end
             return fail(lock.qp.watch, Status::completion_error, who, 0, tail.counter(), 0, error >> 24, (error >> 16) & 0xff,
                         site);
         }
         if (!spin.pause(who, site, Seen<u32>{cqe_tail_address(lock.receive_cq, consumer), tail.raw})) return spin.status();
     }
-    const u32 imm = swap_bytes(load_relaxed<Scope::sys>(cqe + 9));  // byte 36
+    const u32 imm = swap_bytes(cqe[9]);  // byte 36
     state.consumer = consumer + 1;
     store_relaxed<Scope::sys>(&lock.receive_cq.dbrec[kDbrecSetCi], swap_bytes(static_cast<u32>((consumer + 1) & 0xffffff)));
     state.receives += 1;
@@ -87,14 +87,17 @@ RDMAKIT_NOINLINE Status wait_line(const LockReceiver& lock, u64 ticket, u32 line
         const u64 word = load_acquire<Scope::sys>(stamp);
         const u64 seen = widen_ticket(static_cast<u32>(word), ticket);
         if (!holds(!comes_after(seen, ticket))) return refuse(lock, Status::gap, "a stamp of a later ticket", ticket, seen, ticket, site);
-        if (!holds(seen == ticket)) {
+        if (seen != ticket) {
             if (!spin.pause(who, site, Seen<u64>{stamp, word})) return spin.status();
             continue;
         }
         // Loads that may race with the NIC: what they say counts only if the stamp agrees.
         const u32 count = has_crc(lock) ? kLineWords : line == 0 ? kHeaderWords : 0;
         u64 data[kLineWords + 1] = {};
-        for (u32 i = 0; i < count; ++i) data[i] = load_relaxed<Scope::sys>(words + i);
+        {
+            const Abreast in_flight(4);  // they do not wait for each other
+            for (u32 i = 0; i < count; ++i) data[i] = load_relaxed<Scope::sys>(words + i);
+        }
         const u32 bytes = line == 0 ? static_cast<u32>(data[1]) : length;
         const u32 crc = has_crc(lock) ? crc32c_line(data) : 0;
         const u32 print = line_fingerprint(lock.sender_qpn, lock.epoch, ticket, bytes, line, crc);

@@ -76,27 +76,28 @@ RDMAKIT_DEVICE bool check_handle(const QpHandle& qp, Site site = Site::here()) {
 // In the dialect that names the last WQE, that WQE must be one basic block: put a NOP behind a longer one.
 RDMAKIT_DEVICE u64 doorbell_value(const QpHandle& qp, u64 next) {
     if (qp.dialect == DoorbellDialect::next_index) return doorbell_next(qp.qpn, next);
-    return load_relaxed<Scope::gpu>(reinterpret_cast<const u64*>(sq_slot(qp, next - 1)));
+    return *reinterpret_cast<const u64*>(sq_slot(qp, next - 1));  // published, hence seen with `ready`
 }
 
 // ---- submit: one bell ringer at a time, and nobody waits for it ---------------------------------------------------
-// Who finds the bell taken leaves: the ringer looks again after putting it back. Both use exchange (acquire and
-// release), so a failed attempt still hands its `ready` on to the ringer through the chain of exchanges.
+// Who finds the bell taken leaves: the ringer looks again after putting it back. A failed attempt still hands its `ready`
+// on to the ringer, who puts the bell back by an exchange, since that reads the attempt. What the ringer has to know of
+// others' work it learns by the fence: a relaxed load behind which a fence stands is an acquire (PTX, "Acquire pattern").
 RDMAKIT_DEVICE void submit(const QpHandle& qp) {
     SqState& s = *qp.state;
     for (;;) {
-        const u64 ready = load_acquire<Scope::gpu>(&s.ready);
+        const u64 ready = load_relaxed<Scope::gpu>(&s.ready);
         if (ready <= load_relaxed<Scope::gpu>(&s.rung)) return;
-        const bool taken = exchange<Scope::gpu>(&s.bell, 1u) != 0;
+        const bool taken = exchange_release<Scope::gpu>(&s.bell, 1u) != 0;
         if (!holds(!taken)) return;
-        const u64 next = load_acquire<Scope::gpu>(&s.ready);
-        if (holds(next > load_relaxed<Scope::gpu>(&s.rung))) {
+        const u64 next = load_relaxed<Scope::gpu>(&s.ready);
+        if (next > load_relaxed<Scope::gpu>(&s.rung)) {
             fence<Scope::sys>();  // all WQEs below `next`, and the payload they point to, before the record
             store_relaxed<Scope::sys>(qp.dbrec, swap_bytes(static_cast<u32>(next & 0xffff)));
             fence<Scope::sys>();  // the record before the register: the NIC may read it as soon as it is rung
             mmio_store(qp.doorbell, doorbell_value(qp, next));
             store_relaxed<Scope::gpu>(&s.rung, next);
-            store_relaxed<Scope::gpu>(&s.doorbells, s.doorbells + 1);
+            s.doorbells += 1;
         }
         exchange<Scope::gpu>(&s.bell, 0u);
     }
@@ -126,12 +127,12 @@ RDMAKIT_DEVICE const u32* cqe_tail_address(const CqHandle& cq, u64 consumer) {
 // ring because its slot is not free before we say so, gives the rest.
 RDMAKIT_DEVICE u64 completed_by(const QpHandle& qp, u64 completed, u16 counter) {
     const u64 index = completed + static_cast<u64>(static_cast<i64>(static_cast<i16>(counter - static_cast<u16>(completed))));
-    const u32 qpn_ds = swap_bytes(load_relaxed<Scope::gpu>(reinterpret_cast<const u32*>(sq_slot(qp, index)) + 1));
+    const u32 qpn_ds = swap_bytes(reinterpret_cast<const u32*>(sq_slot(qp, index))[1]);
     return index + wqebbs(qpn_ds & kMaxDs);
 }
 RDMAKIT_DEVICE void note_error(const QpHandle& qp, u64 consumer, u64 completed, CqeTail tail) {
     const auto* cqe = reinterpret_cast<const u32*>(cqe_address(qp.cq, consumer));
-    const u32 word = load_relaxed<Scope::sys>(cqe + 13);  // bytes 52..55: hw syndrome, its type, vendor, syndrome
+    const u32 word = cqe[13];  // bytes 52..55: hw syndrome, its type, vendor, syndrome
     const u32 error = kErrorFlag | ((word >> 8) & 0xff00) | (word >> 24);
     const bool first = compare_swap<Scope::gpu>(&qp.state->error, 0u, kErrorClaimed) == 0;
     if (!holds(first)) return;  // the first one counts
@@ -139,35 +140,39 @@ RDMAKIT_DEVICE void note_error(const QpHandle& qp, u64 consumer, u64 completed, 
     store_release<Scope::gpu>(&qp.state->error, error);
 }
 
+// Holder of cq_lock. The one entry names the last WQE that is complete. Without the lock the slot of that WQE could be another's
+// by the time that its size is read there.
+RDMAKIT_DEVICE u64 poll_collapsed(const QpHandle& qp, u64 completed, Seen<u32>* more) {
+    const CqeTail tail{load_acquire<Scope::sys>(cqe_tail_address(qp.cq, 0))};
+    *more = {cqe_tail_address(qp.cq, 0), tail.raw};
+    if (tail.opcode() == static_cast<u32>(CqeOpcode::invalid)) return completed;
+    if (tail.is_error()) {
+        note_error(qp, 0, completed, tail);
+        return completed;
+    }
+    const bool newer = static_cast<i16>(tail.counter() - static_cast<u16>(completed)) >= 0;
+    if (!holds(newer)) return completed;
+    const u64 now = completed_by(qp, completed, tail.counter());
+    store_release<Scope::gpu>(&qp.state->completed, now);  // slots below are free, and this CQE has been read
+    return now;
+}
+
 // Takes what the CQ holds; returns the basic blocks completed so far. Never waits. *more says which word will change
 // before there is more to take: the next CQE's tail, or the lock while somebody else is at it.
 RDMAKIT_DEVICE u64 poll_cq(const QpHandle& qp, Seen<u32>* more) {
     SqState& s = *qp.state;
-    if (qp.cq.collapsed != 0) {
-        const u64 completed = load_acquire<Scope::gpu>(&s.completed);
-        const CqeTail tail{load_acquire<Scope::sys>(cqe_tail_address(qp.cq, 0))};
-        *more = {cqe_tail_address(qp.cq, 0), tail.raw};
-        if (tail.opcode() == static_cast<u32>(CqeOpcode::invalid)) return completed;
-        if (tail.is_error()) {
-            note_error(qp, 0, completed, tail);
-            return completed;
-        }
-        const bool newer = static_cast<i16>(tail.counter() - static_cast<u16>(completed)) >= 0;
-        if (!holds(newer)) return completed;
-        const u64 now = completed_by(qp, completed, tail.counter());
-        // No lock is held: had another thread gone ahead, the slot might be used again and its size another WQE's.
-        const u64 meanwhile = load_acquire<Scope::gpu>(&s.completed);
-        if (!holds(meanwhile == completed)) return meanwhile;
-        fence<Scope::gpu>();  // what this CQE made visible, before `completed` tells others
-        return larger(fetch_max<Scope::gpu>(&s.completed, now), now);
-    }
-    const bool locked = load_relaxed<Scope::gpu>(&s.cq_lock) != 0 || exchange<Scope::gpu>(&s.cq_lock, 1u) != 0;
+    const bool locked = load_relaxed<Scope::gpu>(&s.cq_lock) != 0 || exchange_acquire<Scope::gpu>(&s.cq_lock, 1u) != 0;
     if (!holds(!locked)) {
         *more = {&s.cq_lock, 1u};
         return load_acquire<Scope::gpu>(&s.completed);
     }
-    u64 ci = s.consumer;
     u64 completed = load_relaxed<Scope::gpu>(&s.completed);
+    if (qp.cq.collapsed != 0) {
+        completed = poll_collapsed(qp, completed, more);
+        store_release<Scope::gpu>(&s.cq_lock, 0u);
+        return completed;
+    }
+    u64 ci = s.consumer;
     const u64 before = ci;
     for (;; ++ci) {
         const CqeTail tail{load_acquire<Scope::sys>(cqe_tail_address(qp.cq, ci))};
@@ -182,7 +187,7 @@ RDMAKIT_DEVICE u64 poll_cq(const QpHandle& qp, Seen<u32>* more) {
         store_relaxed<Scope::sys>(&qp.cq.dbrec[kDbrecSetCi], swap_bytes(static_cast<u32>(ci & 0xffffff)));
         store_release<Scope::gpu>(&s.completed, completed);  // slots below are free, and their CQEs have been read
     }
-    exchange<Scope::gpu>(&s.cq_lock, 0u);
+    store_release<Scope::gpu>(&s.cq_lock, 0u);
     return completed;
 }
 RDMAKIT_DEVICE u64 poll_cq(const QpHandle& qp) {
@@ -201,7 +206,7 @@ RDMAKIT_DEVICE Status completion_error(const QpHandle& qp, const Subject& who, S
 RDMAKIT_DEVICE Status wait_completed(const QpHandle& qp, u64 until, const char* what, Site site = Site::here()) {
     SqState& s = *qp.state;
     for (Spin spin(qp.watch);;) {
-        const u64 ready = load_acquire<Scope::gpu>(&s.ready);
+        const u64 ready = load_relaxed<Scope::gpu>(&s.ready);
         submit(qp);
         Seen<u32> more{};
         const u64 completed = poll_cq(qp, &more);

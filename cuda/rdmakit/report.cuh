@@ -87,7 +87,7 @@ RDMAKIT_NOINLINE Status fail(const Watch& watch, Status status, const Subject& w
 RDMAKIT_DEVICE bool aborted(const Report* r) { return r != nullptr && load_relaxed<Scope::sys>(&r->state) != 0; }
 
 RDMAKIT_DEVICE bool layout_matches(u32 layout_version, const Watch& watch, const char* what, Site site = Site::here()) {
-    if (holds(layout_version == RDMAKIT_LAYOUT_VERSION, site)) return true;
+    if (holds(layout_version == RDMAKIT_LAYOUT_VERSION)) return true;
     fail(watch, Status::layout_mismatch, Subject{what, RDMAKIT_LAYOUT_VERSION, 0, 0, 0}, layout_version, 0, 0, 0, 0, site);
     return false;
 }
@@ -160,13 +160,14 @@ class Spin {
     u32 turns_ = 0;
 };
 
-// Waits until done(*p) holds; returns the status and leaves the last value in *value.
+// Waits until done(*p) holds; returns the status and leaves the last value in *value. `site` is what a report names,
+// `place` the call itself, by which exploration knows this wait.
 template <Scope S = Scope::sys, class T, class Done>
 RDMAKIT_DEVICE Status wait_until(const T* p, Done done, const Watch& watch, const Subject& who, T* value,
-                                 Site site = Site::here()) {
+                                 Site site = Site::here(), Site place = Site::here()) {
     for (Spin spin(watch);;) {
         *value = load_acquire<S>(p);
-        if (holds(done(*value), site)) return Status::ok;
+        if (holds(done(*value), place)) return Status::ok;
         if (!spin.pause(who, site, Seen<T>{p, *value})) return spin.status();
     }
 }

@@ -58,6 +58,24 @@ RDMAKIT_DEVICE int blocks_in_grid() {
 #endif
 }
 
+// While it lives, 2^log steps cost what one does: the lanes of a warp where one fibre does the work of all, loads that
+// do not wait for each other, steps that charge_copy has charged for. Virtual time only; on a GPU it is nothing.
+constexpr u32 kLanesAbreast = kLanes == 1 ? 5 : 0;
+constexpr u32 kChargedAlready = 20;
+struct Abreast {
+#if !RDMAKIT_GPU && RDMAKIT_POLICY == RDMAKIT_TIMED
+    explicit Abreast(u32 log) : before_(cpu::self().abreast_log) { cpu::self().abreast_log += log; }
+    ~Abreast() { cpu::self().abreast_log = before_; }
+    Abreast(const Abreast&) = delete;
+    Abreast& operator=(const Abreast&) = delete;
+
+  private:
+    u32 before_;
+#else
+    explicit RDMAKIT_DEVICE Abreast(u32) {}
+#endif
+};
+
 // ---- block ------------------------------------------------------------------------------------------------------
 RDMAKIT_DEVICE void block_sync([[maybe_unused]] Site site = Site::here()) {
 #if RDMAKIT_GPU

@@ -1,6 +1,6 @@
-"""`rdmakit bench …`: what the project promises about speed, measured, with a check beside every number.
+"""`rdmakit bench …`: what the project promises about speed, with a check beside every number.
 
-Leans on all layers below. `bench emu` times the CPU runner and the emulated HCA; each part runs in a process of its
+Leans on all layers below. `bench signal` models what signals cost; `bench emu` times the CPU runner and the emulated HCA; each part runs in a process of its
 own, so that its peak memory is its own.
 """
 
@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from rdmakit.cli import bench_emu
+from rdmakit.cli import bench_emu, bench_signal
 
 __all__ = ["add_parser"]
 
@@ -36,6 +36,23 @@ def add_parser(subparsers: Any) -> None:
     emu.add_argument("--seed", type=int, default=1)
     emu.add_argument("--json", action="store_true", help="print one JSON object only")
     emu.set_defaults(func=main_emu)
+    signal = which.add_parser("signal", help="what each strategy of the sequence lock costs, in virtual time")
+    signal.add_argument("--seed", type=int, default=1)
+    signal.add_argument("--length", type=int, action="append", help="bytes of a transfer; several may be given")
+    signal.add_argument("--json", action="store_true", help="print one JSON object only")
+    signal.set_defaults(func=main_signal)
+
+
+def main_signal(args: argparse.Namespace) -> int:
+    """Entry of `bench signal`."""
+    lengths = tuple(args.length or bench_signal.LENGTHS)
+    result = bench_signal.signal(seed=args.seed, lengths=lengths)
+    if args.json:
+        config = {"seed": args.seed, "lengths": list(lengths), "time": "modelled"}
+        print(json.dumps({"ok": result["ok"], "figures": result["figures"], "config": config}))
+    else:
+        print("\n".join(result["lines"]))
+    return 0 if result["ok"] else 1
 
 
 def _isolated(part: str, options: dict[str, Any]) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from rdmakit.explore.arguments import ARGUED
+from rdmakit.explore.battery import battery
 from rdmakit.explore.explorer import Explorer
-from rdmakit.explore.scenario import Scenario, scenarios
 from rdmakit.explore.sites import Kind, Mutant, Site, mutants_of, sites
 
 __all__ = ["Killed", "MutantRun", "run_mutants"]
@@ -90,7 +90,7 @@ def _runs_where(explorers: Sequence[Explorer], schedules: int) -> list[set[tuple
 
 
 def run_mutants(
-    names: Sequence[str | Scenario] | None = None,
+    explorers: Sequence[Explorer] | None = None,
     *,
     budget: int = 4000,
     progress: Callable[[int, int], None] | None = None,
@@ -98,11 +98,11 @@ def run_mutants(
 ) -> MutantRun:
     """Make every place weaker in every way; `budget` schedules of each scenario that comes by there.
 
-    `names`: scenarios, by default those tagged "mutants". `only` chooses among the mutants.
+    `explorers`: scenes that were set up, by default those of `battery`. `only` chooses among the mutants.
     """
     began = time.perf_counter()
     run = MutantRun()
-    explorers = [Explorer(name) for name in (names or scenarios("mutants"))]
+    explorers = battery() if explorers is None else explorers
     ran = _runs_where(explorers, 300)
     known = sites()
     places = {(site.file, site.line, int(site.kind)) for site in known}

@@ -35,6 +35,8 @@ _PRIMITIVES = {
     "store_release": Kind.STORE,
     "store_relaxed": Kind.STORE,
     "exchange": Kind.UPDATE,
+    "exchange_acquire": Kind.UPDATE,
+    "exchange_release": Kind.UPDATE,
     "compare_swap": Kind.UPDATE,
     "fetch_add": Kind.UPDATE,
     "fetch_max": Kind.UPDATE,
@@ -114,9 +116,9 @@ def mutants_of(site: Site) -> list[Mutant]:
         made.append(("no fence", {"removed": True}))
     if site.kind is Kind.CONDITION:
         made.append(("taken for true", {"removed": True}))
-    if site.name in ("load_acquire", "exchange", "compare_swap"):
+    if site.name in ("load_acquire", "exchange", "exchange_acquire", "compare_swap"):
         made.append(("no acquire", {"no_acquire": True}))
-    if site.name in ("store_release", "exchange", "compare_swap"):
+    if site.name in ("store_release", "exchange", "exchange_release", "compare_swap"):
         made.append(("no release", {"no_release": True}))
     if site.kind is not Kind.CONDITION:
         made += [(f"scope {name}", {"scope": reach}) for name, reach in _SCOPES.items() if reach < site.scope]

@@ -19,6 +19,10 @@ u64 CompletionQueue::unconsumed() const {
 
 bool CompletionQueue::push(const void* cqe, const u8* preceding, Environment& environment, u32 agent) {
     if (info.dead) return false;
+    if (WeakMemory* weak = environment.weak()) {
+        u32 record = 0;  // what it says now is what counts; that the HCA looks at it is what the model has to know
+        weak->dma_read(agent, &record, &info.dbrec[kDbrecSetCi], sizeof record, "reads the consumer index", Order::relaxed);
+    }
     if (!info.collapsed && unconsumed() >= entries()) {
         if (!info.overrun_ignore) {
             info.dead = true;

@@ -1,0 +1,44 @@
+"""The scenes that mutants meet: every protocol in the modes that ask most of it, and every refusal.
+
+Leans on explorer and scenarios. The order is that of cost: most mutants die in the first ones.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rdmakit.explore.explorer import Explorer
+from rdmakit.explore.scenario import scenarios
+
+__all__ = ["BATTERY", "battery"]
+
+_TWO_BLOCKS: dict[str, Any] = {"blocks": 2}
+BATTERY: list[tuple[str, dict[str, Any]]] = [
+    ("put-signal", {}),
+    ("queue", {}),
+    ("queue-producers", {}),
+    ("queue-producers", {"warps": 2, "blocks": 1}),
+    ("queue-producers", {"collapsed": True}),
+    ("queue-producers", {"dialect": "last_wqe"}),
+    ("queue-producers", {"take": 2, "batch": 4, "words": 8}),
+    ("queue-wraps", {}),
+    ("queue-every-wqe", {}),
+    *(("lock", {"strategy": s, "ordering": "relaxed"}) for s in ("amo", "imm")),
+    *(("lock", {"strategy": s, "ordering": "out_of_order"}) for s in ("amo", "imm", "cqe")),
+    ("lock", {"strategy": "amo", "narrow_tail": True, "crc": True}),
+    ("lock", {"strategy": "eager", "crc": True, "length": 200, "ordering": "relaxed"}),
+    ("lock", {"strategy": "write", "slots": 1}),
+    ("lock", {"strategy": "cqe", "slots": 1}),
+    *(("lock-refuses", {"strategy": "amo", "crc": True, "lie": lie})
+      for lie in ("gap", "repeat", "stale_epoch", "fingerprint", "length", "crc")),
+    *(("lock-refuses", {"strategy": "write", "lie": lie}) for lie in ("gap", "fingerprint", "stale_epoch")),
+    *(("lock-refuses", {"strategy": "imm", "lie": lie}) for lie in ("gap", "repeat", "fingerprint")),
+    ("lock-refuses", {"strategy": "eager", "crc": True, "lie": "gap"}),
+]
+
+
+def battery() -> list[Explorer]:
+    """All of them set up, and whatever scenario is tagged "mutants" besides."""
+    named = {name for name, _ in BATTERY}
+    more = [(s.name, dict[str, Any]()) for s in scenarios("mutants") if s.name not in named]
+    return [Explorer(name, **options) for name, options in [*BATTERY, *more]]

@@ -1,0 +1,138 @@
+"""MoE dispatch and combine at the smallest real shapes: a few tokens of 128 elements, one channel, rings of two slots.
+
+The kernels are those that users run, on fewer warps. Rows, sources, counts and sums must equal the NumPy truth, bit for
+bit. Leans on ep.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from rdmakit.ep import reference, routing
+from rdmakit.ep.low_latency import LowLatencyBuffer
+from rdmakit.ep.normal import NormalBuffer, NormalHandle
+from rdmakit.explore.scenario import Scene, scenario
+
+HIDDEN = 128
+BF16 = ml_dtypes.bfloat16
+
+
+class _Normal(NormalBuffer):
+    """On `warps` warps a block; what hosts read between two launches is known beforehand here."""
+
+    def __init__(self, world: Any, warps: int, **sizes: Any) -> None:
+        super().__init__(world, **sizes)
+        self.warps = warps
+        self.launched: list[Any] = []  # arguments are needed in every schedule
+
+    def _exchange(self, chosen: Any) -> list[NormalHandle]:
+        handles = super()._exchange(chosen)
+        for handle in handles:
+            handle.received = len(reference.make_handle(chosen, handle.rank, self.experts).src_token)
+        return handles
+
+    def _launch(self, kernel: str, blocks: int, args: list[Any], rank: int) -> None:
+        self.launched.append(args)
+        self.world.stock_kernel(kernel)((blocks,), (self.warps * 32,), tuple(args), rank=rank)
+
+
+class _LowLatency(LowLatencyBuffer):
+    """On one block of `warps` warps."""
+
+    def __init__(self, world: Any, warps: int, **sizes: Any) -> None:
+        super().__init__(world, **sizes)
+        self.warps = warps
+        self.launched: list[Any] = []
+
+    def _launch(self, kernel: str, args: list[Any], rank: int) -> None:
+        self.launched.append(args)
+        self.world.stock_kernel(kernel)((1,), (self.warps * 32,), tuple(args), rank=rank)
+
+
+def _world(scene: Scene) -> tuple[Any, int]:
+    gpus = int(scene.options.get("gpus", 1))
+    bonded = {"ports": 2, "lag": str(scene.options["lag"])} if "lag" in scene.options else {"ports": 1}
+    return scene.world(hosts=2, gpus_per_host=gpus, **bonded), 2 * gpus
+
+
+def _inputs(scene: Scene, world: Any, ranks: int) -> tuple[list[Any], list[Any], list[Any], int]:
+    """x, topk_idx, topk_weights of each rank, and how many experts there are: one a rank."""
+    tokens, topk = int(scene.options.get("tokens", 2)), int(scene.options.get("topk", 2))
+    rng = np.random.default_rng(int(scene.options.get("routing", 1)))
+    x, idx, weights = [], [], []
+    for rank in range(ranks):
+        chosen = routing.uniform(tokens, num_experts=ranks, top_k=topk, seed=7 * rank + 1)
+        rows = world.array((tokens, HIDDEN), BF16, name=f"tokens of rank {rank}")
+        rows[...] = rng.standard_normal(rows.shape, np.float32)
+        x.append(rows)
+        idx.append(chosen.topk_idx)
+        weights.append(chosen.topk_weights)
+    return x, idx, weights, ranks
+
+
+@scenario("ep-normal", "normal dispatch and combine between two hosts", tags=("ep",))
+def normal(scene: Scene) -> None:
+    """Options: gpus=1 a host, tokens=2, topk=2, slots=2, chunk=1, warps=2, combine=True, lag, routing (a seed)."""
+    world, ranks = _world(scene)
+    x, idx, weights, experts = _inputs(scene, world, ranks)
+    buffer = _Normal(
+        world,
+        int(scene.options.get("warps", 2)),
+        hidden=HIDDEN,
+        topk=idx[0].shape[1],
+        experts=experts,
+        max_tokens=len(x[0]),
+        channels=1,
+        slots=int(scene.options.get("slots", 2)),
+        chunk=int(scene.options.get("chunk", 1)),
+    )
+    got = buffer.dispatch(x, idx, weights)
+    wanted = [reference.dispatch(x, idx, weights, rank, experts) for rank in range(ranks)]
+    for rank, want in enumerate(wanted):
+        heap, n = buffer.mesh.sides[rank].heap, len(want.handle.src_token)
+        scene.watch(buffer.mesh.sides[rank].report)
+        scene.expect(got[rank].recv_x, want.recv_x, f"rows of rank {rank}")
+        scene.expect(got[rank].recv_source, want.handle.src_token, f"sources of rank {rank}")
+        scene.expect(heap.view("recv_topk", np.int32, (n, buffer.topk)), want.recv_topk_idx, f"choices of rank {rank}")
+        scene.expect(got[rank].recv_topk_weights, want.recv_topk_weights, f"weights of rank {rank}")
+        counts = got[rank].handle.arrays["totals"][1:]
+        scene.expect(counts, want.num_recv_tokens_per_expert, f"counts of rank {rank}")
+    if scene.options.get("combine", True):
+        out, _ = buffer.combine([g.recv_x for g in got], [g.handle for g in got])
+        rows, handles = [want.recv_x for want in wanted], [want.handle for want in wanted]
+        for rank in range(ranks):
+            want_out, _ = reference.combine(rows, handles, rank, len(x[rank]), None, buffer.local_ranks)
+            scene.expect(out[rank], want_out, f"sums of rank {rank}")
+        scene.keep(out)
+    scene.keep(buffer, x, idx, weights, got)
+
+
+@scenario("ep-low-latency", "low-latency dispatch and combine between two hosts", tags=("ep",))
+def low_latency(scene: Scene) -> None:
+    """Options: gpus=1 a host, tokens=2, topk=2, warps=2, combine=True, lag, routing (a seed)."""
+    world, ranks = _world(scene)
+    x, idx, weights, experts = _inputs(scene, world, ranks)
+    sizes = {"hidden": HIDDEN, "topk": idx[0].shape[1], "experts": experts, "max_tokens": len(x[0]), "qps_per_rank": 1}
+    buffer = _LowLatency(world, int(scene.options.get("warps", 2)), **sizes)
+    got, handles, _ = buffer.dispatch(x, idx, use_fp8=False)
+    wanted = [reference.low_latency_dispatch(x, idx, rank, experts, buffer.max_tokens) for rank in range(ranks)]
+    for rank, want in enumerate(wanted):
+        scene.watch(buffer.mesh.sides[rank].report)
+        scene.expect(got[rank].packed_recv_count, want.packed_recv_count, f"counts of rank {rank}")
+        for expert, n in enumerate(want.packed_recv_count):
+            for what, mine, truth in (
+                ("rows", got[rank].packed_recv_x, want.packed_recv_x),
+                ("sources", got[rank].packed_recv_src_info, want.packed_recv_src_info),
+            ):
+                scene.expect(mine[expert, :n], truth[expert, :n], f"{what} of rank {rank}, expert {expert}")
+    if scene.options.get("combine", True):
+        out, _ = buffer.combine([g.packed_recv_x for g in got], handles, idx, weights)
+        rows = [want.packed_recv_x for want in wanted]
+        for rank in range(ranks):
+            truth = reference.low_latency_combine(rows, wanted, idx[rank], weights[rank], rank, experts)
+            scene.expect(out[rank], truth, f"sums of rank {rank}")
+        scene.keep(out)
+    scene.keep(buffer, x, idx, weights, got, handles)
