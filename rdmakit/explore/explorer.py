@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import Any
 
@@ -69,6 +69,7 @@ class Explored:
     seconds: float = 0.0
     complete: bool = False  # exhaustive, and nothing is left
     bounds: str = ""
+    states: int = -1  # exhaustive: states of happens-before that were reached
     failure: Failure | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -79,25 +80,28 @@ class Explored:
 
     def figures(self) -> dict[str, float]:
         """The figures of `rdmakit explore --json`."""
-        return {
+        found = {
             "schedules": self.schedules,
             "schedules_per_s": round(self.schedules / self.seconds, 1) if self.seconds else 0.0,
             "distinct": self.distinct,
             "failures": 0 if self.failure is None else 1,
             "first_failing_seed": -1 if self.failure is None else self.failure.seed,
         }
+        return found if self.states < 0 else {**found, "states": self.states, "complete": int(self.complete)}
 
     def __str__(self) -> str:
-        every = f"all of them within the bound ({self.bounds})" if self.complete else "none of them seen twice in the count"
-        if self.failure is None:
+        if self.failure is not None:
+            seed = f" (seed {self.failure.seed})" if self.failure.seed >= 0 else ""
             return (
-                f"{self.scenario} held over {self.distinct} distinct schedules ({every}); "
-                f"{self.schedules} run in {self.seconds:.1f} s"
+                f"{self.scenario} failed in schedule {self.schedules}{seed}: "
+                f"{self.failure.verdict.name.lower()}: {self.failure.what}"
             )
-        return (
-            f"{self.scenario} failed in schedule {self.schedules} (seed {self.failure.seed}): "
-            f"{self.failure.verdict.name.lower()}: {self.failure.what}"
-        )
+        run = f"{self.schedules} run in {self.seconds:.1f} s"
+        if self.states < 0:
+            return f"{self.scenario} held over {self.distinct} distinct schedules; {run}"
+        every = "all there are" if self.complete else "not all there are"
+        some = f"{self.distinct} distinct schedules, {every} within the bound ({self.bounds})"
+        return f"{self.scenario} held over {some}; {run}"
 
     def __repr__(self) -> str:
         return f"<Explored: {self}>"
@@ -181,6 +185,9 @@ class Explorer:
         found = self.run(limit, search=Search.EXHAUSTIVE, seconds=seconds, progress=progress)
         named = [f"{n} {what}" for n, what in ((stale, "stale loads"), (switches, "switches"), (faults, "faults")) if n]
         found.bounds = ", ".join(f"at most {text}" for text in named) or "none: all schedules"
+        found.states = self.core.states()
+        if found.failure is not None:  # no seed makes a schedule of this search
+            found.failure = replace(found.failure, seed=-1)
         self.core.bounds(0, 0, 0)
         return found
 
@@ -249,14 +256,15 @@ class Explorer:
 
     def race(self) -> str:
         """The first two accesses of the last schedule that nothing orders, in words."""
-        from rdmakit.explore.story import Names
+        from rdmakit.explore.names import Names
 
         race = self.core.race()
         if race is None:
             return "no race"
         names = Names(self)
+        names.active = {race[side]["agent"] for side in ("first", "second")}
         first, second = (
-            f"{names.agent(a['agent'])} {'writes' if a['write'] else 'reads'} it{names.strength(a)}{names.place(a)}"
+            f"{names.agent(a['agent'])} {'writes' if a['write'] else 'reads'} it{names.strength(a)} [{names.place(a)}]"
             for a in (race["first"], race["second"])
         )
         return f"nothing orders two accesses to {names.address(race['address'])}: {first}; {second}"

@@ -14,6 +14,7 @@ from rdmakit.show.heatmap import heat_map
 from rdmakit.show.ring import queue_ring
 from rdmakit.show.sequence import message_chart
 from rdmakit.show.statemachine import qp_states
+from rdmakit.show.steps import step_chart
 from rdmakit.show.table import Table, data_table
 from rdmakit.show.timeline import time_lanes
 from rdmakit.show.topology import host_map
@@ -30,5 +31,6 @@ __all__ = [
     "port_bars",
     "qp_states",
     "queue_ring",
+    "step_chart",
     "time_lanes",
 ]

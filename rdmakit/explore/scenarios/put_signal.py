@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from rdmakit.explore.scenario import Scene, scenario
@@ -28,7 +30,7 @@ def put_signal(scene: Scene) -> None:
     memory[0][: 2 * words] = np.arange(7, 7 + 2 * words)
     signal = regions[1].address + 8 * words
 
-    def remote(address: int, key: int) -> np.ndarray:
+    def remote(address: int, key: int) -> Any:
         return np.array([(address, key)], MEMORY)[0]
 
     world.stock_kernel("wait_and_sum")(
