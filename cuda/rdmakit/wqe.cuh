@@ -28,6 +28,7 @@ constexpr u32 kSmallFence = 1u << 5;        // wait for earlier UMR and local op
 constexpr u32 kReadAtomicFence = 2u << 5;   // wait for earlier READs and atomics; never orders WRITE after WRITE
 constexpr u32 kStrongOrder = 3u << 5;
 constexpr u32 kFence = 4u << 5;             // what IBV_SEND_FENCE gives
+constexpr u32 kFenceMode = 7u << 5;
 
 // Masked ("extended") atomics say their width in opmod.
 constexpr u32 kOpmodMasked4 = 0x08;

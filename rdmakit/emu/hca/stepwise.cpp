@@ -24,7 +24,6 @@ namespace {
 constexpr u32 kMaxInFlight = 16;  // requests of one queue pair on the wire at once
 constexpr u64 kOrderedLine = 128; // what stays whole and in order where data is in order at all (man ibv_query_qp_data_in_order)
 
-constexpr u32 fence_mode(u32 mode) { return mode & (7u << 5); }
 bool is_write(const DecodedWqe& wqe) { return wqe.opcode == static_cast<u32>(Opcode::write); }
 }  // namespace
 
@@ -66,7 +65,7 @@ bool Hca::may_issue(const QueuePair& qp) const {
     if (!qp.has_work() || flight.requests.size() >= kMaxInFlight) return false;
     // The fence bits of the WQE at hand; what it really says is looked at when it is fetched.
     const Vec16 ctrl = load_ds(SendRing{static_cast<const u8*>(qp.info.create.sq_buffer), qp.sq.log_bbs}, qp.issued, 0);
-    const u32 mode = fence_mode(swap_bytes(ctrl.w[2]) & 0xff), opcode = swap_bytes(ctrl.w[0]) & 0xff;
+    const u32 mode = swap_bytes(ctrl.w[2]) & kFenceMode, opcode = swap_bytes(ctrl.w[0]) & 0xff;
     u32 reads = 0;
     for (const Request& r : flight.requests) {
         if (r.outcome.kind == Outcome::refused) return false;  // nothing is sent past a WQE that failed here

@@ -7,10 +7,6 @@
 
 namespace rdmakit::emu {
 
-namespace {
-constexpr u32 fence_mode(u32 mode) { return mode & (7u << 5); }
-}  // namespace
-
 void Hca::schedule(u64 when_ps, EventKind kind, u32 qpn, u64 index, u32 epoch, u64 value) {
     environment_.at(when_ps, &Hca::on_event, this, events_->put(Event{kind, qpn, epoch, index, value}));
 }
@@ -74,7 +70,7 @@ void Hca::issue(QueuePair& qp, Port& port) {
     const DecodedWqe& wqe = transfer.wqe;
     if (fault == Syndrome::none) {
         // A fence waits for earlier READs and atomics, strong ordering for everything.
-        const u32 ordering = fence_mode(wqe.fm_ce_se);
+        const u32 ordering = wqe.fm_ce_se & kFenceMode;
         const bool fenced = (ordering == kReadAtomicFence || ordering == kFence) && timed.reads_in_flight != 0;
         const bool ordered = ordering == kStrongOrder && qp.completed != qp.issued;
         const bool too_many =
