@@ -62,7 +62,7 @@ void Scheduler::point(Fibre& fibre) {
         alone_ = 0;
         return;
     }
-    if (choices.seen(exploration_->memory.hash())) {
+    if (choices.seen(exploration_->memory.hash(), unit_agents_.data(), static_cast<u32>(units_.size()))) {
         exploration_->pruned = true;
         make_ready(fibre);
         block_current(fibre, FibreState::ready);
@@ -92,7 +92,7 @@ bool Scheduler::step_explored() {
     if (picked_ == kNobody) {
         gather_units(nullptr);
         if (units_.empty()) return false;
-        if (exploration_->choices.seen(exploration_->memory.hash())) {
+        if (exploration_->choices.seen(exploration_->memory.hash(), unit_agents_.data(), static_cast<u32>(units_.size()))) {
             exploration_->pruned = true;
             return false;
         }
