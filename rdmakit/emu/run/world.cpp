@@ -145,13 +145,33 @@ RunOutcome World::run_kept() {
         launcher_.launch(spec);
     }
     if (!actions_.all.empty()) {
-        actions_.memory = weak();
-        actions_.agent = weak()->add_agent(kNowhere, kNowhere);
-        actions_.left.clear();
-        for (u32 i = 0; i < actions_.all.size(); ++i) actions_.left.push_back(i);
+        actions_.plan();
         launcher_.scheduler().add_work(actions_);
     }
     return run_once();
+}
+
+// ---- what the host does in the middle of a schedule
+void World::add_action(void (*act)(void*), void* argument, u32 within) {
+    actions_.all.push_back({act, argument, within});
+    actions_.counts_messages |= within > 1;
+    actions_.world = this;
+    set_faults(faults_);
+}
+void World::Actions::plan() {
+    agent = world->weak()->add_agent(kNowhere, kNowhere);
+    left.clear();
+    for (u32 i = 0; i < all.size(); ++i) {
+        const u32 messages = world->exploration()->choices.choose(ChoiceKind::other, all[i].within);
+        if (all[i].within > 1) world->weak()->note(agent, "the host bides its time", i, messages);
+        left.push_back({i, messages});
+    }
+}
+void World::Actions::take(u32 index) {
+    const u32 at = offered[index], which = left[at].which;
+    left.erase(left.begin() + at);
+    world->weak()->note(agent, "the host acts", which);
+    all[which].act(all[which].argument);
 }
 
 RunOutcome World::run_once() {
