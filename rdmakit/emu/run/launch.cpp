@@ -44,9 +44,12 @@ std::string Launcher::launch(const LaunchSpec& spec) {
     launch->number = numbers_++;
     launch->spec = spec;
     const auto* bytes = static_cast<const u8*>(spec.arguments);
-    launch->argument_memory.assign(bytes, bytes + spec.argument_bytes);
-    for (u32 i = 0; i < k.argument_count; ++i) {
-        launch->argument_pointers.push_back(launch->argument_memory.data() + spec.offsets[i]);
+    if (spec.pointers == nullptr) {
+        launch->argument_memory.assign(bytes, bytes + spec.argument_bytes);
+        for (u32 i = 0; i < k.argument_count; ++i) {
+            launch->argument_pointers.push_back(launch->argument_memory.data() + spec.offsets[i]);
+        }
+        launch->spec.pointers = launch->argument_pointers.data();
     }
     Gpu& gpu = gpus_[spec.gpu];
     if (gpu.streams.size() <= spec.stream) gpu.streams.resize(spec.stream + 1);
@@ -159,7 +162,7 @@ void Launcher::met(const std::vector<Fibre*>& fibres) {
 void Launcher::run_fibre(Fibre& fibre) {
     swap_section(*fibre.block);
     Launch& launch = *fibre.block->launch;
-    launch.spec.kernel->call(launch.argument_pointers.data());
+    launch.spec.kernel->call(launch.spec.pointers);
 }
 
 void Launcher::fibre_finished(Fibre& fibre) {

@@ -108,8 +108,9 @@ std::string World::launch(const LaunchSpec& spec) {
     const std::string wrong = launcher_.refusal(spec);
     if (!wrong.empty()) return wrong;
     const auto* bytes = static_cast<const u8*>(spec.arguments);
-    kept_.push_back({spec, std::vector<u8>(bytes, bytes + spec.argument_bytes),
-                     std::vector<u32>(spec.offsets, spec.offsets + spec.kernel->argument_count)});
+    kept_.push_back({spec, std::vector<u8>(bytes, bytes + spec.argument_bytes), {}});
+    Kept& kept = kept_.back();
+    for (u32 i = 0; i < spec.kernel->argument_count; ++i) kept.pointers.push_back(kept.arguments.data() + spec.offsets[i]);
     return "";
 }
 
@@ -140,8 +141,7 @@ void World::undo_run() {
 RunOutcome World::run_kept() {
     for (Kept& kept : kept_) {
         LaunchSpec spec = kept.spec;
-        spec.arguments = kept.arguments.data();
-        spec.offsets = kept.offsets.data();
+        spec.pointers = kept.pointers.data();  // the same addresses each time: they tell states apart, too
         launcher_.launch(spec);
     }
     if (!actions_.all.empty()) {

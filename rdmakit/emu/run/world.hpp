@@ -210,7 +210,7 @@ class World final : public Environment {
     struct Kept {
         LaunchSpec spec;
         std::vector<u8> arguments;
-        std::vector<u32> offsets;
+        std::vector<void*> pointers;
     };
     std::vector<Kept> kept_;
     u64 done_ = 0;
