@@ -145,10 +145,14 @@ void Launcher::introduce(Fibre& fibre, const Block& block, u32 gpu, bool many) {
         fibre.agent = before->agent;
         return;
     }
-    fibre.agent = exploration->memory.add_agent(static_cast<u32>(blocks_made_), gpu);
-    exploration->memory.learn(fibre.agent, gpus_[gpu].ended);
     const cpu::Dim3& t = fibre.thread_index;
-    introduced_.push_back({fibre.agent, gpu, t.x + fibre.block_size.x * (t.y + fibre.block_size.y * t.z), block.index,
+    const u32 thread = t.x + fibre.block_size.x * (t.y + fibre.block_size.y * t.z);
+    const Dim& grid = block.launch->spec.grid;
+    const u64 number = block.index.x + u64{grid.x} * (block.index.y + u64{grid.y} * block.index.z);
+    const u64 identity = u64{block.launch->spec.which} << 48 ^ number << 10 ^ thread;
+    fibre.agent = exploration->memory.add_agent(static_cast<u32>(blocks_made_), gpu, identity);
+    exploration->memory.learn(fibre.agent, gpus_[gpu].ended);
+    introduced_.push_back({fibre.agent, gpu, thread, block.index,
                            block.launch->spec.kernel->name});
 }
 void Launcher::met(const std::vector<Fibre*>& fibres) {

@@ -9,6 +9,8 @@ namespace rdmakit::emu {
 namespace {
 // After a hang every parked fibre is told once that its time is up; who then parks again is told again, so many times.
 constexpr int kTimeoutRounds = 4;
+// Identities of agents of the memory model; those of fibres are below.
+constexpr u64 kHostAgent = 1ull << 62, kNicAgent = 1ull << 63;
 }  // namespace
 
 World::World(const WorldConfig& config)
@@ -67,7 +69,7 @@ void World::ready(Hca& hca) { launcher_.scheduler().add_work(*work_[index_of(hca
 void World::async_event(Hca& hca, AsyncEvent event) { events_.push_back({index_of(hca), event}); }
 
 u32 World::add_agent(Hca& hca, u32 qpn, bool requester) {
-    const u32 agent = weak() != nullptr ? weak()->add_agent(kNowhere, kNowhere) : 0;
+    const u32 agent = weak() != nullptr ? weak()->add_agent(kNowhere, kNowhere, kNicAgent + (u64{index_of(hca)} << 32) + 2 * qpn + requester) : 0;
     agents_.push_back({agent, index_of(hca), qpn, requester});
     return agent;
 }
@@ -141,6 +143,7 @@ void World::undo_run() {
 RunOutcome World::run_kept() {
     for (Kept& kept : kept_) {
         LaunchSpec spec = kept.spec;
+        spec.which = static_cast<u32>(&kept - kept_.data());
         spec.pointers = kept.pointers.data();  // the same addresses each time: they tell states apart, too
         launcher_.launch(spec);
     }
@@ -159,7 +162,7 @@ void World::add_action(void (*act)(void*), void* argument, u32 within) {
     set_faults(faults_);
 }
 void World::Actions::plan() {
-    agent = world->weak()->add_agent(kNowhere, kNowhere);
+    agent = world->weak()->add_agent(kNowhere, kNowhere, kHostAgent);
     left.clear();
     for (u32 i = 0; i < all.size(); ++i) {
         const u32 messages = world->exploration()->choices.choose(ChoiceKind::other, all[i].within);
