@@ -81,24 +81,24 @@ def _bonded(scene: Scene) -> None:
 
 @scenario("lock-failover", "ports of a bond go down and come up while transfers are under way", tags=(*_TAGS, "quick", "lock"))
 def lock_failover(scene: Scene) -> None:
-    """Options as for `lock`, transfers=4, within=10 (messages in which a port goes down)."""
+    """Options as for `lock`, transfers=4, lag=affinity, within=10 (messages in which a port goes down)."""
     scene.options = {"transfers": 4, **scene.options}
-    world = scene.world(hosts=2, ports=2, lag="affinity")
+    world = scene.world(hosts=2, ports=2, lag=str(scene.options.get("lag", "affinity")))
     transfer(scene, world, make_lock(scene, world))
     watch_ports(scene, int(scene.options.get("within", 10)))
 
 
 @scenario("ep-normal-failover", "ports of a bond go down and come up in mid-dispatch", tags=(*_TAGS, "ep"))
 def normal_failover(scene: Scene) -> None:
-    """Options as for `ep-normal`, within=40 (messages in which a port goes down)."""
+    """Options as for `ep-normal`, within=20 (messages in which a port goes down: those of the dispatch)."""
     _bonded(scene)
     normal(scene)
-    watch_ports(scene, int(scene.options.get("within", 40)))
+    watch_ports(scene, int(scene.options.get("within", 20)))
 
 
 @scenario("ep-low-latency-failover", "ports of a bond go down and come up in mid-dispatch", tags=(*_TAGS, "ep"))
 def low_latency_failover(scene: Scene) -> None:
-    """Options as for `ep-low-latency`, within=20 (messages in which a port goes down)."""
+    """Options as for `ep-low-latency`, within=6 (messages in which a port goes down: those of the dispatch)."""
     _bonded(scene)
     low_latency(scene)
-    watch_ports(scene, int(scene.options.get("within", 20)))
+    watch_ports(scene, int(scene.options.get("within", 6)))
