@@ -1,4 +1,4 @@
-# The explorer as C++ has it (explore/explorer.hpp): one scenario, many schedules. rdmakit.explore puts objects round it.
+# The explorer as C++ has it (explore/explorer.hpp): one scenario, many schedules; rdmakit.explore has the objects.
 
 cdef extern from "explore/explorer.hpp" namespace "rdmakit::cpu" nogil:
     cdef enum class Order(u32):
@@ -119,7 +119,7 @@ cdef Schedule to_schedule(u32 search, u64 seed, u32 depth, double steps, list de
 
 
 cdef class Explorer:
-    """Schedules of one world's launches. The world keeps launches from now on, and runs them in `run` and `explore` only."""
+    """Schedules of one world's launches. The world keeps launches from now on, and runs them in `run`, `explore`."""
 
     cdef CppExplorer* explorer
     cdef World world
@@ -142,8 +142,8 @@ cdef class Explorer:
         self.explorer.watch_report(<const void*>address)
 
     def add_action(self, act, u32 within=1):
-        """`act()` is called once a schedule, at any point of it that the schedule chooses, from one of the first `within`
-        messages on."""
+        """`act()` is called once a schedule, at any point of it that the schedule chooses, from one of the first
+        `within` messages on."""
         pair = (self, act)
         self.actions.append(pair)
         self.world.world.add_action(run_action, <void*>pair, within)

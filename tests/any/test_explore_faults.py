@@ -1,5 +1,5 @@
-"""Faults as flags of any scenario, in every schedule that chance makes: what leaves a path is survived, every byte once and
-in order; what does not ends early and is never wrong. Faults are decisions of a schedule like all others.
+"""Faults as flags of any scenario, in every schedule that chance makes: what leaves a path is survived, every byte
+once and in order; what does not ends early and is never wrong. Faults are decisions of a schedule like all others.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ FAILOVER = [("lock-failover", 400, {}), ("lock-failover", 400, {"strategy": "imm
 
 @pytest.mark.parametrize(("name", "schedules", "options"), FAILOVER)
 def test_the_other_port_takes_over_in_mid_dispatch(name, schedules, options, seed):
-    """Port counters: traffic had left by port 1, then leaves by port 2, never by a port that is down, and comes back."""
+    """Port counters: traffic had left by port 1, then leaves by port 2, never by a port that is down, and comes back.
+    """
     explorer = Explorer(name, **options)
     assert explorer.run(schedules, seed=seed).ok
     tally = explorer.scene.tally
@@ -136,7 +137,8 @@ def test_a_lost_doorbell_is_late_or_never_and_nothing_wrong(seed):
 def test_a_later_epoch_takes_nothing_of_an_older_one(strategy, taken, seed):
     reader = "host" if strategy == "eager" else "gpu"
     for breaks in (1, 2, 3, 4):
-        found = Explorer("lock-reconnects", strategy=strategy, reader=reader, breaks=breaks, taken=taken).run(100, seed=seed)
+        options = {"strategy": strategy, "reader": reader, "breaks": breaks, "taken": taken}
+        found = Explorer("lock-reconnects", **options).run(100, seed=seed)
         assert found.ok, f"broken after {breaks} messages: {found}"
 
 

@@ -1,7 +1,7 @@
 """The same protocols while the network loses, spoils and doubles what they send.
 
-A NIC sends again until the other side has everything; nothing of that may show: every byte comes once, in order. A plan's
-`budget` keeps faults below what the NIC's retries allow. Leans on the other scenarios.
+A NIC sends again until the other side has everything; nothing of that may show: every byte comes once, in order. A
+plan's `budget` keeps faults below what the NIC's retries allow. Leans on the other scenarios.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ for _name, _title, _build, _more in (
     scenario(f"{_name}-faults", _title, faults=FAULTS, tags=(*_TAGS, *_more))(_build)
 
 
-@scenario("lock-imm-faults", "immediates over a bad network: receivers that are not ready, too", faults=FAULTS, tags=(*_TAGS, "lock"))
+@scenario("lock-imm-faults", "immediates over a bad network: receivers that are not ready, too", faults=FAULTS,
+          tags=(*_TAGS, "lock"))
 def imm(scene: Scene) -> None:
     """`lock` with strategy=imm."""
     scene.options = {"strategy": "imm", **scene.options}

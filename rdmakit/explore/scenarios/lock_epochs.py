@@ -1,12 +1,13 @@
 """A sequence lock that has been connected anew: the slots still hold what the connection before had left unsigned.
 
-The queue pair has failed with a whole window under way: all of it had landed, none of it was signed off. The host connects
-again and the sender sends the same tickets, whose payload is another now. What an older epoch left must not pass for new.
-Leans on scenarios.lock and signal.reference.
+The queue pair has failed with a whole window under way: all of it had landed, none of it was signed off. The host
+connects again and the sender sends the same tickets, whose payload is another now. What an older epoch left must not
+pass for new. Leans on scenarios.lock and signal.reference.
 """
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -31,7 +32,8 @@ def _left_behind(lock: SequenceLock) -> None:
             lock.flags[ticket % lock.slots] = truth.stamp(ticket, print_)
 
 
-@scenario("lock-epochs", "connected anew under a later epoch, with stale slots, flags and tails", tags=("quick", "lock"))
+@scenario("lock-epochs", "connected anew under a later epoch, with stale slots, flags and tails",
+          tags=("quick", "lock"))
 def epochs(scene: Scene) -> None:
     """Options as for `lock`, strategy=write, and forget=False: connect without a new epoch."""
     scene.options = {"strategy": "write", **scene.options}
@@ -50,10 +52,11 @@ def forgets(scene: Scene) -> None:
     epochs(scene)
 
 
-@scenario("lock-reconnects", "the sender's queue pair fails in mid-transfer, both ends connect anew and go on", tags=("quick", "lock", "deep"))
+@scenario("lock-reconnects", "the sender's queue pair fails in mid-transfer, both ends connect anew and go on",
+          tags=("quick", "lock", "deep"))
 def reconnects(scene: Scene) -> None:
-    """Options as for `lock`, breaks=4: messages after which the queue pair fails; taken=0: transfers that the receiver has
-    signed off by then; forget=False: connect without a new epoch.
+    """Options as for `lock`, breaks=4: messages after which the queue pair fails; taken=0: transfers that the receiver
+    has signed off by then; forget=False: connect without a new epoch.
 
     The run that breaks is a schedule of its own, that of the scene's seed; then the payload is another.
     """
@@ -62,10 +65,8 @@ def reconnects(scene: Scene) -> None:
     with scene.rehearsal():
         world.faults = f"qp_error=0.0.0@{int(scene.options.get('breaks', 4))}msg"
         launch(scene, world, lock, fill=101, taken=int(scene.options.get("taken", 0)))
-        try:
+        with suppress(RdmakitError):  # of those who wait for the rest
             world.run()
-        except RdmakitError:  # who waits for the rest
-            pass
     lock.reconnect(forget_epoch=bool(scene.options.get("forget", False)))
     transfer(scene, world, lock)
 
@@ -80,7 +81,8 @@ def _laps(scene: Scene, world: Any, lock: Any, transfers: int) -> None:
     scene.options = mine
 
 
-@scenario("lock-laps", "the receive queue's index, its doorbell record and the immediate's ticket pass 2**16", tags=("lock", "deep"))
+@scenario("lock-laps", "the receive queue's index, its doorbell record and the immediate's ticket pass 2**16",
+          tags=("lock", "deep"))
 def laps(scene: Scene) -> None:
     """Options as for `lock`, strategy=imm; 65,534 transfers have gone before, over the same queue pairs."""
     scene.options = {"strategy": "imm", "length": 8, "slots": 2, **scene.options}

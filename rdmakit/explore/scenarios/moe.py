@@ -86,8 +86,8 @@ def _before(scene: Scene, world: Any, ranks: int, buffer: Any, turn: Callable[..
 
 @scenario("ep-normal", "normal dispatch and combine between two hosts", tags=("ep",))
 def normal(scene: Scene) -> None:
-    """Options: gpus=1 a host, tokens=2, topk=2, slots=2, chunk=1, warps=2, combine=True, lag, routing (a seed), before=0
-    rounds that the buffers have seen, forget=0 of their epochs.
+    """Options: gpus=1 a host, tokens=2, topk=2, slots=2, chunk=1, warps=2, combine=True, lag, routing (a seed),
+    before=0 rounds that the buffers have seen, forget=0 of their epochs.
     """
     world, ranks = _world(scene)
     x, idx, weights, experts = _inputs(scene, world, ranks)
@@ -105,7 +105,8 @@ def normal(scene: Scene) -> None:
 
     def turn(x: list[Any], idx: list[Any], weights: list[Any]) -> None:
         got = buffer.dispatch(x, idx, weights)
-        buffer.combine([g.recv_x for g in got], [g.handle for g in got])
+        rows: list[Any] = [g.recv_x for g in got]
+        buffer.combine(rows, [g.handle for g in got])
 
     _before(scene, world, ranks, buffer, turn)
     got = buffer.dispatch(x, idx, weights)
@@ -120,7 +121,8 @@ def normal(scene: Scene) -> None:
         counts = got[rank].handle.arrays["totals"][1:]
         scene.expect(counts, want.num_recv_tokens_per_expert, f"counts of rank {rank}")
     if scene.options.get("combine", True):
-        out, _ = buffer.combine([g.recv_x for g in got], [g.handle for g in got])
+        received: list[Any] = [g.recv_x for g in got]
+        out, _ = buffer.combine(received, [g.handle for g in got])
         rows, handles = [want.recv_x for want in wanted], [want.handle for want in wanted]
         for rank in range(ranks):
             want_out, _ = reference.combine(rows, handles, rank, len(x[rank]), None, buffer.local_ranks)
@@ -172,13 +174,14 @@ for _name, _title, _build in (
 
     @scenario(_name, _title, tags=("ep", "deep"))
     def again(scene: Scene, build: Callable[[Scene], None] = _build) -> None:
-        """Options as for the protocol without "-again", before=2: slots, counts and signals of older epochs are there."""
+        """Options as for the protocol without "-again", before=2: slots, counts and signals of older epochs are
+        there."""
         scene.options = {"before": 2, **scene.options}
         build(scene)
 
 
-@scenario("ep-low-latency-forgets-epoch", "buffers that two rounds have used, under an epoch that they have seen", holds=False,
-          tags=("wrong", "ep"))
+@scenario("ep-low-latency-forgets-epoch", "buffers that two rounds have used, under an epoch that they have seen",
+          holds=False, tags=("wrong", "ep"))
 def forgets(scene: Scene) -> None:
     """`ep-low-latency-again` with forget=2: counts of the first round pass for new ones."""
     scene.options = {"before": 2, "forget": 2, **scene.options}
