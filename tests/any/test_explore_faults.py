@@ -131,6 +131,17 @@ def test_a_lost_doorbell_is_late_or_never_and_nothing_wrong(seed):
     assert not Explorer("lock", faults="doorbell_lost=0.5").run(200, seed=seed).ok, "a scene that must go on to its end"
 
 
+ENDING_EARLY = ["lock-sender-dies", "lock-receiver-dies", "lock-queue-pair-fails", "lock-doorbell-lost"]
+
+
+@pytest.mark.parametrize("name", ENDING_EARLY)
+@pytest.mark.parametrize("wrong", [{"strategy": "split"}, {"strategy": "write", "ordering": "relaxed"}])
+def test_ending_early_excuses_no_damage(name, wrong, seed):
+    """The scenes that may end early still catch protocols that are wrong."""
+    found = Explorer(name, races=False, **wrong).run(1000, seed=seed)
+    assert not found.ok and found.failure.verdict.name == "REFUSED", found
+
+
 # ---- connected anew
 @pytest.mark.parametrize("strategy", ["amo", "imm", "eager", "write", "cqe"])
 @pytest.mark.parametrize("taken", [0, 1])

@@ -123,7 +123,8 @@ def normal(scene: Scene) -> None:
     if scene.options.get("combine", True):
         received: list[Any] = [g.recv_x for g in got]
         out, _ = buffer.combine(received, [g.handle for g in got])
-        rows, handles = [want.recv_x for want in wanted], [want.handle for want in wanted]
+        rows: list[Any] = [want.recv_x for want in wanted]
+        handles = [want.handle for want in wanted]
         for rank in range(ranks):
             want_out, _ = reference.combine(rows, handles, rank, len(x[rank]), None, buffer.local_ranks)
             scene.expect(out[rank], want_out, f"sums of rank {rank}")
