@@ -1,24 +1,25 @@
 """Every scenario that has to hold, holds: a slice of each here, a million schedules and more behind `make explore`.
 
-RDMAKIT_EXPLORE_SECONDS: how long each task of the deep slice runs at least, by default what makes a million in all.
+RDMAKIT_EXPLORE_SECONDS: how long each task of the deep slice runs, by default what makes a million in all and more.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import pytest
+from conftest import SEED
 from explore_budget import Task, tasks
 
 from rdmakit.explore import Explorer, known_scenarios
 
 SLICE_SECONDS = 0.25
 MILLION = 1_000_000
-DEEP_SECONDS = float(os.environ.get("RDMAKIT_EXPLORE_SECONDS", 12))
+DEFAULT_SECONDS = 12.0
+DEEP_SECONDS = float(os.environ.get("RDMAKIT_EXPLORE_SECONDS", DEFAULT_SECONDS))
 SLOW = {"lock-laps"}  # 65,534 transfers before the first schedule
 
 
@@ -40,7 +41,7 @@ def test_schedules_are_quick():
     assert best >= 2000
 
 
-def _deep(task: Task, seed: int, seconds: float) -> tuple[str, int, int, float, str]:
+def _deep(task: Task, seed: int, seconds: float) -> tuple[int, int, float, str]:
     """In a process of its own."""
     explorer = task.explorer()
     began, done, distinct = time.perf_counter(), 0, 0
@@ -49,33 +50,34 @@ def _deep(task: Task, seed: int, seconds: float) -> tuple[str, int, int, float, 
         found = explorer.run(200, seed=seed + done)
         done, distinct = done + found.schedules, distinct + found.distinct
         if not found.ok:
-            return str(task), done, distinct, time.perf_counter() - began, str(found)
-    return str(task), done, distinct, time.perf_counter() - began, ""
+            return done, distinct, time.perf_counter() - began, str(found)
+    return done, distinct, time.perf_counter() - began, ""
+
+
+@pytest.fixture(scope="module")
+def running(pytestconfig):
+    """All tasks, each running as long as the others, on every core that there is; by name."""
+    seed = pytestconfig.stash[SEED]
+    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
+        yield {str(task): pool.submit(_deep, task, seed, DEEP_SECONDS) for task in tasks()}
+        pool.shutdown(cancel_futures=True)
 
 
 @pytest.mark.explore
-@pytest.mark.timeout(3600)
-def test_a_million_schedules_and_more(seed, capsys):
-    """Every task runs as long as the others; what has failed is told with its seed."""
-    everything = tasks()
-    began = time.perf_counter()
-    workers = min(len(os.sched_getaffinity(0)), len(everything))
-    results = []
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        pending = [pool.submit(_deep, task, seed, DEEP_SECONDS) for task in everything]
-        for future in pending:
-            results.append(future.result())
-            name, done, distinct, seconds, failure = results[-1]
-            with capsys.disabled():
-                run = f"{done:>8} schedules, {distinct:>8} distinct, {seconds:5.1f} s"
-                print(f"{name:<90} {run}  {failure}", file=sys.stderr)
-    total = sum(result[1] for result in results)
+@pytest.mark.parametrize("name", [str(task) for task in tasks()])
+def test_thousands_of_each(name, running):
+    """A test each, since no test may take five minutes. What fails is told with its seed."""
+    schedules, distinct, seconds, failure = running[name].result()
+    print(f"{schedules} schedules, {distinct} distinct, {seconds:.1f} s")
+    assert not failure, failure
+
+
+@pytest.mark.explore
+def test_a_million_in_all(running, capsys, seed):
+    results = {name: future.result()[:3] for name, future in running.items() if not future.cancelled()}
+    total = sum(result[0] for result in results.values())
     with capsys.disabled():
-        print(
-            f"\n{total} schedules of {len(results)} tasks, {sum(result[2] for result in results)} distinct, in "
-            f"{time.perf_counter() - began:.0f} s by {workers} processes; seed {seed}",
-            file=sys.stderr,
-        )
-    failures = [f"{result[0]}: {result[4]}" for result in results if result[4]]
-    assert not failures, "\n".join(failures)
-    assert total >= MILLION or DEEP_SECONDS < 12
+        for name, (schedules, distinct, seconds) in results.items():
+            print(f"\n{name:<80} {schedules:>8} schedules, {distinct:>8} distinct, {seconds:.1f} s", end="")
+        print(f"\n{total} schedules of {len(results)} tasks, {sum(r[1] for r in results.values())} distinct; seed {seed}")
+    assert total >= MILLION or len(results) < len(tasks()) or DEEP_SECONDS < DEFAULT_SECONDS
