@@ -79,5 +79,6 @@ def test_a_million_in_all(running, capsys, seed):
     with capsys.disabled():
         for name, (schedules, distinct, seconds) in results.items():
             print(f"\n{name:<80} {schedules:>8} schedules, {distinct:>8} distinct, {seconds:.1f} s", end="")
-        print(f"\n{total} schedules of {len(results)} tasks, {sum(r[1] for r in results.values())} distinct; seed {seed}")
+        distinct = sum(result[1] for result in results.values())
+        print(f"\n{total} schedules of {len(results)} tasks, {distinct} distinct; seed {seed}")
     assert total >= MILLION or len(results) < len(tasks()) or DEEP_SECONDS < DEFAULT_SECONDS
