@@ -20,6 +20,7 @@ LIED_TO = {
     "write": ("gap", "fingerprint", "stale_epoch"),
     "imm": ("gap", "repeat", "fingerprint"),
 }
+WRAPS = {"first_ticket": (1 << 32) - 1, "index": (1 << 16) - 1}
 ALL_FAULTS = FAULTS + ",adaptive_routing,relaxed_ordering"
 
 PRODUCERS: list[dict[str, Any]] = [
@@ -54,7 +55,7 @@ def tasks() -> list[Task]:
             for ordering, reader in sorted(right_modes(strategy, crc)):
                 mode = {"strategy": strategy.name.lower(), "ordering": Ordering(ordering).name.lower(), "crc": crc,
                         "reader": Reader(reader).name.lower()}  # fmt: skip
-                found += [Task("lock", mode), Task("lock", {**mode, "faults": FAULTS, "first_ticket": (1 << 32) - 1})]
+                found += [Task("lock", mode), Task("lock", {**mode, "faults": FAULTS, **WRAPS})]
     for strategy in ("amo", "imm", "write", "cqe"):
         found += [Task(name, {"strategy": strategy}) for name in BREAKS]
     for rank in (0, 1):
@@ -63,6 +64,7 @@ def tasks() -> list[Task]:
     for strategy, lies in LIED_TO.items():
         found += [Task("lock-refuses", {"strategy": strategy, "crc": True, "lie": lie}) for lie in lies]
     found += [Task("queue-producers", options) for options in PRODUCERS]
+    found.append(Task("queue-wraps", {"take": 1}))
     for name in ("put-signal", "ring", "ring-wraps", "queue-wraps"):
         found.append(Task(name, {"faults": ALL_FAULTS}))
     failovers = ("ep-normal-failover", "ep-low-latency-failover")

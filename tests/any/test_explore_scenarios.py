@@ -5,6 +5,7 @@ RDMAKIT_EXPLORE_SECONDS: how long each task of the deep slice runs, by default w
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -58,7 +59,8 @@ def _deep(task: Task, seed: int, seconds: float) -> tuple[int, int, float, str]:
 def running(pytestconfig):
     """All tasks, each running as long as the others, on every core that there is; by name."""
     seed = pytestconfig.stash[SEED]
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), mp_context=get_context("spawn")) as pool:
+    cores, spawn = len(os.sched_getaffinity(0)), get_context("spawn")
+    with ProcessPoolExecutor(cores, mp_context=spawn, initializer=faulthandler.enable) as pool:
         yield {str(task): pool.submit(_deep, task, seed, DEEP_SECONDS) for task in tasks()}
         pool.shutdown(cancel_futures=True)
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from rdmakit.errors import BadArgument
 from rdmakit.explore.scenario import Scene, scenario
+from rdmakit.explore.scenarios.pair import move_on
 from rdmakit.signal import Ordering, SequenceLock, handles
 from rdmakit.signal.abi import LOCK_TRANSFER
 
@@ -30,7 +31,7 @@ def make_lock(scene: Scene, world: Any, **more: Any) -> SequenceLock:
     if not options.get("races", True):  # damage alone counts
         scene.allow_latent_races()
     given = {name: options[name] for name in _PASSED_ON if name in options}
-    return SequenceLock(
+    lock = SequenceLock(
         world.open(0).alloc_pd(),
         world.open(1).alloc_pd(),
         strategy=options.get("strategy", "amo"),
@@ -40,6 +41,10 @@ def make_lock(scene: Scene, world: Any, **more: Any) -> SequenceLock:
         out_of_order=ordering is Ordering.OUT_OF_ORDER,
         **{**given, **more},
     )
+    if "index" in options:
+        for qp in (lock.sender_qp, lock.receiver_qp):
+            move_on(qp, int(options["index"]))
+    return lock
 
 
 def launch(
@@ -81,7 +86,7 @@ def transfer(scene: Scene, world: Any, lock: SequenceLock) -> None:
 @scenario("lock", "transfers through the sequence lock, each once, whole and in order", tags=("quick", "lock"))
 def lock(scene: Scene) -> None:
     """Options: strategy=amo, ordering=strict, transfers=3, slots=2, length=16, races=True, and those of SequenceLock
-    crc, narrow_tail, first_ticket, credit_every.
+    crc, narrow_tail, first_ticket, credit_every; index of the first WQE of both send queues.
     """
     world = scene.world(hosts=2, ports=1)
     transfer(scene, world, make_lock(scene, world))

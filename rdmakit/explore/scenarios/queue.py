@@ -44,8 +44,8 @@ def producers(scene: Scene) -> None:
 
 @scenario("queue-wraps", "the 16-bit index of WQEs and the 24-bit PSN start again while the ring is full", tags=("quick", "queue"))
 def wraps(scene: Scene) -> None:
-    """The first WQE has index 65,533 and PSN 0xfffffe."""
-    scene.options = {"blocks": 2, "words": 6, "start": (1 << 16) - 3, "psn": (1 << 24) - 2, **scene.options}
+    """The first WQE has index 65,533 and PSN 0xfffffe; one CQE tells of WQEs 65,535 and 65,536."""
+    scene.options = {"blocks": 2, "words": 6, "take": 2, "start": (1 << 16) - 3, "psn": (1 << 24) - 2, **scene.options}
     queue(scene)
 
 

@@ -11,6 +11,7 @@ from rdmakit.ep.abi import CHANNEL_HANDLE
 from rdmakit.ep.heap import HeapLayout
 from rdmakit.ep.mesh import Mesh
 from rdmakit.explore.scenario import Scene, scenario
+from rdmakit.explore.scenarios.pair import move_on
 
 _OURS = ("staging_payload", "staging_meta", "head", "ring_payload", "ring_meta", "tail", "sent", "received")
 _THEIRS = {"peer_payload": "ring_payload", "peer_meta": "ring_meta", "peer_tail": "tail", "peer_head": "head"}
@@ -19,7 +20,9 @@ _WORD = 128  # words that different NICs and GPUs write: a line each
 
 @scenario("ring", "slots through a ring with credits that is full all the time", tags=("quick", "queue"))
 def ring(scene: Scene) -> None:
-    """Options: count=5 slots sent, slots=2 of the ring, chunk=1, words=2 a slot, start (slots that went before)."""
+    """Options: count=5 slots sent, slots=2 of the ring, chunk=1, words=2 a slot, start (slots that went before), index
+    (of the send queues' first WQE).
+    """
     count, slots = int(scene.options.get("count", 5)), int(scene.options.get("slots", 2))
     words, chunk = int(scene.options.get("words", 2)), int(scene.options.get("chunk", 1))
     start = int(scene.options.get("start", 0))
@@ -33,6 +36,9 @@ def ring(scene: Scene) -> None:
         layout.add(name, _WORD)
     mesh = Mesh(world, layout, sq_wqebbs=8)
     mesh.connect(0, 1, 1)
+    for side in mesh.sides:
+        for qp in side.qps.values():
+            move_on(qp, int(scene.options.get("index", 0)))
     handles = world.array((2,), CHANNEL_HANDLE)
     for side in mesh.sides:
         for name in ("tail", "head", "sent", "received"):
@@ -58,8 +64,8 @@ def ring(scene: Scene) -> None:
     scene.expect(numbers, start + np.arange(count, dtype=np.uint64), "numbers")
 
 
-@scenario("ring-wraps", "the ring's counters pass 2**32, its slots start again three times", tags=("quick", "queue"))
+@scenario("ring-wraps", "the ring's counters pass 2**32, indices of WQEs 2**16, its slots start again", tags=("quick", "queue"))
 def wraps(scene: Scene) -> None:
-    """`ring` with start=2**32 - 3, count=7."""
-    scene.options = {"start": (1 << 32) - 3, "count": 7, **scene.options}
+    """`ring` with start=2**32 - 3, count=7, index=2**16 - 2: a CQE beyond 2**16 tells of WQEs before it, too."""
+    scene.options = {"start": (1 << 32) - 3, "count": 7, "index": (1 << 16) - 2, **scene.options}
     ring(scene)
