@@ -64,7 +64,8 @@ def ring(scene: Scene) -> None:
     scene.expect(numbers, start + np.arange(count, dtype=np.uint64), "numbers")
 
 
-@scenario("ring-wraps", "the ring's counters pass 2**32, indices of WQEs 2**16, its slots start again", tags=("quick", "queue"))
+@scenario("ring-wraps", "the ring's counters pass 2**32, indices of WQEs 2**16, its slots start again",
+          tags=("quick", "queue"))
 def wraps(scene: Scene) -> None:
     """`ring` with start=2**32 - 3, count=7, index=2**16 - 2: a CQE beyond 2**16 tells of WQEs before it, too."""
     scene.options = {"start": (1 << 32) - 3, "count": 7, "index": (1 << 16) - 2, **scene.options}
