@@ -132,7 +132,8 @@ RDMAKIT_DEVICE u64 completed_by(const QpHandle& qp, u64 completed, u16 counter) 
 }
 RDMAKIT_DEVICE void note_error(const QpHandle& qp, u64 consumer, u64 completed, CqeTail tail) {
     const auto* cqe = reinterpret_cast<const u32*>(cqe_address(qp.cq, consumer));
-    const u32 word = cqe[13];  // bytes 52..55: hw syndrome, its type, vendor, syndrome
+    // Bytes 52..55: hw syndrome, its type, vendor, syndrome. The one entry of a collapsed CQ may be written over as we read.
+    const u32 word = load_relaxed<Scope::sys>(&cqe[13]);
     const u32 error = kErrorFlag | ((word >> 8) & 0xff00) | (word >> 24);
     const bool first = compare_swap<Scope::gpu>(&qp.state->error, 0u, kErrorClaimed) == 0;
     if (!holds(first)) return;  // the first one counts

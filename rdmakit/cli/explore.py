@@ -109,7 +109,7 @@ def _show_list(args: argparse.Namespace) -> int:
 
 
 def _mutants(args: argparse.Namespace) -> int:
-    from rdmakit.explore.mutants import run_mutants
+    from rdmakit.explore.mutants import run_all_mutants, run_mutants
 
     with Progress("mutants", quiet=args.json) as progress:
 
@@ -117,7 +117,11 @@ def _mutants(args: argparse.Namespace) -> int:
             progress.total = total
             progress.step()
 
-        run = run_mutants([args.scenario] if args.scenario else None, budget=args.schedules or 4000, progress=step)
+        budget = args.schedules or 4000
+        if args.scenario:
+            run = run_mutants([make_explorer(args.scenario, explorer_options(args))], budget=budget, progress=step)
+        else:
+            run = run_all_mutants(budget=budget, progress=step)
     if args.json:
         print(json.dumps({"ok": run.ok, "figures": run.figures(), "config": _config(args)}))
     else:
