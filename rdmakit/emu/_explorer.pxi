@@ -79,16 +79,20 @@ cdef extern from "explore/explorer.hpp" namespace "rdmakit::emu" nogil:
         Totals explore(const Schedule&, u64) except +
         Exploration& exploration()
         void latent_races_fail(cbool)
+        void may_end_early(cbool)
         void start_over()
 
 
 cdef cbool run_check(void* explorer) noexcept with gil:
     cdef Explorer self = <Explorer>explorer
+    self.world.busy = False  # the schedule is over: a check may ask the world's devices
     try:
         return bool(self.check())
     except BaseException as error:
         self.pending = error
         return False
+    finally:
+        self.world.busy = True
 
 
 cdef void run_action(void* action) noexcept with gil:
@@ -137,11 +141,19 @@ cdef class Explorer:
     def watch_report(self, uintptr_t address):
         self.explorer.watch_report(<const void*>address)
 
-    def add_action(self, act):
-        """`act()` is called once a schedule, at any point of it that the schedule chooses."""
+    def add_action(self, act, u32 within=1):
+        """`act()` is called once a schedule, at any point of it that the schedule chooses, from one of the first `within`
+        messages on."""
         pair = (self, act)
         self.actions.append(pair)
-        self.world.world.add_action(run_action, <void*>pair)
+        self.world.world.add_action(run_action, <void*>pair, within)
+
+    def keep_launches(self, bint on):
+        """Off: launches run in World.run and are over, as if there were no explorer."""
+        self.world.world.keep_launches(on)
+
+    def may_end_early(self, bint on):
+        self.explorer.may_end_early(on)
 
     def ready(self, check=None):
         self.check = check

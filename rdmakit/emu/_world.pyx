@@ -238,7 +238,8 @@ cdef extern from "run/world.hpp" namespace "rdmakit::emu" nogil:
         u64 messages()
         u64 now_ns()
         const SchedulerCounters& counters()
-        void add_action(void (*)(void*) noexcept, void*) except +
+        void add_action(void (*)(void*) noexcept, void*, u32) except +
+        void keep_launches(cbool)
         const vector[HcaAgent]& hca_agents()
         const vector[FibreAgent]& fibre_agents()
 

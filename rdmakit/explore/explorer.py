@@ -264,7 +264,7 @@ class Explorer:
         names = Names(self)
         names.active = {race[side]["agent"] for side in ("first", "second")}
         first, second = (
-            f"{names.agent(a['agent'])} {'writes' if a['write'] else 'reads'} it{names.strength(a)} [{names.place(a)}]"
+            f"{names.agent(a['agent'])} {'writes' if a['write'] else 'reads'} it{names.strength(a)}" + (f" [{names.place(a)}]" if names.place(a) else "")
             for a in (race["first"], race["second"])
         )
         return f"nothing orders two accesses to {names.address(race['address'])}: {first}; {second}"

@@ -8,7 +8,9 @@ from __future__ import annotations
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +20,7 @@ import numpy as np
 
 from rdmakit.device import Report
 from rdmakit.emu._world import Explorer as Core
-from rdmakit.emu.faults import Faults
+from rdmakit.emu.faults import NO_FAULTS, Faults
 from rdmakit.emu.world import World
 from rdmakit.errors import BadArgument, BadState
 
@@ -138,6 +140,7 @@ class Scene:
     _keep: list[Any] = field(default_factory=list, repr=False)
     latent_races: bool = True
     said: str = ""
+    tally: Counter[str] = field(default_factory=Counter)  # what a scenario's check has seen happen, by name
 
     def world(self, hosts: int = 1, **options: Any) -> World:
         """The world of this scene: `World(hosts, policy="explore", …)`. Launches in it are kept, and run in each schedule."""
@@ -178,9 +181,32 @@ class Scene:
 
         self._check = judge
 
-    def act(self, action: Callable[[], None]) -> None:
-        """`action()`, of the host's, happens once a schedule, at any moment of it."""
-        self.core.add_action(action)
+    def act(self, action: Callable[[], None], *, within: int = 1) -> None:
+        """`action()`, of the host's, happens once a schedule, at any moment of it, from the n-th message on, n < `within`.
+
+        Who may act at once acts early, as chance has it; `within` spreads the moments over a schedule that long.
+        """
+        self.core.add_action(action, within)
+
+    def may_end_early(self) -> None:
+        """Launches that wait for ever are no failure: then `check` alone says whether memory holds what it should."""
+        self.core.may_end_early(True)
+
+    @contextmanager
+    def rehearsal(self) -> Iterator[World]:
+        """What is launched meanwhile runs in `World.run`, once, before all schedules: it is what they find.
+
+        Faults of the scene's plan do not strike; set `world.faults` for others.
+        """
+        core, world = self.core, self._world
+        assert world is not None
+        plan, world.faults = world.faults, NO_FAULTS
+        core.keep_launches(False)
+        try:
+            yield world
+        finally:
+            core.keep_launches(True)
+            world.faults = plan
 
     def keep(self, *things: Any) -> None:
         """Objects that the launches need alive."""

@@ -138,9 +138,16 @@ bool Choices::fault(double probability) {
     return value != 0;
 }
 
-bool Choices::seen(u64 state) {
+bool Choices::seen(u64 state, const u32* units, u32 count) {
     if (search_ != Search::exhaustive || trail_.size() < path_.size()) return false;
-    return !seen_.insert(state).second;
+    // With a bound on switches it makes a difference who is next in line.
+    for (u32 i = 0; switch_bound != 0 && i < count; ++i) state = (state ^ (units[i] + 1ull)) * 0x9e3779b97f4a7c15ull;
+    const Spent now{stale_bound != 0 ? stale_ : 0, switch_bound != 0 ? switches_ : 0, fault_bound != 0 ? faults_ : 0};
+    const auto [at, fresh] = seen_.try_emplace(state, now);
+    if (fresh) return false;
+    if (at->second.within(now)) return true;
+    if (now.within(at->second)) at->second = now;
+    return false;
 }
 
 }  // namespace rdmakit::emu

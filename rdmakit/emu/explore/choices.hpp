@@ -5,10 +5,10 @@
 // schedule is made smaller by putting zeros in it.
 //
 // Leans on random. Sources: Burckhardt et al., "A Randomized Scheduler with Probabilistic Guarantees" (PCT); Musuvathi and
-// Qadeer, "Partial-Order Reduction for Context-Bounded State Exploration" (happens-before hashes as states).
+// Qadeer, "Partial-Order Reduction for Context-Bounded State Exploration" (happens-before hashes as states); Emmi, Qadeer and
+// Rakamaric, "Delay-Bounded Scheduling" (the bound on switches).
 #pragma once
 #include <unordered_map>
-#include <unordered_set>
 #include <vector>
 
 #include "../run/random.hpp"
@@ -34,14 +34,16 @@ class Choices {
     // Exhaustive: to the next schedule; false when there is none.
     bool advance();
 
-    // Who goes on? `units` names those who can, units[0] the one that stays if nothing is chosen.
+    // Who goes on? `units` names those who can, units[0] the one that does if nothing is chosen: who was running, else who is
+    // next in line. Another's turn is a switch in the sense of the bound.
     u32 pick_agent(const u32* units, u32 count);
     // Asked before the units are counted: true when the running one stays in any case, and that is the decision.
     bool stays();
     u32 choose(ChoiceKind kind, u32 count);
     bool fault(double probability);
-    // A state that was explored before: the rest of this schedule would show nothing new.
-    bool seen(u64 state);
+    // A state that was explored before, with as much of the bounds left: the rest of this schedule would show nothing new.
+    // `units`: as pick_agent will be asked.
+    bool seen(u64 state, const u32* units, u32 count);
 
     Search search() const { return search_; }
     const std::vector<u32>& trail() const { return trail_; }
@@ -70,7 +72,13 @@ class Choices {
     u64 points_ = 0, lowest_ = 0;
     // exhaustive
     std::vector<Node> path_;
-    std::unordered_set<u64> seen_;
+    struct Spent {
+        u32 stale, switches, faults;
+        bool within(const Spent& other) const {
+            return stale <= other.stale && switches <= other.switches && faults <= other.faults;
+        }
+    };
+    std::unordered_map<u64, Spent> seen_;  // the least of the bounds that was spent before each state
     u32 stale_ = 0, switches_ = 0, faults_ = 0;
 };
 

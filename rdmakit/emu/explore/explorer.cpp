@@ -52,8 +52,9 @@ Verdict Explorer::judge(RunOutcome outcome, Judged& judged) {
     for (const u32* report : reports_) {
         if (report[1] != 0) return Verdict::reported;
     }
-    if (outcome == RunOutcome::hung) return Verdict::hung;
-    for (std::size_t i = 0; i < expectations_.size(); ++i) {
+    const bool hung = outcome == RunOutcome::hung;
+    if (hung && !may_end_early_) return Verdict::hung;
+    for (std::size_t i = 0; !hung && i < expectations_.size(); ++i) {
         if (std::memcmp(expectations_[i].address, expectations_[i].bytes.data(), expectations_[i].bytes.size()) == 0) continue;
         judged.detail = i;
         return Verdict::wrong;

@@ -58,6 +58,8 @@ class Explorer {
     Exploration& exploration() { return *world_.exploration(); }
     World& world() { return world_; }
     void latent_races_fail(bool on) { races_fail_ = on; }
+    // Launches that cannot go on are no failure; what memory holds then, the check looks at alone.
+    void may_end_early(bool on) { may_end_early_ = on; }
     void start_over();  // exhaustive: forget what was seen
 
   private:
@@ -73,7 +75,7 @@ class Explorer {
     std::vector<Expectation> expectations_;
     std::vector<const u32*> reports_;
     std::unordered_set<u64> distinct_;
-    bool races_fail_ = true, begun_ = false;
+    bool races_fail_ = true, may_end_early_ = false, begun_ = false;
 };
 
 }  // namespace rdmakit::emu

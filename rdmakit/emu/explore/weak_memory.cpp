@@ -37,17 +37,17 @@ void WeakMemory::reset(bool undo) {
     readers_.resize(1);
     agents_.clear();
     frozen_.clear();
-    hash_ = steps_made_ = 0;
+    hash_ = positions_ = steps_made_ = 0;
     stale_loads_ = 0;
     raced_ = false;
     steps_.clear();
 }
 
-u32 WeakMemory::add_agent(u32 block, u32 gpu) {
+u32 WeakMemory::add_agent(u32 block, u32 gpu, u64 identity) {
     const u32 id = agents();
-    agents_.push_back(Agent{block, gpu, {}, {}, {0, 0, 0}, 0});
+    agents_.push_back(Agent{block, gpu, {}, {}, {0, 0, 0}, 0, 0});
     agents_.back().clock.raise(id, 1);
-    mix(id, id, 0);
+    mix(id, identity, 0);
     return id;
 }
 
@@ -160,6 +160,7 @@ void WeakMemory::mix(u32 agent, u64 a, u64 b) {
     who.hash = scramble((who.hash ^ scramble(a + kMultiplier)) * kMultiplier + b);
     hash_ += who.hash;
 }
+u64 WeakMemory::scramble_position(u64 agent, u64 turn) { return scramble((agent << 40 ^ turn) * kMultiplier); }
 Step& WeakMemory::step(Step::Kind kind, u32 agent, Order order, u32 scope, u64 address, u64 bytes, Where where) {
     static thread_local Step nobody;
     ++steps_made_;
@@ -437,7 +438,7 @@ ClockRef WeakMemory::both(ClockRef a, ClockRef b) {
 void WeakMemory::learn(u32 agent, ClockRef clock) { frozen_.join_into(agents_[agent].clock, clock); }
 
 void WeakMemory::note(u32 agent, const char* what, u64 a, u64 b, u64 c, bool in_hash) {
-    if (in_hash) mix(agent, 3 + a, b);
+    if (in_hash) mix(agent, scramble(number_of(what)) ^ a, b ^ c << 40);
     if (!recording_) {
         ++steps_made_;
         return;

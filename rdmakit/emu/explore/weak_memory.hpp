@@ -73,7 +73,8 @@ class WeakMemory {
 
     // Forgets everything, agents included; `undo` puts back what memory held before.
     void reset(bool undo);
-    u32 add_agent(u32 block, u32 gpu);
+    // `identity` tells it from the others whenever it is introduced: runs that differ in that order alone are equal.
+    u32 add_agent(u32 block, u32 gpu, u64 identity);
     u32 agents() const { return static_cast<u32>(agents_.size()); }
     // This memory is somebody else's from now on, or nobody's: what was written there is no history of it.
     void forget(const void* p, u64 bytes);
@@ -105,6 +106,9 @@ class WeakMemory {
     void take_news(u32 agent, const void* p, u32 bytes);   // its next read of p returns one of them
 
     // ---- what happened
+    // An agent goes on. What it does then may leave no trace here (a doorbell), and is part of where a schedule stands.
+    void passed(u32 agent) { positions_ += scramble_position(agent, agents_[agent].turns++); }
+    u64 state() const { return hash_ ^ positions_; }
     u64 hash() const { return hash_; }             // equal for runs that differ only in the order of unrelated steps
     const Race* race() const { return raced_ ? &race_ : nullptr; }
     u32 stale_loads() const { return stale_loads_; }
@@ -156,6 +160,7 @@ class WeakMemory {
         Clock pending[3];       // read by relaxed loads, learnt at the next fence wide enough
         ClockRef fenced[3];     // what a relaxed store hands on, by distance
         u64 hash;
+        u64 turns;              // how often it went on
     };
     struct Range {
         u64 first, bytes;
@@ -183,6 +188,7 @@ class WeakMemory {
     bool strong_between(u32 a, u32 scope_a, u32 b, u32 scope_b) const;
     void hand_on(u32 agent, Order order, u32 scope, ClockRef (&visible)[3]);
     void mix(u32 agent, u64 a, u64 b);
+    static u64 scramble_position(u64 agent, u64 turn);
     Step& step(Step::Kind kind, u32 agent, Order order, u32 scope, u64 address, u64 bytes, Where where);
     void read_range(u32 agent, u64 address, u8* out, u64 bytes, Order order, u32 scope, Where where);
     void write_range(u32 agent, u64 address, const u8* from, u64 bytes, u32 scope, const ClockRef (&visible)[3],
@@ -196,7 +202,7 @@ class WeakMemory {
     std::vector<Agent> agents_;
     FrozenClocks frozen_;
     u32 generation_ = 1;
-    u64 hash_ = 0, steps_made_ = 0, changes_ = 0;
+    u64 hash_ = 0, positions_ = 0, steps_made_ = 0, changes_ = 0;
     u64 last_from_ = 0;
     u32 last_newer_ = 0;
     u32 stale_loads_ = 0;

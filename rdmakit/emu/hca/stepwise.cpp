@@ -158,6 +158,7 @@ void Hca::take(const HcaStep& step) {
         case HcaStep::give_up: {
             Request& request = step.qp->flight->requests[step.index];
             const bool receiver = request.waits_for_receive;
+            if (weak_ != nullptr) weak_->note(step.qp->flight->requester, "waits in vain", step.qp->info.qpn, request.wqe.index);
             if (++(receiver ? request.refusals : request.losses) >
                 (receiver ? step.qp->info.attr.rnr_retry : step.qp->info.attr.retry_cnt)) {
                 fail(*step.qp, request.wqe, receiver ? Syndrome::rnr_retry_exceeded : Syndrome::transport_retry_exceeded);

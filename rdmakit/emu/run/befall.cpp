@@ -11,7 +11,7 @@ void World::set_faults(const WorldFaults& faults) {
     mishaps_ = faults.mishaps;
     messages_ = 0;
     const auto by_messages = [](const Mishap& m) { return m.after_messages != kNever; };
-    faults_on = faults.plan.any() || std::any_of(mishaps_.begin(), mishaps_.end(), by_messages);
+    faults_on = faults.plan.any() || actions_.counts_messages || std::any_of(mishaps_.begin(), mishaps_.end(), by_messages);
     for (u32 rank = 0; rank < config_.gpus; ++rank) {
         if (!launcher_.dead(rank)) launcher_.revive(rank);
     }

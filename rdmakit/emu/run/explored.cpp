@@ -18,6 +18,8 @@ void Scheduler::settle() {
 
 void Scheduler::raw(Fibre& fibre, void* p, u32 bytes, u32 kind, const void* pc) {
     settle();
+    // The way into the runner is none of the program's steps: how often it is taken depends on budgets, not on values.
+    if (static_cast<u64>(static_cast<const u8*>(p) - reinterpret_cast<const u8*>(fibre.api)) < sizeof *fibre.api) return;
     if (kind >= cpu::kRawVolatileRead) point(fibre);
     else if (--fibre.budget <= 0) yield(fibre);
     exploration_->raw(fibre.agent, p, bytes, kind, pc);
@@ -51,28 +53,35 @@ void Scheduler::end_if_endless(Fibre& fibre) {
     block_current(fibre, FibreState::ready);
 }
 
+// Going on is part of the state, here or in go_on: what a fibre does next may leave no trace in memory (a doorbell).
 void Scheduler::point(Fibre& fibre) {
+    if (stays_at(fibre)) exploration_->memory.passed(fibre.agent);
+}
+
+// False if others went first.
+bool Scheduler::stays_at(Fibre& fibre) {
     ++steps_;
     Choices& choices = exploration_->choices;
     end_if_endless(fibre);
     const bool may_stay = ++alone_ <= kAloneAtMost;
-    if (may_stay && choices.stays()) return;
+    if (may_stay && choices.stays()) return true;
     gather_units(may_stay ? &fibre : nullptr);
     if (units_.empty()) {
         alone_ = 0;
-        return;
+        return true;
     }
-    if (choices.seen(exploration_->memory.hash())) {
+    if (choices.seen(exploration_->memory.state(), unit_agents_.data(), static_cast<u32>(units_.size()))) {
         exploration_->pruned = true;
         make_ready(fibre);
         block_current(fibre, FibreState::ready);
-        return;
+        return false;
     }
     const u32 pick = choices.pick_agent(unit_agents_.data(), static_cast<u32>(units_.size()));
-    if (units_[pick].fibre == &fibre) return;
+    if (units_[pick].fibre == &fibre) return true;
     picked_ = pick;
     make_ready(fibre);
     block_current(fibre, FibreState::ready);
+    return false;
 }
 
 void Scheduler::go_on(u32 pick) {
@@ -80,6 +89,7 @@ void Scheduler::go_on(u32 pick) {
     const Unit unit = units_[pick];
     if (unit.fibre != nullptr) {
         ready_.erase(std::find(ready_.begin(), ready_.end(), unit.fibre));
+        exploration_->memory.passed(unit.fibre->agent);
         resume(*unit.fibre);
         return;
     }
@@ -92,7 +102,7 @@ bool Scheduler::step_explored() {
     if (picked_ == kNobody) {
         gather_units(nullptr);
         if (units_.empty()) return false;
-        if (exploration_->choices.seen(exploration_->memory.hash())) {
+        if (exploration_->choices.seen(exploration_->memory.state(), unit_agents_.data(), static_cast<u32>(units_.size()))) {
             exploration_->pruned = true;
             return false;
         }

@@ -44,9 +44,12 @@ std::string Launcher::launch(const LaunchSpec& spec) {
     launch->number = numbers_++;
     launch->spec = spec;
     const auto* bytes = static_cast<const u8*>(spec.arguments);
-    launch->argument_memory.assign(bytes, bytes + spec.argument_bytes);
-    for (u32 i = 0; i < k.argument_count; ++i) {
-        launch->argument_pointers.push_back(launch->argument_memory.data() + spec.offsets[i]);
+    if (spec.pointers == nullptr) {
+        launch->argument_memory.assign(bytes, bytes + spec.argument_bytes);
+        for (u32 i = 0; i < k.argument_count; ++i) {
+            launch->argument_pointers.push_back(launch->argument_memory.data() + spec.offsets[i]);
+        }
+        launch->spec.pointers = launch->argument_pointers.data();
     }
     Gpu& gpu = gpus_[spec.gpu];
     if (gpu.streams.size() <= spec.stream) gpu.streams.resize(spec.stream + 1);
@@ -142,10 +145,14 @@ void Launcher::introduce(Fibre& fibre, const Block& block, u32 gpu, bool many) {
         fibre.agent = before->agent;
         return;
     }
-    fibre.agent = exploration->memory.add_agent(static_cast<u32>(blocks_made_), gpu);
-    exploration->memory.learn(fibre.agent, gpus_[gpu].ended);
     const cpu::Dim3& t = fibre.thread_index;
-    introduced_.push_back({fibre.agent, gpu, t.x + fibre.block_size.x * (t.y + fibre.block_size.y * t.z), block.index,
+    const u32 thread = t.x + fibre.block_size.x * (t.y + fibre.block_size.y * t.z);
+    const Dim& grid = block.launch->spec.grid;
+    const u64 number = block.index.x + u64{grid.x} * (block.index.y + u64{grid.y} * block.index.z);
+    const u64 identity = u64{block.launch->spec.which} << 48 ^ number << 10 ^ thread;
+    fibre.agent = exploration->memory.add_agent(static_cast<u32>(blocks_made_), gpu, identity);
+    exploration->memory.learn(fibre.agent, gpus_[gpu].ended);
+    introduced_.push_back({fibre.agent, gpu, thread, block.index,
                            block.launch->spec.kernel->name});
 }
 void Launcher::met(const std::vector<Fibre*>& fibres) {
@@ -159,7 +166,7 @@ void Launcher::met(const std::vector<Fibre*>& fibres) {
 void Launcher::run_fibre(Fibre& fibre) {
     swap_section(*fibre.block);
     Launch& launch = *fibre.block->launch;
-    launch.spec.kernel->call(launch.argument_pointers.data());
+    launch.spec.kernel->call(launch.spec.pointers);
 }
 
 void Launcher::fibre_finished(Fibre& fibre) {

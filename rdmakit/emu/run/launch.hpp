@@ -18,9 +18,11 @@ struct LaunchSpec {
     Dim grid, block;
     u32 shared_bytes = 0;
     u32 gpu = 0, stream = 0;
+    u32 which = 0;  // of those that are kept, and run again and again
     void* section_begin = nullptr;  // where a user's raw __shared__ variables live in the module; null: nowhere
     u64 section_bytes = 0;
     const void* arguments = nullptr;  // packed values, each at its offset
+    void** pointers = nullptr;        // to each of them, if they stay where they are; else kernels read a copy
     const u32* offsets = nullptr;
     u64 argument_bytes = 0;
 };

@@ -44,6 +44,7 @@ void Scheduler::fibre_main() {
     Scheduler& scheduler = *fibre.scheduler;
     scheduler.owner_.run_fibre(fibre);
     scheduler.settle();
+    if (scheduler.exploration_ != nullptr) scheduler.exploration_->memory.passed(fibre.agent);
     scheduler.block_current(fibre, FibreState::finished);
 }
 

@@ -84,6 +84,7 @@ class Scheduler {
     void point(Fibre& fibre);
     void raw(Fibre& fibre, void* p, u32 bytes, u32 kind, const void* pc);
     void settle();
+    bool stays_at(Fibre& fibre);
     void end_if_endless(Fibre& fibre);  // after so many accesses and meetings that changed nothing
     Exploration* exploration() const { return exploration_.get(); }
     void end_run(bool undo);  // Explore: nothing runs, everything is known to everybody; or all is as it was before

@@ -9,6 +9,8 @@ namespace rdmakit::emu {
 namespace {
 // After a hang every parked fibre is told once that its time is up; who then parks again is told again, so many times.
 constexpr int kTimeoutRounds = 4;
+// Identities of agents of the memory model; those of fibres are below.
+constexpr u64 kHostAgent = 1ull << 62, kNicAgent = 1ull << 63;
 }  // namespace
 
 World::World(const WorldConfig& config)
@@ -67,7 +69,7 @@ void World::ready(Hca& hca) { launcher_.scheduler().add_work(*work_[index_of(hca
 void World::async_event(Hca& hca, AsyncEvent event) { events_.push_back({index_of(hca), event}); }
 
 u32 World::add_agent(Hca& hca, u32 qpn, bool requester) {
-    const u32 agent = weak() != nullptr ? weak()->add_agent(kNowhere, kNowhere) : 0;
+    const u32 agent = weak() != nullptr ? weak()->add_agent(kNowhere, kNowhere, kNicAgent + (u64{index_of(hca)} << 32) + 2 * qpn + requester) : 0;
     agents_.push_back({agent, index_of(hca), qpn, requester});
     return agent;
 }
@@ -108,8 +110,9 @@ std::string World::launch(const LaunchSpec& spec) {
     const std::string wrong = launcher_.refusal(spec);
     if (!wrong.empty()) return wrong;
     const auto* bytes = static_cast<const u8*>(spec.arguments);
-    kept_.push_back({spec, std::vector<u8>(bytes, bytes + spec.argument_bytes),
-                     std::vector<u32>(spec.offsets, spec.offsets + spec.kernel->argument_count)});
+    kept_.push_back({spec, std::vector<u8>(bytes, bytes + spec.argument_bytes), {}});
+    Kept& kept = kept_.back();
+    for (u32 i = 0; i < spec.kernel->argument_count; ++i) kept.pointers.push_back(kept.arguments.data() + spec.offsets[i]);
     return "";
 }
 
@@ -140,18 +143,38 @@ void World::undo_run() {
 RunOutcome World::run_kept() {
     for (Kept& kept : kept_) {
         LaunchSpec spec = kept.spec;
-        spec.arguments = kept.arguments.data();
-        spec.offsets = kept.offsets.data();
+        spec.which = static_cast<u32>(&kept - kept_.data());
+        spec.pointers = kept.pointers.data();  // the same addresses each time: they tell states apart, too
         launcher_.launch(spec);
     }
     if (!actions_.all.empty()) {
-        actions_.memory = weak();
-        actions_.agent = weak()->add_agent(kNowhere, kNowhere);
-        actions_.left.clear();
-        for (u32 i = 0; i < actions_.all.size(); ++i) actions_.left.push_back(i);
+        actions_.plan();
         launcher_.scheduler().add_work(actions_);
     }
     return run_once();
+}
+
+// ---- what the host does in the middle of a schedule
+void World::add_action(void (*act)(void*), void* argument, u32 within) {
+    actions_.all.push_back({act, argument, within});
+    actions_.counts_messages |= within > 1;
+    actions_.world = this;
+    set_faults(faults_);
+}
+void World::Actions::plan() {
+    agent = world->weak()->add_agent(kNowhere, kNowhere, kHostAgent);
+    left.clear();
+    for (u32 i = 0; i < all.size(); ++i) {
+        const u32 messages = world->exploration()->choices.choose(ChoiceKind::other, all[i].within);
+        if (all[i].within > 1) world->weak()->note(agent, "the host bides its time", i, messages);
+        left.push_back({i, messages});
+    }
+}
+void World::Actions::take(u32 index) {
+    const u32 at = offered[index], which = left[at].which;
+    left.erase(left.begin() + at);
+    world->weak()->note(agent, "the host acts", which);
+    all[which].act(all[which].argument);
 }
 
 RunOutcome World::run_once() {

@@ -70,7 +70,8 @@ class World final : public Environment {
     void undo_run();  // memory, fibres and what was noted of the run: as before it
     Exploration* exploration() { return launcher_.scheduler().exploration(); }
     bool interrupted() { return launcher_.scheduler().interrupted(); }
-    void add_action(void (*act)(void*), void* argument) { actions_.all.push_back({act, argument}); }
+    // Of the host's, once a run, at a moment that is chosen: from one of the first `within` messages on.
+    void add_action(void (*act)(void*), void* argument, u32 within);
     const std::vector<HcaAgent>& hca_agents() const { return agents_; }
     const std::vector<FibreAgent>& fibre_agents() const { return launcher_.introduced(); }
 
@@ -180,28 +181,36 @@ class World final : public Environment {
         struct Action {
             void (*act)(void*);
             void* argument;
+            u32 within;
+        };
+        struct Due {
+            u32 which;
+            u64 messages;
         };
         std::vector<Action> all;
-        std::vector<u32> left;
+        std::vector<Due> left;
+        std::vector<u32> offered;
         u32 agent = 0;
-        WeakMemory* memory = nullptr;
+        bool counts_messages = false;
+        World* world = nullptr;
+        void plan();
         void work(u32) override {}
         void steps(std::vector<u32>& agents) override {
-            for (std::size_t i = 0; i < left.size(); ++i) agents.push_back(agent);
+            offered.clear();
+            for (u32 i = 0; i < left.size(); ++i) {
+                if (left[i].messages > world->messages_) continue;
+                offered.push_back(i);
+                agents.push_back(agent);
+            }
         }
-        void take(u32 index) override {
-            const u32 which = left[index];
-            left.erase(left.begin() + index);
-            memory->note(agent, "the host acts", which);
-            all[which].act(all[which].argument);
-        }
+        void take(u32 index) override;
     } actions_;
     WorldFaults faults_;
     bool keep_ = false;
     struct Kept {
         LaunchSpec spec;
         std::vector<u8> arguments;
-        std::vector<u32> offsets;
+        std::vector<void*> pointers;
     };
     std::vector<Kept> kept_;
     u64 done_ = 0;

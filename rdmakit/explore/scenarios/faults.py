@@ -1,14 +1,13 @@
-"""The same protocols while the network loses, spoils and doubles what they send, and while a port goes down.
+"""The same protocols while the network loses, spoils and doubles what they send.
 
-A NIC sends again until the other side has everything; as long as one path is up nothing of that may show: every byte
-comes once, in order. A plan's `budget` keeps faults below what the NIC's retries allow. Leans on the other scenarios.
+A NIC sends again until the other side has everything; nothing of that may show: every byte comes once, in order. A plan's
+`budget` keeps faults below what the NIC's retries allow. Leans on the other scenarios.
 """
 
 from __future__ import annotations
 
 from rdmakit.explore.scenario import Scene, scenario
 from rdmakit.explore.scenarios.lock import lock as plain_lock
-from rdmakit.explore.scenarios.lock import make_lock, transfer
 from rdmakit.explore.scenarios.moe import low_latency, normal
 from rdmakit.explore.scenarios.put_signal import put_signal
 from rdmakit.explore.scenarios.queue import producers
@@ -33,34 +32,3 @@ def imm(scene: Scene) -> None:
     """`lock` with strategy=imm."""
     scene.options = {"strategy": "imm", **scene.options}
     plain_lock(scene)
-
-
-def _pull(scene: Scene) -> None:
-    """Port 1 of the sender's bonded NIC goes down at any moment of the schedule."""
-    world = scene._world
-    assert world is not None
-    scene.act(lambda: world.set_port_up(0, 0, 1, False))
-
-
-@scenario("lock-failover", "one port of a bond goes down while transfers are under way", tags=(*_TAGS, "quick", "lock"))
-def lock_failover(scene: Scene) -> None:
-    """Options as for `lock`."""
-    world = scene.world(hosts=2, ports=2, lag="affinity")
-    transfer(scene, world, make_lock(scene, world))
-    _pull(scene)
-
-
-@scenario("ep-normal-failover", "one port of a bond goes down in mid-dispatch", tags=(*_TAGS, "ep"))
-def normal_failover(scene: Scene) -> None:
-    """Options as for `ep-normal`."""
-    scene.options = {"lag": "affinity", **scene.options}
-    normal(scene)
-    _pull(scene)
-
-
-@scenario("ep-low-latency-failover", "one port of a bond goes down in mid-dispatch", tags=(*_TAGS, "ep"))
-def low_latency_failover(scene: Scene) -> None:
-    """Options as for `ep-low-latency`."""
-    scene.options = {"lag": "affinity", **scene.options}
-    low_latency(scene)
-    _pull(scene)

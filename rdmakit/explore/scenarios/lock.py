@@ -15,7 +15,7 @@ from rdmakit.explore.scenario import Scene, scenario
 from rdmakit.signal import Ordering, SequenceLock, handles
 from rdmakit.signal.abi import LOCK_TRANSFER
 
-__all__ = ["make_lock", "transfer"]
+__all__ = ["launch", "make_lock", "transfer"]
 
 _PASSED_ON = ("crc", "narrow_tail", "first_ticket", "credit_every")
 
@@ -42,12 +42,18 @@ def make_lock(scene: Scene, world: Any, **more: Any) -> SequenceLock:
     )
 
 
-def transfer(scene: Scene, world: Any, lock: SequenceLock) -> None:
-    """Launches both ends for the next `transfers` tickets; what arrives must be what was sent."""
+def launch(
+    scene: Scene, world: Any, lock: SequenceLock, *, fill: int = 1, taken: int | None = None
+) -> tuple[Any, Any, Any]:
+    """Launches both ends for the next `transfers` tickets. Returns what is sent, where it is copied to, and the lengths.
+
+    `fill`: of the first byte that is sent; the others count on from there. `taken`: transfers that the receiver waits for,
+    by default all.
+    """
     transfers, length = int(scene.options.get("transfers", 3)), lock.max_payload
     stride = -(-length // 8) * 8  # of rows
     source = world.array((transfers, stride), np.uint8, name="source")
-    source[:, :length] = np.arange(1, 1 + transfers * length).reshape(transfers, length) % 251
+    source[:, :length] = np.arange(fill, fill + transfers * length).reshape(transfers, length) % 251
     copies = world.array((transfers, stride), np.uint8, name="copies")
     lengths = world.array((transfers,), np.uint32, 0xDEAD, name="lengths")
     orders = world.array((transfers,), LOCK_TRANSFER)
@@ -55,13 +61,20 @@ def transfer(scene: Scene, world: Any, lock: SequenceLock) -> None:
     first = world.array((1,), np.uint64)
     first[0] = lock.signed_off
     senders, receivers = handles([lock], world.array)
-    world.stock_kernel("lock_receive")(1, 32, (receivers, 1, first, transfers, copies, stride, lengths, None), rank=1)
+    count = transfers if taken is None else taken
+    world.stock_kernel("lock_receive")(1, 32, (receivers, 1, first, count, copies, stride, lengths, None), rank=1)
     world.stock_kernel("lock_send")(1, 32, (senders, 1, first, transfers, orders, source), rank=0)
+    scene.keep(lock, senders, receivers, orders, first)
+    return source, copies, lengths
+
+
+def transfer(scene: Scene, world: Any, lock: SequenceLock) -> None:
+    """`launch`; what arrives must be what was sent."""
+    source, copies, lengths = launch(scene, world, lock)
     for report in lock.reports:
         scene.watch(report)
-    scene.keep(lock, senders, receivers, orders, first)
     scene.expect(copies, source, "copies")
-    scene.expect(lengths, length, "lengths")
+    scene.expect(lengths, lock.max_payload, "lengths")
 
 
 @scenario("lock", "transfers through the sequence lock, each once, whole and in order", tags=("quick", "lock"))

@@ -7,10 +7,13 @@ Leans on scenarios.lock and signal.reference.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
+from rdmakit.errors import RdmakitError
 from rdmakit.explore.scenario import Scene, scenario
-from rdmakit.explore.scenarios.lock import make_lock, transfer
+from rdmakit.explore.scenarios.lock import launch, make_lock, transfer
 from rdmakit.signal import SequenceLock, Strategy
 from rdmakit.signal import reference as truth
 
@@ -45,3 +48,43 @@ def forgets(scene: Scene) -> None:
     """`lock-epochs` with forget=True."""
     scene.options = {"forget": True, "races": False, **scene.options}
     epochs(scene)
+
+
+@scenario("lock-reconnects", "the sender's queue pair fails in mid-transfer, both ends connect anew and go on", tags=("quick", "lock", "deep"))
+def reconnects(scene: Scene) -> None:
+    """Options as for `lock`, breaks=4: messages after which the queue pair fails; taken=0: transfers that the receiver has
+    signed off by then; forget=False: connect without a new epoch.
+
+    The run that breaks is a schedule of its own, that of the scene's seed; then the payload is another.
+    """
+    world = scene.world(hosts=2, ports=1)
+    lock = make_lock(scene, world)
+    with scene.rehearsal():
+        world.faults = f"qp_error=0.0.0@{int(scene.options.get('breaks', 4))}msg"
+        launch(scene, world, lock, fill=101, taken=int(scene.options.get("taken", 0)))
+        try:
+            world.run()
+        except RdmakitError:  # who waits for the rest
+            pass
+    lock.reconnect(forget_epoch=bool(scene.options.get("forget", False)))
+    transfer(scene, world, lock)
+
+
+def _laps(scene: Scene, world: Any, lock: Any, transfers: int) -> None:
+    """So many transfers, before all schedules."""
+    mine = scene.options
+    scene.options = {**mine, "transfers": transfers}
+    with scene.rehearsal():
+        launch(scene, world, lock)
+        world.run()
+    scene.options = mine
+
+
+@scenario("lock-laps", "the receive queue's index, its doorbell record and the immediate's ticket pass 2**16", tags=("lock", "deep"))
+def laps(scene: Scene) -> None:
+    """Options as for `lock`, strategy=imm; 65,534 transfers have gone before, over the same queue pairs."""
+    scene.options = {"strategy": "imm", "length": 8, "slots": 2, **scene.options}
+    world = scene.world(hosts=2, ports=1)
+    lock = make_lock(scene, world)
+    _laps(scene, world, lock, (1 << 16) - 2)
+    transfer(scene, world, lock)

@@ -6,6 +6,7 @@ bit. Leans on ep.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ml_dtypes
@@ -58,13 +59,13 @@ def _world(scene: Scene) -> tuple[Any, int]:
     return scene.world(hosts=2, gpus_per_host=gpus, **bonded), 2 * gpus
 
 
-def _inputs(scene: Scene, world: Any, ranks: int) -> tuple[list[Any], list[Any], list[Any], int]:
-    """x, topk_idx, topk_weights of each rank, and how many experts there are: one a rank."""
+def _inputs(scene: Scene, world: Any, ranks: int, turn: int = 0) -> tuple[list[Any], list[Any], list[Any], int]:
+    """x, topk_idx, topk_weights of each rank, and how many experts there are: one a rank. Another turn has others."""
     tokens, topk = int(scene.options.get("tokens", 2)), int(scene.options.get("topk", 2))
-    rng = np.random.default_rng(int(scene.options.get("routing", 1)))
+    rng = np.random.default_rng((int(scene.options.get("routing", 1)), turn))
     x, idx, weights = [], [], []
     for rank in range(ranks):
-        chosen = routing.uniform(tokens, num_experts=ranks, top_k=topk, seed=7 * rank + 1)
+        chosen = routing.uniform(tokens, num_experts=ranks, top_k=topk, seed=7 * rank + 1 + 100 * turn)
         rows = world.array((tokens, HIDDEN), BF16, name=f"tokens of rank {rank}")
         rows[...] = rng.standard_normal(rows.shape, np.float32)
         x.append(rows)
@@ -73,9 +74,21 @@ def _inputs(scene: Scene, world: Any, ranks: int) -> tuple[list[Any], list[Any],
     return x, idx, weights, ranks
 
 
+def _before(scene: Scene, world: Any, ranks: int, buffer: Any, turn: Callable[..., None]) -> None:
+    """So many rounds before all schedules; then the buffer is told to forget so many of their epochs."""
+    for number in range(1, 1 + int(scene.options.get("before", 0))):
+        with scene.rehearsal():
+            turn(*_inputs(scene, world, ranks, number)[:3])
+    forgotten = int(scene.options.get("forget", 0))
+    buffer.epoch -= forgotten
+    buffer.combine_epoch -= forgotten
+
+
 @scenario("ep-normal", "normal dispatch and combine between two hosts", tags=("ep",))
 def normal(scene: Scene) -> None:
-    """Options: gpus=1 a host, tokens=2, topk=2, slots=2, chunk=1, warps=2, combine=True, lag, routing (a seed)."""
+    """Options: gpus=1 a host, tokens=2, topk=2, slots=2, chunk=1, warps=2, combine=True, lag, routing (a seed), before=0
+    rounds that the buffers have seen, forget=0 of their epochs.
+    """
     world, ranks = _world(scene)
     x, idx, weights, experts = _inputs(scene, world, ranks)
     buffer = _Normal(
@@ -89,6 +102,12 @@ def normal(scene: Scene) -> None:
         slots=int(scene.options.get("slots", 2)),
         chunk=int(scene.options.get("chunk", 1)),
     )
+
+    def turn(x: list[Any], idx: list[Any], weights: list[Any]) -> None:
+        got = buffer.dispatch(x, idx, weights)
+        buffer.combine([g.recv_x for g in got], [g.handle for g in got])
+
+    _before(scene, world, ranks, buffer, turn)
     got = buffer.dispatch(x, idx, weights)
     wanted = [reference.dispatch(x, idx, weights, rank, experts) for rank in range(ranks)]
     for rank, want in enumerate(wanted):
@@ -112,11 +131,19 @@ def normal(scene: Scene) -> None:
 
 @scenario("ep-low-latency", "low-latency dispatch and combine between two hosts", tags=("ep",))
 def low_latency(scene: Scene) -> None:
-    """Options: gpus=1 a host, tokens=2, topk=2, warps=2, combine=True, lag, routing (a seed)."""
+    """Options: gpus=1 a host, tokens=2, topk=2, warps=2, combine=True, lag, routing (a seed), before=0 rounds that the
+    buffers have seen, forget=0 of their epochs.
+    """
     world, ranks = _world(scene)
     x, idx, weights, experts = _inputs(scene, world, ranks)
     sizes = {"hidden": HIDDEN, "topk": idx[0].shape[1], "experts": experts, "max_tokens": len(x[0]), "qps_per_rank": 1}
     buffer = _LowLatency(world, int(scene.options.get("warps", 2)), **sizes)
+
+    def turn(x: list[Any], idx: list[Any], weights: list[Any]) -> None:
+        got, handles, _ = buffer.dispatch(x, idx, use_fp8=False)
+        buffer.combine([g.packed_recv_x for g in got], handles, idx, weights)
+
+    _before(scene, world, ranks, buffer, turn)
     got, handles, _ = buffer.dispatch(x, idx, use_fp8=False)
     wanted = [reference.low_latency_dispatch(x, idx, rank, experts, buffer.max_tokens) for rank in range(ranks)]
     for rank, want in enumerate(wanted):
@@ -136,3 +163,24 @@ def low_latency(scene: Scene) -> None:
             scene.expect(out[rank], truth, f"sums of rank {rank}")
         scene.keep(out)
     scene.keep(buffer, x, idx, weights, got, handles)
+
+
+for _name, _title, _build in (
+    ("ep-normal-again", "normal dispatch and combine in buffers that two rounds have used", normal),
+    ("ep-low-latency-again", "low-latency dispatch and combine in buffers that two rounds have used", low_latency),
+):
+
+    @scenario(_name, _title, tags=("ep", "deep"))
+    def again(scene: Scene, build: Callable[[Scene], None] = _build) -> None:
+        """Options as for the protocol without "-again", before=2: slots, counts and signals of older epochs are there."""
+        scene.options = {"before": 2, **scene.options}
+        build(scene)
+
+
+@scenario("ep-low-latency-forgets-epoch", "buffers that two rounds have used, under an epoch that they have seen", holds=False,
+          tags=("wrong", "ep"))
+def forgets(scene: Scene) -> None:
+    """`ep-low-latency-again` with forget=2: counts of the first round pass for new ones."""
+    scene.options = {"before": 2, "forget": 2, **scene.options}
+    scene.allow_latent_races()
+    low_latency(scene)
