@@ -263,11 +263,12 @@ class Explorer:
             return "no race"
         names = Names(self)
         names.active = {race[side]["agent"] for side in ("first", "second")}
-        first, second = (
-            f"{names.agent(a['agent'])} {'writes' if a['write'] else 'reads'} it{names.strength(a)} [{names.place(a)}]"
-            for a in (race["first"], race["second"])
-        )
-        return f"nothing orders two accesses to {names.address(race['address'])}: {first}; {second}"
+        said = []
+        for side in (race["first"], race["second"]):
+            verb, place = "writes" if side["write"] else "reads", names.place(side)
+            where = f" [{place}]" if place else ""  # a NIC is in no source file
+            said.append(f"{names.agent(side['agent'])} {verb} it{names.strength(side)}{where}")
+        return f"nothing orders two accesses to {names.address(race['address'])}: {said[0]}; {said[1]}"
 
 
 def explore(
