@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Story", "Told", "tell"]
 
 _ELEMENT = re.compile(r"^(.*)\[(\d+)\]$")
+_PLACE = re.compile(r" \[[^\]]*:\d+\]")
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,26 @@ class Story:
     def stale(self) -> list[Told]:
         """Reads of a value that was no longer the newest."""
         return [line for line in self.lines if line.stale]
+
+    def messages(self) -> list[tuple[str, int, str, int, str]]:
+        """What one column did that another saw first: (from, step, to, step, what was done), for `show.message_chart`.
+
+        Of what is seen again and again only the first sight counts.
+
+        >>> from rdmakit.explore import Explorer
+        >>> story = Explorer("put-signal").story()
+        >>> [(a, b, what) for a, _, b, _, what in story.messages()][:1]
+        [('rank 0 put_and_signal', 'NIC 0', 'rings the doorbell')]
+        """
+        done = {step: line for line in self.lines for step in line.steps}
+        found: dict[tuple[int, str], tuple[str, int, str, int, str]] = {}
+        for line in self.lines:
+            for step in line.sees:
+                cause = done.get(step)
+                if cause is not None and cause.lane != line.lane:
+                    what = _PLACE.sub("", cause.what)
+                    found.setdefault((step, line.lane), (cause.lane, step, line.lane, line.number, what))
+        return sorted(found.values(), key=lambda message: message[1])
 
     def __str__(self) -> str:
         width = max((len(line.who) for line in self.lines), default=0)
