@@ -15,7 +15,7 @@ from typing import Any
 from rdmakit.emu.hang import device_fault, hang_error
 from rdmakit.errors import BadArgument
 from rdmakit.explore.scenario import Scenario, Scene, find_scenario
-from rdmakit.explore.story import Story, tell
+from rdmakit.explore.story import PRE, Story, tell
 
 __all__ = ["Explored", "Explorer", "Failure", "Search", "Verdict", "explore", "replay"]
 
@@ -107,7 +107,7 @@ class Explored:
         return f"<Explored: {self}>"
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+        return f'<pre style="{PRE}">{html.escape(str(self))}</pre>'
 
 
 class Explorer:

@@ -18,7 +18,9 @@ from rdmakit.explore.trace import BARRIER, FENCE, LOAD, NOTE, STORE, Step, Trace
 if TYPE_CHECKING:
     from rdmakit.explore.explorer import Explorer
 
-__all__ = ["Story", "Told", "tell"]
+__all__ = ["PRE", "Story", "Told", "tell"]
+
+PRE = "white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere"  # JupyterLab would break words anywhere
 
 _ELEMENT = re.compile(r"^(.*)\[(\d+)\]$")
 _PLACE = re.compile(r" \[[^\]]*:\d+\]")
@@ -101,7 +103,7 @@ class Story:
         from rdmakit.explore.chart import draw
 
         figure = draw(self)
-        return f"<pre>{html.escape(str(self))}</pre>" if figure is None else figure._repr_html_()
+        return f'<pre style="{PRE}">{html.escape(str(self))}</pre>' if figure is None else figure._repr_html_()
 
 
 def tell(explorer: Explorer, title: str, verdict: str, *, failed: bool) -> Story:
