@@ -155,7 +155,7 @@ report
 # The NIC heard the bell, read the record, found an old number and went back to sleep. A moment later it would have found
 # the right one. Nobody rang again.
 #
-# ## Break it: the one that needs a neighbour
+# ## Break it: a bell that was not for this WQE
 # Now put fence B back and leave out fence A, between the WQE and the record. Fence B still stands before *our* bell, so
 # everything is visible when we ring. What can go wrong? How often?
 
@@ -192,8 +192,8 @@ explorer.story(decisions=small.decisions)
 
 # %% [markdown]
 # A WQE without a fault. It was torn *when the NIC read it*: the NIC saw the record before it saw the WQE. The
-# **neighbour** had rung, and a bell is a bell: the NIC takes all that the record promises. Without a neighbour no test of
-# yours finds this.
+# **neighbour** had rung, and a bell is a bell: the NIC takes all that the record promises. Our own bell for the message
+# before does as well, when it is still on its way. A test that sends one message from one kernel never finds this.
 #
 # ## Three NICs, four kernels
 # What a NIC believes when it is rung differs. `dbrec`: the record alone, the register only wakes it. `register`: the
@@ -250,8 +250,6 @@ if course.hardware_cell("gpu+mlx5"):
 
 # %% [markdown] tags=["not-modelled"]
 # ## What we did not model
-# * **A bell on its way.** Here the NIC looks at the record at the very moment of the bell. A real one does so about a
-#   microsecond later, so your own *previous* bell plays the neighbour's part, and fence A matters even when you are alone.
 # * **A certain GPU.** Explore lets a reader find any old value that the rules of PTX allow, and it is weaker than any one
 #   GPU. Two things it does not show: a load that finds what is stored later (load buffering), and stores of two threads to
 #   one word that land in another order than they were made.
