@@ -19,7 +19,10 @@ def signal(*, seed: int = 1, lengths: tuple[int, ...] = LENGTHS, **_: Any) -> di
     from rdmakit.signal.modelled import NAMES, Modelled, modelled
 
     figures: dict[str, float] = {}
-    lines = ["Modelled time (no hardware was measured) from the sender's first instruction until the last transfer is signed off."]
+    lines = [
+        "Modelled time (no hardware was measured) from the sender's first instruction until the last transfer is "
+        "signed off."
+    ]
     ok = True
     for length in lengths:
         lines += [

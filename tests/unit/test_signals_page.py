@@ -28,7 +28,8 @@ def modes() -> str:
 
 def costs() -> str:
     heads = [f"octets on the wire for {length} B" for length in LENGTHS]
-    rows = [["strategy", "WQEs", "doorbells", "round trips that the sender waits", *heads], ["---"] * (4 + len(LENGTHS))]
+    names = ["strategy", "WQEs", "doorbells", "round trips that the sender waits", *heads]
+    rows = [names, ["---"] * len(names)]
     for strategy, crc in KINDS:
         if crc:  # as without
             continue

@@ -60,7 +60,7 @@ class _Wiring:
         scene.allow_latent_races()
 
     def _wired(self, world: Any) -> tuple[Any, ...]:
-        parts = self.trial.call(self.wire, world)
+        parts: tuple[Any, ...] = self.trial.call(self.wire, world)
         self.trial.is_a(parts, tuple, "what wire returns")
         self.trial.has_length(parts, 4, "what wire returns")
         for name, part, kind in zip(("near", "far", "data", "flag"), parts, (QP, QP, MR, MR), strict=True):

@@ -60,8 +60,8 @@ def _told(failure: Failure) -> str:
     "09.receiver",
     hints=(
         "Three things must hold: the whole slot is there, you have read what is there, and nobody fills it meanwhile.",
-        "The bytes of one WRITE may land in any order, its first word before the others. What comes behind all of them?",
-        "wait_signal waits for a word, with an acquire at the right scope. And what does the sender do once it has credit?",
+        "The bytes of one WRITE may land in any order, the first word before the others. What is behind them all?",
+        "wait_signal waits for a word, with an acquire at system scope. And what does a sender do that has credit?",
     ),
     seconds=20.0,
 )
