@@ -22,7 +22,7 @@ _DEFAULT = 2000
 def add_scenario_arguments(parser: argparse.ArgumentParser) -> None:
     """What `explore` and `replay` share: the scenario and how it is set up."""
     parser.add_argument("scenario", nargs="?", metavar="SCENARIO", help="a name of --list, or file.py:function")
-    parser.add_argument("--faults", metavar="PLAN", help='what may go wrong, e.g. "loss,ack_lost,delay"')
+    parser.add_argument("--faults", metavar="PLAN", help='what may go wrong, e.g. "loss=0.1,ack_lost=0.1,budget=6"')
     parser.add_argument("--reader", choices=("gpu", "host"), help="who reads what a NIC has written (default gpu)")
     parser.add_argument(
         "--set", dest="settings", metavar="KEY=VALUE", action="append", default=[], help="an option of the scenario"

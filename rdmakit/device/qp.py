@@ -52,7 +52,7 @@ class QP(Atomics):
     """A reliable connected queue pair, made by `PD.create_qp`.
 
     `connect` brings it to RTS; `post_*` write WQEs and ring; `device_handle` lets kernels do so. `posted` and
-    `completed` count basic blocks since the last RESET, whoever posted them.
+    `completed` count basic blocks since the last RESET, whoever posted them. `out_of_order`: as it was created.
     """
 
     _kind = "QP"
@@ -92,6 +92,7 @@ class QP(Atomics):
         self.pd, self.send_cq, self.recv_cq = pd, send_cq, recv_cq
         self.context = pd.context
         self.max_inline = max_inline
+        self.out_of_order = out_of_order
         provider = self.context._provider
         request = QpRequest(
             pd=pd.handle,

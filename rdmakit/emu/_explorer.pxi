@@ -1,4 +1,4 @@
-# The explorer as C++ has it (explore/explorer.hpp): one scenario, many schedules. rdmakit.explore puts objects round it.
+# The explorer as C++ has it (explore/explorer.hpp): one scenario, many schedules. rdmakit.explore has its objects.
 
 cdef extern from "explore/explorer.hpp" namespace "rdmakit::cpu" nogil:
     cdef enum class Order(u32):
@@ -119,7 +119,7 @@ cdef Schedule to_schedule(u32 search, u64 seed, u32 depth, double steps, list de
 
 
 cdef class Explorer:
-    """Schedules of one world's launches. The world keeps launches from now on, and runs them in `run` and `explore` only."""
+    """Schedules of one world's launches. The world keeps launches from now on, and runs them in `run` and `explore`."""
 
     cdef CppExplorer* explorer
     cdef World world

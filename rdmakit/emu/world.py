@@ -87,7 +87,13 @@ class World:
         self.ranks = self.topology.ranks
         self.addresses = AddressBook()
         self.launches: list[LaunchTime] = []
-        self._core = Core(policy=POLICIES[policy], seed=seed, gpus=len(self.ranks), resident_warps=resident_warps, data_in_order=data_in_order)
+        self._core = Core(
+            policy=POLICIES[policy],
+            seed=seed,
+            gpus=len(self.ranks),
+            resident_warps=resident_warps,
+            data_in_order=data_in_order,
+        )
         self._devices = self.topology.build(self._core)
         self._events: list[list[AsyncEvent]] = [[] for _ in self._devices]
         self._pending: list[Any] = []  # arguments of launches that have not run yet

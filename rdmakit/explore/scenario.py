@@ -143,7 +143,7 @@ class Scene:
     tally: Counter[str] = field(default_factory=Counter)  # what a scenario's check has seen happen, by name
 
     def world(self, hosts: int = 1, **options: Any) -> World:
-        """The world of this scene: `World(hosts, policy="explore", …)`. Launches in it are kept, and run in each schedule."""
+        """The world of this scene: `World(hosts, policy="explore", …)`. Launches are kept, and run in each schedule."""
         if self._world is not None:
             raise BadState("this scene has its world", rule="one world a scene", remedy="use the one you have")
         faults = Faults.parse(self.faults) if self.faults else None
@@ -159,7 +159,8 @@ class Scene:
         wanted = np.empty_like(array)
         wanted[...] = values
         if not array.flags.c_contiguous:
-            raise BadArgument("an expected array", value=array.strides, rule="C-contiguous", remedy="expect a copy's base")
+            strides = array.strides
+            raise BadArgument("an expected array", value=strides, rule="C-contiguous", remedy="expect a copy's base")
         self._expected.append((array, wanted, name))
         self.core.expect(array.ctypes.data, wanted.tobytes())
 
@@ -172,7 +173,7 @@ class Scene:
             self.core.watch_report(report.address)
 
     def check(self, holds: Callable[[], Any]) -> None:
-        """`holds()` is called after each schedule that ended well so far; false, or a text that says why, refuses it."""
+        """`holds()` is called after each schedule that is well so far; false, or a text that says why, refuses it."""
 
         def judge() -> bool:
             answer = holds()
@@ -220,5 +221,6 @@ class Scene:
     def core(self) -> Core:
         """The C++ explorer of the scene's world. BadState before `world()`."""
         if self._core is None:
-            raise BadState("this scene has no world yet", rule="world() comes first", remedy="world = scene.world(hosts=2)")
+            remedy = "world = scene.world(hosts=2)"
+            raise BadState("this scene has no world yet", rule="world() comes first", remedy=remedy)
         return self._core

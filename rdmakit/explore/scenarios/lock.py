@@ -1,7 +1,7 @@
 """The in-QP sequence lock: transfers through a small window, by every strategy, in every ordering and for both readers.
 
-Whatever comes, comes once, whole and in order: the receiver copies each payload, and copies must equal the source. Leans
-on signal.
+Whatever comes, comes once, whole and in order: the receiver copies each payload, and copies must equal the source.
+Leans on signal.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def transfer(scene: Scene, world: Any, lock: SequenceLock) -> None:
 
 @scenario("lock", "transfers through the sequence lock, each once, whole and in order", tags=("quick", "lock"))
 def lock(scene: Scene) -> None:
-    """Options: strategy=amo, ordering=strict, transfers=3, slots=2, length=16, races=True, and those of SequenceLock crc,
-    narrow_tail, first_ticket, credit_every.
+    """Options: strategy=amo, ordering=strict, transfers=3, slots=2, length=16, races=True, and those of SequenceLock
+    crc, narrow_tail, first_ticket, credit_every.
     """
     world = scene.world(hosts=2, ports=1)
     transfer(scene, world, make_lock(scene, world))

@@ -1,8 +1,8 @@
 """A sequence lock that has been connected anew: the slots still hold what the connection before had left unsigned.
 
-The queue pair has failed with a whole window under way: all of it had landed, none of it was signed off. The host connects
-again and the sender sends the same tickets, whose payload is another now. What an older epoch left must not pass for new.
-Leans on scenarios.lock and signal.reference.
+The queue pair has failed with a whole window under way: all of it had landed, none of it was signed off. The host
+connects again and the sender sends the same tickets, whose payload is another now. What an older epoch left must not
+pass for new. Leans on scenarios.lock and signal.reference.
 """
 
 from __future__ import annotations
@@ -31,7 +31,11 @@ def _left_behind(lock: SequenceLock) -> None:
             lock.flags[ticket % lock.slots] = truth.stamp(ticket, print_)
 
 
-@scenario("lock-epochs", "connected anew under a later epoch, with stale slots, flags and tails", tags=("quick", "lock"))
+@scenario(
+    "lock-epochs",
+    "connected anew under a later epoch, with stale slots, flags and tails",
+    tags=("quick", "lock"),
+)
 def epochs(scene: Scene) -> None:
     """Options as for `lock`, strategy=write, and forget=False: connect without a new epoch."""
     scene.options = {"strategy": "write", **scene.options}

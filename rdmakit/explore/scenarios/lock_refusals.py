@@ -14,6 +14,7 @@ from rdmakit.explore.scenarios.lock import make_lock
 from rdmakit.signal import SequenceLock, Strategy, handles
 from rdmakit.signal import reference as truth
 from rdmakit.signal.abi import LOCK_TRANSFER
+from rdmakit.signal.strategies import HEADER_BYTES
 
 __all__ = ["LIES"]
 
@@ -39,7 +40,7 @@ def _lie_in_memory(lock: SequenceLock, lie: str) -> None:
     payload = payload * 4 if lie == "length" else payload
     raw = bytearray(truth.slot(lock.strategy, payload, qpn ^ (lie == "fingerprint"), told, ticket, lock.crc))
     if lie == "crc":
-        raw[truth.HEADER_BYTES + len(payload) - 1] ^= 1
+        raw[HEADER_BYTES + len(payload) - 1] ^= 1
     room = min(len(raw), lock.ring.shape[1])
     lock.ring[0, :room] = np.frombuffer(bytes(raw[:room]), np.uint8)
     if lock.strategy in (Strategy.AMO, Strategy.SPLIT):
@@ -52,7 +53,10 @@ def _lie_in_memory(lock: SequenceLock, lie: str) -> None:
 
 @scenario("lock-refuses", "a slot that lies is refused by name, and nothing of it is signed off", tags=("lock",))
 def lock_refuses(scene: Scene) -> None:
-    """Options: those of `lock`, and `lie`: gap, repeat, stale_epoch, fingerprint, length, crc. `imm` is lied to by its sender."""
+    """Options: those of `lock`, and `lie`: gap, repeat, stale_epoch, fingerprint, length, crc.
+
+    `imm` is lied to by its sender.
+    """
     lie = str(scene.options.get("lie", "gap"))
     if lie not in LIES:
         raise BadArgument("no such lie", value=lie, rule=f"one of {', '.join(LIES)}", remedy="--set lie=gap")

@@ -121,7 +121,8 @@ def normal(scene: Scene) -> None:
         scene.expect(counts, want.num_recv_tokens_per_expert, f"counts of rank {rank}")
     if scene.options.get("combine", True):
         out, _ = buffer.combine([g.recv_x for g in got], [g.handle for g in got])
-        rows, handles = [want.recv_x for want in wanted], [want.handle for want in wanted]
+        rows: list[Any] = [want.recv_x for want in wanted]  # BF16: no scales beside them
+        handles = [want.handle for want in wanted]
         for rank in range(ranks):
             want_out, _ = reference.combine(rows, handles, rank, len(x[rank]), None, buffer.local_ranks)
             scene.expect(out[rank], want_out, f"sums of rank {rank}")

@@ -15,7 +15,7 @@ from rdmakit.layout import Syndrome
 
 @scenario("queue-error", "the peer refuses every WRITE: all producers stop, with the syndrome", tags=("quick", "queue"))
 def queue_error(scene: Scene) -> None:
-    """Options as for `queue`, blocks=2. Nothing lands; the first error is what is reported, not that slots came free."""
+    """Options as for `queue`, blocks=2. Nothing lands; what is reported is the first error, not that slots are free."""
     scene.options = {"blocks": 2, "words": 6, **scene.options}
     words = int(scene.options["words"])
     pair = Pair(scene, words, sink_access="local_write", watch=False, wqebbs=int(scene.options.get("wqebbs", 4)))
@@ -34,7 +34,11 @@ def queue_error(scene: Scene) -> None:
     scene.check(told)
 
 
-@scenario("queue-quiet", "who calls quiet returns when all that was posted before it is complete", tags=("quick", "queue"))
+@scenario(
+    "queue-quiet",
+    "who calls quiet returns when all that was posted before it is complete",
+    tags=("quick", "queue"),
+)
 def queue_quiet(scene: Scene) -> None:
     """Two blocks post and call quiet; when both have ended, every WRITE has been acknowledged and every CQE taken.
 
