@@ -76,8 +76,8 @@ class Story:
 
         >>> from rdmakit.explore import Explorer
         >>> story = Explorer("put-signal").story()
-        >>> [(a, b, what) for a, _, b, _, what in story.messages()][:1]
-        [('rank 0 put_and_signal', 'NIC 0', 'rings the doorbell')]
+        >>> next((a, b) for a, _, b, _, what in story.messages() if what == "rings the doorbell")
+        ('rank 0 put_and_signal', 'NIC 0')
         """
         done = {step: line for line in self.lines for step in line.steps}
         found: dict[tuple[int, str], tuple[str, int, str, int, str]] = {}
