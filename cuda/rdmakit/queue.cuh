@@ -137,7 +137,7 @@ RDMAKIT_DEVICE void note_error(const QpHandle& qp, u64 consumer, u64 completed, 
     const u32 error = kErrorFlag | ((word >> 8) & 0xff00) | (word >> 24);
     const bool first = compare_swap<Scope::gpu>(&qp.state->error, 0u, kErrorClaimed) == 0;
     if (!holds(first)) return;  // the first one counts
-    store_relaxed<Scope::gpu>(&qp.state->error_index, completed + static_cast<u16>(tail.counter() - static_cast<u16>(completed)));
+    qp.state->error_index = completed + static_cast<u16>(tail.counter() - static_cast<u16>(completed));
     store_release<Scope::gpu>(&qp.state->error, error);
 }
 
@@ -197,7 +197,7 @@ RDMAKIT_DEVICE u64 poll_cq(const QpHandle& qp) {
 }
 RDMAKIT_DEVICE Status completion_error(const QpHandle& qp, const Subject& who, Site site) {
     const u32 error = load_acquire<Scope::gpu>(&qp.state->error);
-    return fail(qp.watch, Status::completion_error, who, 0, load_relaxed<Scope::gpu>(&qp.state->error_index), 0,
+    return fail(qp.watch, Status::completion_error, who, 0, qp.state->error_index, 0,
                 error & 0xff, (error >> 8) & 0xff, site);
 }
 

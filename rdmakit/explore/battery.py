@@ -51,6 +51,7 @@ BATTERY: list[tuple[str, dict[str, Any]]] = [
     ("ep-normal", {"gpus": 2, "tokens": 1, "combines": 2}),
     ("ep-normal", {"gpus": 2, "tokens": 1, "cached": True}),
     ("ep-low-latency", {"gpus": 2, "tokens": 1}),
+    ("ep-low-latency", {"blocks": 2, "warps": 1}),
     ("ep-low-latency", {"one_way": True, "combines": 3, "tokens": 1}),
 ]
 

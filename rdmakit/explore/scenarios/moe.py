@@ -41,16 +41,16 @@ class _Normal(NormalBuffer):
 
 
 class _LowLatency(LowLatencyBuffer):
-    """On one block of `warps` warps."""
+    """On so many blocks of so many warps."""
 
-    def __init__(self, world: Any, warps: int, **sizes: Any) -> None:
+    def __init__(self, world: Any, blocks: int, warps: int, **sizes: Any) -> None:
         super().__init__(world, **sizes)
-        self.warps = warps
+        self.blocks, self.warps = blocks, warps
         self.launched: list[Any] = []
 
     def _launch(self, kernel: str, args: list[Any], rank: int) -> None:
         self.launched.append(args)
-        self.world.stock_kernel(kernel)((1,), (self.warps * 32,), tuple(args), rank=rank)
+        self.world.stock_kernel(kernel)((self.blocks,), (self.warps * 32,), tuple(args), rank=rank)
 
 
 def _world(scene: Scene) -> tuple[Any, int]:
@@ -151,7 +151,7 @@ def normal(scene: Scene) -> None:
 
 @scenario("ep-low-latency", "low-latency dispatch and combine between two hosts", tags=("ep",))
 def low_latency(scene: Scene) -> None:
-    """Options: gpus=1 a host, tokens=2, topk=2, warps=2, combines=1, lag, routing (a seed), one_way=False (rank 0 alone has
+    """Options: gpus=1 a host, tokens=2, topk=2, blocks=1, warps=2, combines=1, lag, routing (a seed), one_way=False (rank 0 alone has
     choices of others), before=0 rounds that the buffers have seen, forget=0 of their epochs.
     """
     world, ranks = _world(scene)
@@ -161,7 +161,9 @@ def low_latency(scene: Scene) -> None:
         for rank in range(ranks):
             idx[rank][:, 0], idx[rank][:, 1:] = ranks - 1, -1
             weights[rank][:, 1:] = 0
-    buffer = _LowLatency(world, int(scene.options.get("warps", 2)), **sizes)
+    buffer = _LowLatency(
+        world, int(scene.options.get("blocks", 1)), int(scene.options.get("warps", 2)), **sizes
+    )
 
     def turn(x: list[Any], idx: list[Any], weights: list[Any]) -> None:
         got, handles, _ = buffer.dispatch(x, idx, use_fp8=False)
