@@ -14,8 +14,8 @@ namespace rdmakit {
 #else
 // Each place in the source owns one slot of the block's arena; arrays are declared through a typedef.
 #define RDMAKIT_SHARED(T, name)                                                                              \
-    static const char rdmakit_key_##name = 0;                                                                \
-    T& name = *static_cast<T*>(::rdmakit::cpu::self().api->shared(&::rdmakit::cpu::self(), &rdmakit_key_##name, \
+    static const char rdmakit_key_##name[] = #name;                                                          \
+    T& name = *static_cast<T*>(::rdmakit::cpu::self().api->shared(&::rdmakit::cpu::self(), rdmakit_key_##name, \
                                                                   sizeof(T), alignof(T)))
 #define RDMAKIT_DYNAMIC_SHARED(T, name) T* name = reinterpret_cast<T*>(::rdmakit::cpu::self().dynamic_shared)
 #endif

@@ -113,7 +113,7 @@ def _matters(step: Step, trace: Trace) -> bool:
         return bool(step["newer"])
     if step["note"] == "lands an answer":
         return not name.startswith("sink of atomics")
-    if trace.names.is_nic(step["agent"]):
+    if trace.names.is_nic(step["agent"]) or trace.names.is_copy(step["agent"]):
         return True
     if step["kind"] == LOAD:
         return bool(step["newer"]) or trace.written_by_others(step)
@@ -181,7 +181,7 @@ def _goes_on(last: tuple[Told, Step], this: tuple[Told, Step], trace: Trace) -> 
     (before, a), (line, b) = last, this
     if before.who != line.who or a["kind"] != b["kind"] or a["kind"] not in (LOAD, STORE) or before.bad != line.bad:
         return False
-    if b["number"] in trace.rings or a["number"] in trace.rings or a["note"] != b["note"] or a["order"] != b["order"]:
+    if a["address"] in trace.names.mbarriers or b["number"] in trace.rings or a["number"] in trace.rings or a["note"] != b["note"] or a["order"] != b["order"]:
         return False
     first, second = trace.names.raw(a["address"]), trace.names.raw(b["address"])
     if first.startswith("send ring") and a["kind"] == STORE:
