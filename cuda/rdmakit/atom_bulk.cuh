@@ -64,10 +64,11 @@ RDMAKIT_DEVICE void mbarrier_arrive(Mbarrier* barrier, [[maybe_unused]] Site sit
                  host::access(cpu::Order::release, Scope::cta), site);
 #endif
 }
-// The same, and `bytes` more are due in this phase: call it before the copies that bring them.
+// Arrives, and `bytes` more are due in this phase: call it before the copies that bring them. Relaxed: it vouches for
+// nothing of the caller's, and what the copies bring is released by their own arrival.
 RDMAKIT_DEVICE void mbarrier_arrive_expect(Mbarrier* barrier, u32 bytes, [[maybe_unused]] Site site = Site::here()) {
 #if RDMAKIT_GPU
-    RDMAKIT_BULK_ASM("{.reg .b64 state; mbarrier.arrive.expect_tx.release.cta.shared::cta.b64 state, [%0], %1;}" ::"r"(
+    RDMAKIT_BULK_ASM("{.reg .b64 state; mbarrier.arrive.expect_tx.relaxed.cta.shared::cta.b64 state, [%0], %1;}" ::"r"(
                          shared_address(barrier)),
                      "r"(bytes)
                      : "memory");
@@ -76,7 +77,7 @@ RDMAKIT_DEVICE void mbarrier_arrive_expect(Mbarrier* barrier, u32 bytes, [[maybe
                  [bytes](u64 word) {
                      return static_cast<u64>(cpu::MbarrierWord::from(word).after(1, static_cast<i32>(bytes)).word());
                  },
-                 host::access(cpu::Order::release, Scope::cta), site);
+                 host::access(cpu::Order::relaxed, Scope::cta), site);
 #endif
 }
 // Is the phase of this parity complete? An acquire. On a GPU it may sleep for a moment first. *seen is the word, where

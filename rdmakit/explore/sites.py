@@ -129,7 +129,7 @@ def mutants_of(site: Site) -> list[Mutant]:
         made.append(("taken for true", {"removed": True}))
     if site.name in ("load_acquire", "mbarrier_test", "exchange", "exchange_acquire", "compare_swap"):
         made.append(("no acquire", {"no_acquire": True}))
-    if site.name in ("store_release", "mbarrier_arrive", "mbarrier_arrive_expect", "exchange", "exchange_release", "compare_swap"):
+    if site.name in ("store_release", "mbarrier_arrive", "exchange", "exchange_release", "compare_swap"):
         made.append(("no release", {"no_release": True}))
     if site.kind is not Kind.CONDITION:
         made += [(f"scope {name}", {"scope": reach}) for name, reach in _SCOPES.items() if reach < site.scope]
