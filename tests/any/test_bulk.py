@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import rdmakit
-from rdmakit.device import WATCH, Report
+from rdmakit.device import REPORT, WATCH, Report
 from rdmakit.errors import DeviceFault, HangError
 from rdmakit.explore import Explorer, explore
 from rdmakit.explore.mutants import run_mutants
@@ -19,7 +19,7 @@ HEAD = "#include <rdmakit/bulk.cuh>\nusing namespace rdmakit;\nstruct Two { alig
 
 
 def watch_of(world):
-    report = Report(world.array(256, np.uint8))
+    report = Report(world.array(REPORT.itemsize, np.uint8))
     watch = np.zeros((), WATCH)
     watch["report"] = report.address
     return watch, report
