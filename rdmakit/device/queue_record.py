@@ -47,8 +47,8 @@ _COLLAPSED, _RECEIVES = 1, 2  # kViewCollapsed, kViewReceives
 class QueueRecord:
     """A queue pair at the moment of a report. `last_wqe` and `last_cqe` are decoded, "none" when there was none.
 
-    `reserved`, `ready`, `rung` and `completed` count basic blocks: taken by a thread, published, rung for, complete as far
-    as CQEs say that are there, taken or not. `completed` is None where the CQ at hand does not say.
+    `reserved`, `ready`, `rung` and `completed` count basic blocks: taken by a thread, published, rung for, complete as
+    far as CQEs say that are there, taken or not. `completed` is None where the CQ at hand does not say.
     """
 
     qpn: int
@@ -105,7 +105,7 @@ class QueueRecord:
         blocks = qp._sends.ring.reshape(-1, SEND_WQE_BB)
         for back in range(2):
             record["wqe"][back] = blocks[(int(state["ready"]) - 2 + back) % len(blocks)]
-        found = cls.from_bytes(record[()])
+        found = cls.from_bytes(record.reshape(1)[0])
         assert found is not None
         return found
 
@@ -151,7 +151,7 @@ def nearest(low16: int, base: int) -> int:
 
 
 def _last_wqe(blocks: np.ndarray[Any, Any], ready: int, qpn: int) -> tuple[str, int]:
-    """In words, and its index. Of the last two basic blocks: the one that says its own index and queue pair begins it."""
+    """In words, and its index. Of the last two basic blocks, one that says its own index and queue pair begins it."""
     for back in (1, 2):
         block = blocks[2 - back].tobytes()
         index = (ready - back) & 0xFFFF

@@ -1,8 +1,8 @@
 """Who is late when a world hangs: what each wait waits for in turn, back to the first in the chain.
 
-Leans on device (what a queue pair's state says). A wait on a queue pair is for its own NIC as long as something that was
-posted is not complete, else for the peer; a wait at a barrier is for those of its block that wait elsewhere. Whoever waits
-for nobody who waits stands at the beginning.
+Leans on device (what a queue pair's state says). A wait on a queue pair is for its own NIC as long as something that
+was posted is not complete, else for the peer; a wait at a barrier is for those of its block that wait elsewhere. Whoever
+waits for nobody who waits stands at the beginning.
 """
 
 from __future__ import annotations
@@ -81,8 +81,11 @@ class _Causes:
         """Waits that have to end before this one can."""
         wait = self.alike[key][0]
         if wait.state != _WAITS:
-            return [k for k, w in self._others(key) if w.rank == wait.rank and w.state == _WAITS
-                    and any(one.block == wait.block for one in self.alike[k])]
+            return [
+                k
+                for k, w in self._others(key)
+                if w.rank == wait.rank and w.state == _WAITS and any(one.block == wait.block for one in self.alike[k])
+            ]
         own, _ = self._queues(wait)
         if own is not None and own.reserved > own.ready:  # one of its own threads has the turn
             return [k for k, w in self._others(key) if w.rank == wait.rank and "turn to publish" not in w.what]

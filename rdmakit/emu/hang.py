@@ -31,8 +31,8 @@ ENDLESS = "endless loop"
 class Wait:
     """One instruction stream that waits: a warp, or a thread where a fibre is a thread.
 
-    `port`, `last_wqe` and `last_cqe` are those of its queue pair, where it has one; `late` says who has not done what, and
-    `depth` how many other waits this one is a consequence of.
+    `port`, `last_wqe` and `last_cqe` are those of its queue pair, where it has one; `late` says who has not done what,
+    and `depth` how many other waits this one is a consequence of.
     """
 
     rank: int

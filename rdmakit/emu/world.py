@@ -123,7 +123,7 @@ class World:
         """By the number that a wait names: on the host of the rank that waits."""
         host = self.topology.ranks[rank].host
         mine = (qp for qp in self._queue_pairs() if qp.qpn == qpn)
-        return next((qp for qp in mine if qp.context._provider.index // self.topology.nics == host), None)
+        return next((qp for qp in mine if _host_of(qp, self.topology) == host), None)
 
     def _device(self, host: int, nic: int) -> tuple[int, Any]:
         index = self.topology.nic_index(host, nic)
@@ -331,6 +331,12 @@ class World:
         except (ImportError, ValueError):
             return f"<pre>{html.escape(repr(self))}</pre>"
         return str(figure._repr_html_())
+
+
+def _host_of(qp: QP, topology: Topology) -> int:
+    provider = qp.context._provider
+    assert isinstance(provider, EmulatedHca)
+    return provider.index // topology.nics
 
 
 def _flush_stdout() -> None:

@@ -181,7 +181,9 @@ def _goes_on(last: tuple[Told, Step], this: tuple[Told, Step], trace: Trace) -> 
     (before, a), (line, b) = last, this
     if before.who != line.who or a["kind"] != b["kind"] or a["kind"] not in (LOAD, STORE) or before.bad != line.bad:
         return False
-    if a["address"] in trace.names.mbarriers or b["number"] in trace.rings or a["number"] in trace.rings or a["note"] != b["note"] or a["order"] != b["order"]:
+    if a["address"] in trace.names.mbarriers:  # each says something of its own
+        return False
+    if b["number"] in trace.rings or a["number"] in trace.rings or a["note"] != b["note"] or a["order"] != b["order"]:
         return False
     first, second = trace.names.raw(a["address"]), trace.names.raw(b["address"])
     if first.startswith("send ring") and a["kind"] == STORE:

@@ -1,4 +1,4 @@
-"""What a hang or a corruption has to say: rank, queue pair, port, channel, expected and seen, last WQE and CQE, who is late.
+"""What a hang or a corruption has to say: rank, QP, port, channel, expected and seen, last WQE and CQE, who is late.
 
 The host's errors and the record that device code leaves in memory tell the same, in the same words.
 """
@@ -58,7 +58,9 @@ def test_a_receiver_that_waits_for_a_ticket(policy, seed, rng):
     assert "FA" in error.facts["last_wqe"] and f"{lock.sender_qp.qpn:#x}" in error.facts["late"]
     assert "no kernel of it runs" in error.facts["late"] and "the tail to pass the next ticket" in str(error)
     report = lock.reports[1]
-    has_all(report.error(), rank=1, channel=3, expected=4, seen=3, last_wqe="WQE 2: ", late="rank 0: all that it has posted")
+    has_all(
+        report.error(), rank=1, channel=3, expected=4, seen=3, last_wqe="WQE 2: ", late="rank 0: all that it has posted"
+    )
 
 
 @pytest.mark.parametrize("way", ["imm", "write"])
@@ -95,13 +97,27 @@ def test_a_queue_whose_doorbell_is_lost(policy, seed):
         late="rank 0 itself: the NIC has completed basic blocks below 0 of 4", at="put_words.cu:",
     )  # fmt: skip
     assert "RDMA_WRITE" in error.facts["last_wqe"]
-    has_all(handle.report.error(), rank=0, port=2, channel=5, expected=4, last_wqe="WQE 3: ", last_cqe="none", late="the NIC")
+    has_all(
+        handle.report.error(),
+        rank=0,
+        port=2,
+        channel=5,
+        expected=4,
+        last_wqe="WQE 3: ",
+        last_cqe="none",
+        late="the NIC",
+    )
 
 
 # ---- a ring that waits for credits
 def ring(world, slots=2, words=2, channel=0):
     layout = HeapLayout()
-    for name, nbytes in (("ring_payload", 8 * words), ("staging_payload", 8 * words), ("ring_meta", 16), ("staging_meta", 16)):
+    for name, nbytes in (
+        ("ring_payload", 8 * words),
+        ("staging_payload", 8 * words),
+        ("ring_meta", 16),
+        ("staging_meta", 16),
+    ):
         layout.add(name, slots * nbytes)
     for name in ("tail", "head", "sent", "received"):
         layout.add(name, 128)
@@ -111,7 +127,16 @@ def ring(world, slots=2, words=2, channel=0):
     for side in mesh.sides:
         handle, far = handles[side.rank], mesh.sides[1 - side.rank]
         handle["qp"] = side.handles[1 - side.rank, channel].array[0]
-        for name in ("staging_payload", "staging_meta", "head", "ring_payload", "ring_meta", "tail", "sent", "received"):
+        for name in (
+            "staging_payload",
+            "staging_meta",
+            "head",
+            "ring_payload",
+            "ring_meta",
+            "tail",
+            "sent",
+            "received",
+        ):
             handle[name] = side.heap.base + layout.offset[name]
         for field in ("payload", "meta", "tail", "head"):
             there = f"ring_{field}" if field in ("payload", "meta") else field
@@ -131,7 +156,8 @@ def test_a_ring_that_waits_for_credit(policy, seed):
     error = hang_of(mesh.run)
     qp = mesh.sides[0].qps[1, 1]
     has_all(
-        error, rank=0, qpn=f"{qp.qpn:#x}", port=2, channel=1, expected=1, seen=0, last_wqe="WQE 5: ", last_cqe="CQE 1: ",
+        error, rank=0, qpn=f"{qp.qpn:#x}", port=2, channel=1, expected=1, seen=0, last_wqe="WQE 5: ",
+        last_cqe="CQE 1: ",
         late="rank 1: all that it has posted", at="ring_words.cu:",
     )  # fmt: skip
     assert "credit from the receiver" in str(error) and "no kernel of it runs" in error.facts["late"]
@@ -140,7 +166,10 @@ def test_a_ring_that_waits_for_credit(policy, seed):
 
 # ---- corruption
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize(("reason", "lie"), [("CORRUPT_PAYLOAD", {"spoil": 4}), ("WRONG_FINGERPRINT", {"qpn": 0x1234}), ("GAP", {"ticket": 6})])
+@pytest.mark.parametrize(
+    ("reason", "lie"),
+    [("CORRUPT_PAYLOAD", {"spoil": 4}), ("WRONG_FINGERPRINT", {"qpn": 0x1234}), ("GAP", {"ticket": 6})],
+)
 def test_what_is_refused(policy, reason, lie, seed, rng):
     world = make_world(policy, seed)
     lock = make_lock(world, "amo-crc", slots=4, max_payload=200, channel=3, credit_every=1)
@@ -150,9 +179,21 @@ def test_what_is_refused(policy, reason, lie, seed, rng):
     with pytest.raises(SequenceError, match=reason) as caught:
         moved.launch(send=False)
     error = caught.value
-    has_all(error, rank=1, qpn=f"{lock.receiver_qp.qpn:#x}", port=1, channel=3, last_wqe="WQE 1: ", last_cqe="CQE 1: CQE REQ", at="lock_receive.cu:")
+    has_all(
+        error,
+        rank=1,
+        qpn=f"{lock.receiver_qp.qpn:#x}",
+        port=1,
+        channel=3,
+        last_wqe="WQE 1: ",
+        last_cqe="CQE 1: CQE REQ",
+        at="lock_receive.cu:",
+    )
     assert error.ticket == 2 and error.facts["ticket_seen"] == (6 if reason == "GAP" else 2)
-    assert error.facts["late"].startswith("nobody: rank 0 has sent what was refused") and f"{lock.sender_qp.qpn:#x}" in error.facts["late"]
+    assert (
+        error.facts["late"].startswith("nobody: rank 0 has sent what was refused")
+        and f"{lock.sender_qp.qpn:#x}" in error.facts["late"]
+    )
 
 
 # ---- which of many comes first
@@ -175,7 +216,9 @@ RDMAKIT_KERNEL waits(const QpHandle* qp, const u64* word) {
         qps = [pds[rank].create_qp(pds[rank].context.create_cq(8), sq_wqebbs=8) for rank in (a, b)]
         qps[0].connect(qps[1])
         qps[1].connect(qps[0])
-        links[a, b] = [qp.device_handle(rank=rank, peer=peer) for qp, rank, peer in zip(qps, (a, b), (b, a), strict=True)]
+        links[a, b] = [
+            qp.device_handle(rank=rank, peer=peer) for qp, rank, peer in zip(qps, (a, b), (b, a), strict=True)
+        ]
     module = world.compile(source, name="chain.cu")
     waits = module.get_function("waits")
     waits(6, 64, (links[1, 2][1].array, words[2]), rank=2)
@@ -229,7 +272,8 @@ def test_a_record_is_what_the_host_sees_of_the_same_queue(seed):
     stop = world.compile("""
 #include <rdmakit/queue.cuh>
 RDMAKIT_KERNEL stop(const rdmakit::QpHandle* qp) {
-    rdmakit::fail(qp->watch, rdmakit::Status::timeout, rdmakit::about(*qp, "nothing", 0), 0, 0, 0, 0, 0, rdmakit::Site::here());
+    using namespace rdmakit;
+    fail(qp->watch, Status::timeout, about(*qp, "nothing", 0), 0, 0, 0, 0, 0, Site::here());
 }
 """, name="stop.cu").get_function("stop")  # fmt: skip
     for words in (0, 1, 3, 4, 4, 4):

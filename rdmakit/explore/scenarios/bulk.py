@@ -1,4 +1,4 @@
-"""Bulk copies: another proxy reads and writes memory, in its own time. Right with every fence and wait; wrong without any.
+"""Bulk copies: another proxy reads and writes memory, in its own time. Right with every fence and wait, wrong without.
 
 Leans on the kernels of bulk_add.cu. The wrong ones are the same text with one line left out.
 """
@@ -38,7 +38,9 @@ def _kernels(world: Any, without: str) -> tuple[Any, Any]:
     return module.get_function("bulk_add"), module.get_function("bulk_take")
 
 
-@scenario("bulk", "tiles through shared memory by bulk copies, and a flag for another GPU", tags=("quick", "bulk", "mutants"))
+@scenario(
+    "bulk", "tiles through shared memory by bulk copies, and a flag for another GPU", tags=("quick", "bulk", "mutants")
+)
 def bulk(scene: Scene) -> None:
     """Options: tiles=3, words=2 a tile, warps=2, told=True (somebody waits for the flag), without (a line left out)."""
     tiles, words = int(scene.options.get("tiles", 3)), int(scene.options.get("words", 2))
@@ -71,5 +73,9 @@ def _wrong(name: str, title: str, without: str, **options: Any) -> None:
 _wrong("bulk-no-fence", "stored by a bulk copy without a proxy fence behind the writes", "proxy fence")
 _wrong("bulk-refills-early", "a buffer is filled anew while a bulk copy still reads it", "wait for reads")
 _wrong("bulk-reads-early", "a tile is read without waiting for its mbarrier", "mbarrier", tiles=2)
-_wrong("bulk-tells-early", "the flag goes up when the sources have been read, not when all is written", "wait for writes")
-_wrong("bulk-init-unmet", "threads wait for an mbarrier whose initialisation nothing orders before them", "barrier init")
+_wrong(
+    "bulk-tells-early", "the flag goes up when the sources have been read, not when all is written", "wait for writes"
+)
+_wrong(
+    "bulk-init-unmet", "threads wait for an mbarrier whose initialisation nothing orders before them", "barrier init"
+)
