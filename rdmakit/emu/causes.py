@@ -1,7 +1,7 @@
 """Who is late when a world hangs: what each wait waits for in turn, back to the first in the chain.
 
 Leans on device (what a queue pair says). A wait on a queue pair is for its own NIC as long as something that
-was posted is not complete, else for the peer; a wait at a barrier is for those of its block that wait elsewhere. Whoever
+was posted is not complete, else for the peer; a wait at a barrier is for those of its block that wait elsewhere. Who
 waits for nobody who waits stands at the beginning.
 """
 

@@ -117,6 +117,10 @@ RDMAKIT_KERNEL use_report(Memory m) {
     copy_text(text, who.what);
     m.keep(text[m.any<u32>() & 63]).keep(aborted(watch.report)).keep(layout_matches(m.any<u32>(), watch, who.what));
     m.keep(fail(watch, Status::bad_argument, who, m.any<u64>(), 1, 2, 3, 4, Site::here()));
+    QueueRecord record{};
+    keep_queue(record, m.any<QueueView>(4));
+    keep_block(record.cqe, m.bytes, m.any<u64>(5), 6);
+    m.keep(record).keep(peek(&m.any<u64>(6))).keep(cqe_is_there(m.any<QueueView>(4), m.any<u64>(5)));
     Spin spin(watch);
     const Seen<u32> narrow{&m.any<u32>(2), m.any<u32>(3)};
     const Seen<u64> wide{&m.any<u64>(2), m.any<u64>(3)};
