@@ -1,5 +1,5 @@
-// rdmakit/atom.cuh — memory operations with an order and a scope, MMIO, warp collectives: every line of PTX in the
-// project, each next to its host twin.
+// rdmakit/atom.cuh — memory operations with an order and a scope, MMIO, warp collectives: with atom_bulk.cuh every line of PTX
+// in the project, each next to its host twin.
 // Layer: atom (leans on config). Source: PTX ISA 8.x, "Memory Consistency Model", "ld", "st", "fence", "atom".
 #pragma once
 #include "config.cuh"

@@ -119,6 +119,7 @@ class QP(Atomics):
         self._history = [QPState.RESET]
         self._lock = threading.RLock()
         self._batches = 0
+        self._told_by = send_cq  # the CQ whose last CQE a report tells
         self._port = 1
         self.psn = 0
         # The device reads the rings until the QP is destroyed: what destroys it keeps the memory.
@@ -355,6 +356,7 @@ class QP(Atomics):
         handle["peer"], handle["channel"] = peer, channel
         handle["cq"] = self.send_cq.device_handle()
         handle["watch"] = (report.address, timeout_ns, rank)
+        report.follow(self)
         return DeviceHandle(self, array, report)
 
     def _drop(self) -> None:

@@ -239,7 +239,7 @@ class Explorer:
         world = self.scene._world
         assert world is not None
         if verdict is Verdict.HUNG:
-            return str(hang_error(world._core.waiting(), world.addresses).report).strip()
+            return str(hang_error(world._core.waiting(), world.addresses, world).report).strip()
         if verdict is Verdict.FAULTED:
             errors = world._core.take_errors()
             return str(device_fault(errors)) if errors else "device code faulted"

@@ -136,7 +136,7 @@ def _matters(step: Step, trace: Trace) -> bool:
         return bool(step["newer"])
     if step["note"] == "lands an answer":
         return not name.startswith("sink of atomics")
-    if trace.names.is_nic(step["agent"]):
+    if trace.names.is_nic(step["agent"]) or trace.names.is_copy(step["agent"]):
         return True
     if step["kind"] == LOAD:
         return bool(step["newer"]) or trace.written_by_others(step)
@@ -203,6 +203,8 @@ def _runs(lines: list[Told], trace: Trace) -> list[Told]:
 def _goes_on(last: tuple[Told, Step], this: tuple[Told, Step], trace: Trace) -> bool:
     (before, a), (line, b) = last, this
     if before.who != line.who or a["kind"] != b["kind"] or a["kind"] not in (LOAD, STORE) or before.bad != line.bad:
+        return False
+    if a["address"] in trace.names.mbarriers:  # each says something of its own
         return False
     if b["number"] in trace.rings or a["number"] in trace.rings or a["note"] != b["note"] or a["order"] != b["order"]:
         return False

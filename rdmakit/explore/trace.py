@@ -73,7 +73,7 @@ class Trace:
     def value_at(self, write: Step, address: int, size: int) -> int | None:
         """What a write put at an address; None where the recording does not tell."""
         at = address - write["address"]
-        if write["kind"] == STORE and 0 <= at and at + size <= min(8, write["bytes"]):
+        if write["kind"] in (STORE, UPDATE) and 0 <= at and at + size <= min(8, write["bytes"]):
             return int.from_bytes(int(write["value"]).to_bytes(8, "little")[at : at + size], "little")
         if at < 0 or at + size > write["bytes"]:
             return None
