@@ -54,8 +54,10 @@ _CALL = re.compile(r"\b(" + "|".join(_PRIMITIVES) + r")\s*(?:<\s*(?:Scope::(\w+)
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _SCOPES = {"cta": 0, "gpu": 1, "sys": 2}
 # What the primitives are made of, and the host's half of the CPU runner: no protocol stands there.
-_BELOW = {"atom.cuh", "config.cuh", "cost.cuh", "cpu.cuh", "cpu_preempt.cuh", "cpu_watch.cuh", "cuda_builtins.cuh"}
-_BELOW.add("atom_bulk.cuh")
+_BELOW = {
+    *("atom.cuh", "atom_bulk.cuh", "config.cuh", "cost.cuh"),
+    *("cpu.cuh", "cpu_preempt.cuh", "cpu_watch.cuh", "cuda_builtins.cuh"),
+}
 
 
 @dataclass(frozen=True, order=True)
