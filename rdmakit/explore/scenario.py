@@ -74,7 +74,7 @@ def scenarios(tag: str = "") -> list[Scenario]:
 
 
 def find_scenario(what: str | Scenario | Callable[[Scene], None]) -> Scenario:
-    """A scenario by name, `file.py:function`, or the function itself. BadArgument when there is none."""
+    """A scenario by name, `file.py:function`, `file.cu` (see kernel_file), or the function itself. BadArgument when there is none."""
     if isinstance(what, Scenario):
         return what
     if callable(what):
@@ -84,13 +84,17 @@ def find_scenario(what: str | Scenario | Callable[[Scene], None]) -> Scenario:
         scenarios()
     if what in _known:
         return _known[what]
+    if what.endswith(".cu"):
+        from rdmakit.explore.kernel_file import kernel_file  # leans on this module
+
+        return kernel_file(Path(what))
     file, _, function = what.partition(":")
     if file.endswith(".py") and function:
         return _from_file(Path(file), function)
     raise BadArgument(
         "no such scenario",
         value=what,
-        rule=f"one of {', '.join(sorted(_known))}; or file.py:function",
+        rule=f"one of {', '.join(sorted(_known))}; or file.py:function, file.cu",
         remedy="rdmakit explore --list shows what each is about",
     )
 
