@@ -142,8 +142,8 @@ cdef class Explorer:
         self.explorer.watch_report(<const void*>address)
 
     def add_action(self, act, u32 within=1):
-        """`act()` is called once a schedule, at any point of it that the schedule chooses, from one of the first `within`
-        messages on."""
+        """`act()` is called once a schedule, at any point of it that the schedule chooses, from one of the first
+        `within` messages on."""
         pair = (self, act)
         self.actions.append(pair)
         self.world.world.add_action(run_action, <void*>pair, within)

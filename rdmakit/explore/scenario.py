@@ -187,7 +187,8 @@ class Scene:
         self._check = judge
 
     def act(self, action: Callable[[], None], *, within: int = 1) -> None:
-        """`action()`, of the host's, happens once a schedule, at any moment of it, from the n-th message on, n < `within`.
+        """`action()`, of the host's, happens once a schedule, at any moment of it, from the n-th message on, n <
+        `within`.
 
         Who may act at once acts early, as chance has it; `within` spreads the moments over a schedule that long.
         """

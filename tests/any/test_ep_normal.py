@@ -138,7 +138,8 @@ def test_handle_reuse_is_the_backward_pass(seed):
 
 
 def test_same_seed_same_run(seed):
-    """Bit for bit, the clock and the schedule included; another seed, another schedule, the same result."""
+    """Bit for bit, the clock and the schedule included; among other seeds one has another schedule, all the same
+    result."""
 
     def run(world_seed):
         world = rdmakit.World(hosts=2, gpus_per_host=2, policy="timed", seed=world_seed)
@@ -148,11 +149,16 @@ def test_same_seed_same_run(seed):
         assert not bad
         return world.now_ns, dict(world.counters), [g.recv_x.tobytes() for g in got]
 
-    assert run(seed) == run(seed)
-    time_a, schedule_a, rows_a = run(seed)
-    time_b, schedule_b, rows_b = run(seed + 1)
-    assert rows_a == rows_b
-    assert (time_a, schedule_a) != (time_b, schedule_b)
+    *schedule, rows = run(seed)
+    assert run(seed) == (*schedule, rows)
+    others = []
+    for other in range(seed + 1, seed + 9):  # two seeds may by chance make the same one
+        *different, same_rows = run(other)
+        assert same_rows == rows
+        others.append(different)
+        if different != schedule:
+            break
+    assert any(different != schedule for different in others)
 
 
 def test_ports_conserve_bytes(seed):

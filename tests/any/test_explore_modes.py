@@ -1,5 +1,5 @@
-"""Each strategy of the sequence lock declares in which modes it is right: exploration finds a failure in all others, and
-none in these. The table is rdmakit/signal/strategies.py; modes are orderings × readers.
+"""Each strategy of the sequence lock declares in which modes it is right: exploration finds a failure in all others,
+and none in these. The table is rdmakit/signal/strategies.py; modes are orderings × readers.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def named(case):
 
 
 def right_and_wrong():
-    modes = {right: [case for case in PRODUCT if is_right(case[0], *case[2:], crc=case[1]) is right] for right in (True, False)}
-    return modes[True], modes[False]
+    right = [case for case in PRODUCT if is_right(case[0], *case[2:], crc=case[1])]
+    return right, [case for case in PRODUCT if case not in right]
 
 
 MODES_RIGHT, MODES_WRONG = right_and_wrong()

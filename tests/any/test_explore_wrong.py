@@ -1,6 +1,6 @@
 """Protocols that are known to be wrong are caught within 1,000 schedules, made small, and told so that one sees why.
 
-Each story is that of the smallest schedule that fails alike; what it has to say are the facts by which one finds the mistake.
+Each story is that of the smallest schedule that fails alike; it has to tell the facts by which one finds the mistake.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ CAUGHT = {
         "slots of a sequence lock, rank 1",
     ),
     "no-epoch-eager": (
-        "lock-reconnects", {"strategy": "eager", "forget": True, "races": False, "reader": "host"}, "rank 1 lock_receive",
+        "lock-reconnects", {"strategy": "eager", "forget": True, "races": False, "reader": "host"},
+        "rank 1 lock_receive",
         ["copies[0] is 101, and should be 1"],
         ["reads slots of a sequence lock", "writes copies"],
         None,  # what it reads is the newest there is, and nothing races: it came too early
@@ -73,11 +74,12 @@ def test_caught_made_small_and_told(case, seed):
     assert small.size <= found.failure.size and explorer.one(decisions=small.decisions).what == small.what
     story = explorer.story(decisions=small.decisions, title=name)
     text = str(story)
-    print(f"{case}: caught in schedule {found.schedules}; {found.failure.size} decisions, made small {small.size}\n{text}")
+    sizes = f"{found.failure.size} decisions, made small {small.size}"
+    print(f"{case}: caught in schedule {found.schedules}; {sizes}\n{text}")
     assert story.failed and any(verdict in story.verdict for verdict in verdicts), story.verdict
     for fact in (deceived, *facts):
         assert fact in text, f"the story does not say {fact!r}"
-    # In the smallest schedule it may be an old value that was read, or a new one that came too late: either is the reason.
+    # In the smallest schedule it is an old value that was read, or a new one that came too late: either is the reason.
     assert reason is None or any(reason in why for why in story.why) or any(line.bad for line in story.lines), story.why
 
 

@@ -183,7 +183,7 @@ def test_same_seed_and_plan_same_run(policy, layer, seed):
 
     first = trace(seed, plan)
     assert first == trace(seed, plan)
-    assert first != trace(seed + 1, plan)
+    assert any(first != trace(other, plan) for other in range(seed + 1, seed + 9))  # lazily: mostly the first
     # A plan that never strikes leaves the schedule as it is.
     assert trace(seed, "loss=0.000000001,budget=0") == trace(seed, "")
 

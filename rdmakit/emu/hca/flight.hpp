@@ -24,6 +24,7 @@ struct Request {
     ClockRef answer_clock = 0;
     u32 psn = 0;
     u32 losses = 0, refusals = 0;  // in a row: of packets, of a receiver that was not ready
+    u32 losses_behind = 0;         // before it was the first that is not acknowledged: no timer is its own then
     bool arrived = false;
     bool waits_for_receive = false;
 };

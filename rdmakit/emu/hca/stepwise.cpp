@@ -81,6 +81,8 @@ bool Hca::may_arrive(const QueuePair& qp, u32 index) const {
     const Flight& flight = *qp.flight;
     const Request& request = flight.requests[index];
     if (request.arrived) return false;
+    // Nobody sends one for ever that is not the first: a schedule could choose nothing else.
+    if (index != 0 && request.losses_behind > qp.info.attr.retry_cnt) return false;
     if (!stays_at_home(request.wqe.opcode) && qp.tx_port == 0) return false;
     const QueuePair* responder = qp.peer.hca ? qp.peer.hca->find_qp(qp.info.attr.dest_qp_num) : nullptr;
     const bool any_order = many_paths(qp);
@@ -272,7 +274,8 @@ void Hca::arrive_request(QueuePair& qp, u32 index) {
             ++qp.info.counters.retries;
             ++counters_.retries;
             // The timer is that of the first request that is not acknowledged.
-            if (index == 0 && ++request.losses > qp.info.attr.retry_cnt)
+            if (index != 0) ++request.losses_behind;
+            else if (++request.losses > qp.info.attr.retry_cnt)
                 fail(qp, request.wqe, Syndrome::transport_retry_exceeded);
             return;
     }

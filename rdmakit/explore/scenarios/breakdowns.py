@@ -1,8 +1,8 @@
 """What no protocol can finish: a rank that dies, a queue pair that fails, a doorbell that is lost, all in mid-transfer.
 
-Then waiting for ever is right and an error report is right; what was signed off has to be what was sent, and what was not
-signed off must not pass for delivered. `tally` of the scene counts the schedules that ended early and those that did not.
-Leans on scenarios.lock.
+Then waiting for ever is right and an error report is right; what was signed off has to be what was sent, and what was
+not signed off must not pass for delivered. `tally` of the scene counts the schedules that ended early and those that
+did not. Leans on scenarios.lock.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""Ports of a bond that go down and come up again while transfers are under way: the other port takes over, and all arrives.
+"""Ports of a bond that go down and come up again while transfers are under way: the other port takes over, and all
+arrives.
 
-Bonded NICs with both ports; each end's port 1, which the queue pairs are bound to, is pulled and plugged again at moments of
-their own, so that one path is up all the time. Nothing may leave by a port that is down. `tally` of the scene counts the
-schedules in which traffic moved over in mid-dispatch and in which it came back. Leans on scenarios lock and moe.
+Bonded NICs with both ports; each end's port 1, which the queue pairs are bound to, is pulled and plugged again at
+moments of their own, so that one path is up all the time. Nothing may leave by a port that is down. `tally` of the
+scene counts the schedules in which traffic moved over in mid-dispatch and in which it came back. Leans on scenarios
+lock and moe.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ class _Cable:
 
 
 def watch_ports(scene: Scene, within: int) -> None:
-    """Each host's port 1 is pulled and plugged once, from one of the first `within` messages on; its packets are checked."""
+    """Each host's port 1 is pulled and plugged once, from one of the first `within` messages on; its packets are
+    checked."""
     world = scene._world
     cables = [_Cable(world, host) for host in (0, 1)]
     for cable in cables:
@@ -79,26 +82,27 @@ def _bonded(scene: Scene) -> None:
     scene.options = {"lag": "affinity", **scene.options}
 
 
-@scenario("lock-failover", "ports of a bond go down and come up while transfers are under way", tags=(*_TAGS, "quick", "lock"))
+@scenario("lock-failover", "ports of a bond go down and come up while transfers are under way",
+          tags=(*_TAGS, "quick", "lock"))
 def lock_failover(scene: Scene) -> None:
-    """Options as for `lock`, transfers=4, within=10 (messages in which a port goes down)."""
+    """Options as for `lock`, transfers=4, lag=affinity, within=10 (messages in which a port goes down)."""
     scene.options = {"transfers": 4, **scene.options}
-    world = scene.world(hosts=2, ports=2, lag="affinity")
+    world = scene.world(hosts=2, ports=2, lag=str(scene.options.get("lag", "affinity")))
     transfer(scene, world, make_lock(scene, world))
     watch_ports(scene, int(scene.options.get("within", 10)))
 
 
 @scenario("ep-normal-failover", "ports of a bond go down and come up in mid-dispatch", tags=(*_TAGS, "ep"))
 def normal_failover(scene: Scene) -> None:
-    """Options as for `ep-normal`, within=40 (messages in which a port goes down)."""
+    """Options as for `ep-normal`, within=20 (messages in which a port goes down: those of the dispatch)."""
     _bonded(scene)
     normal(scene)
-    watch_ports(scene, int(scene.options.get("within", 40)))
+    watch_ports(scene, int(scene.options.get("within", 20)))
 
 
 @scenario("ep-low-latency-failover", "ports of a bond go down and come up in mid-dispatch", tags=(*_TAGS, "ep"))
 def low_latency_failover(scene: Scene) -> None:
-    """Options as for `ep-low-latency`, within=20 (messages in which a port goes down)."""
+    """Options as for `ep-low-latency`, within=6 (messages in which a port goes down: those of the dispatch)."""
     _bonded(scene)
     low_latency(scene)
-    watch_ports(scene, int(scene.options.get("within", 20)))
+    watch_ports(scene, int(scene.options.get("within", 6)))

@@ -1,7 +1,7 @@
 """The same protocols while the network loses, spoils and doubles what they send.
 
-A NIC sends again until the other side has everything; nothing of that may show: every byte comes once, in order. A plan's
-`budget` keeps faults below what the NIC's retries allow. Leans on the other scenarios.
+A NIC sends again until the other side has everything; nothing of that may show: every byte comes once, in order. A
+plan's `budget` keeps faults below what the NIC's retries allow. Leans on the other scenarios.
 """
 
 from __future__ import annotations

@@ -45,10 +45,11 @@ def make_lock(scene: Scene, world: Any, **more: Any) -> SequenceLock:
 def launch(
     scene: Scene, world: Any, lock: SequenceLock, *, fill: int = 1, taken: int | None = None
 ) -> tuple[Any, Any, Any]:
-    """Launches both ends for the next `transfers` tickets. Returns what is sent, where it is copied to, and the lengths.
+    """Launches both ends for the next `transfers` tickets. Returns what is sent, where it is copied to, and the
+    lengths.
 
-    `fill`: of the first byte that is sent; the others count on from there. `taken`: transfers that the receiver waits for,
-    by default all.
+    `fill`: of the first byte that is sent; the others count on from there. `taken`: transfers that the receiver waits
+    for, by default all.
     """
     transfers, length = int(scene.options.get("transfers", 3)), lock.max_payload
     stride = -(-length // 8) * 8  # of rows

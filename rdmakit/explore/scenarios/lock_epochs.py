@@ -7,6 +7,7 @@ pass for new. Leans on scenarios.lock and signal.reference.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -54,10 +55,11 @@ def forgets(scene: Scene) -> None:
     epochs(scene)
 
 
-@scenario("lock-reconnects", "the sender's queue pair fails in mid-transfer, both ends connect anew and go on", tags=("quick", "lock", "deep"))
+@scenario("lock-reconnects", "the sender's queue pair fails in mid-transfer, both ends connect anew and go on",
+          tags=("quick", "lock", "deep"))
 def reconnects(scene: Scene) -> None:
-    """Options as for `lock`, breaks=4: messages after which the queue pair fails; taken=0: transfers that the receiver has
-    signed off by then; forget=False: connect without a new epoch.
+    """Options as for `lock`, breaks=4: messages after which the queue pair fails; taken=0: transfers that the receiver
+    has signed off by then; forget=False: connect without a new epoch.
 
     The run that breaks is a schedule of its own, that of the scene's seed; then the payload is another.
     """
@@ -66,10 +68,8 @@ def reconnects(scene: Scene) -> None:
     with scene.rehearsal():
         world.faults = f"qp_error=0.0.0@{int(scene.options.get('breaks', 4))}msg"
         launch(scene, world, lock, fill=101, taken=int(scene.options.get("taken", 0)))
-        try:
+        with suppress(RdmakitError):  # of those who wait for the rest
             world.run()
-        except RdmakitError:  # who waits for the rest
-            pass
     lock.reconnect(forget_epoch=bool(scene.options.get("forget", False)))
     transfer(scene, world, lock)
 
@@ -84,7 +84,8 @@ def _laps(scene: Scene, world: Any, lock: Any, transfers: int) -> None:
     scene.options = mine
 
 
-@scenario("lock-laps", "the receive queue's index, its doorbell record and the immediate's ticket pass 2**16", tags=("lock", "deep"))
+@scenario("lock-laps", "the receive queue's index, its doorbell record and the immediate's ticket pass 2**16",
+          tags=("lock", "deep"))
 def laps(scene: Scene) -> None:
     """Options as for `lock`, strategy=imm; 65,534 transfers have gone before, over the same queue pairs."""
     scene.options = {"strategy": "imm", "length": 8, "slots": 2, **scene.options}

@@ -117,7 +117,8 @@ def normal(scene: Scene) -> None:
 
     def turn(x: list[Any], idx: list[Any], weights: list[Any]) -> None:
         got = buffer.dispatch(x, idx, weights)
-        buffer.combine([g.recv_x for g in got], [g.handle for g in got])
+        rows: list[Any] = [g.recv_x for g in got]
+        buffer.combine(rows, [g.handle for g in got])
 
     _before(scene, world, ranks, buffer, turn)
     got = buffer.dispatch(x, idx, weights)
@@ -201,13 +202,14 @@ for _name, _title, _build in (
 
     @scenario(_name, _title, tags=("ep", "deep"))
     def again(scene: Scene, build: Callable[[Scene], None] = _build) -> None:
-        """Options as for the protocol without "-again", before=2: slots, counts and signals of older epochs are there."""
+        """Options as for the protocol without "-again", before=2: slots, counts and signals of older epochs are
+        there."""
         scene.options = {"before": 2, **scene.options}
         build(scene)
 
 
-@scenario("ep-low-latency-forgets-epoch", "buffers that two rounds have used, under an epoch that they have seen", holds=False,
-          tags=("wrong", "ep"))
+@scenario("ep-low-latency-forgets-epoch", "buffers that two rounds have used, under an epoch that they have seen",
+          holds=False, tags=("wrong", "ep"))
 def forgets(scene: Scene) -> None:
     """`ep-low-latency-again` with forget=2: counts of the first round pass for new ones."""
     scene.options = {"before": 2, "forget": 2, **scene.options}

@@ -56,3 +56,10 @@ def ring(scene: Scene) -> None:
     scene.keep(mesh, handles)
     scene.expect(out, source, "out")
     scene.expect(numbers, start + np.arange(count, dtype=np.uint64), "numbers")
+
+
+@scenario("ring-wraps", "the ring's counters pass 2**32, its slots start again three times", tags=("quick", "queue"))
+def wraps(scene: Scene) -> None:
+    """`ring` with start=2**32 - 3, count=7."""
+    scene.options = {"start": (1 << 32) - 3, "count": 7, **scene.options}
+    ring(scene)
