@@ -1,4 +1,4 @@
-"""A file of device code as a scenario: your `send` on one host, your `receive` on another, and a queue pair between them.
+"""A file of device code as a scenario: your `send` on one host, your `receive` on another, a queue pair between them.
 
 Leans on scenario. What the two kernels take is fixed, so that nothing but device code has to be written:
 
@@ -7,8 +7,8 @@ Leans on scenario. What the two kernels take is fixed, so that nothing but devic
     RDMAKIT_KERNEL receive(const unsigned long long* word, const unsigned char* data, unsigned long long bytes,
                            unsigned char* copy, rdmakit::Watch watch);
 
-`to` is where the receiver finds `data`, `word` is 0 at the beginning. When both have ended, `copy` must equal what lies at
-`from`, and nobody may have reported.
+`to` is where the receiver finds `data`, `word` is 0 at the beginning. When both have ended, `copy` must equal what lies
+at `from`, and nobody may have reported.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def kernel_file(path: Path) -> Scenario:
     (or relaxed, out_of_order), blocks=1, warps=1, sq_wqebbs=8.
     """
     if not path.exists():
-        raise BadArgument("no such file", value=str(path), rule="a .cu file with kernels send and receive", remedy="check the path")
+        rule = "a .cu file with kernels send and receive"
+        raise BadArgument("no such file", value=str(path), rule=rule, remedy="check the path")
     text = path.read_text(encoding="utf-8")
 
     def build(scene: Scene) -> None:
@@ -46,7 +47,8 @@ def _build(scene: Scene, text: str, name: str) -> None:
     options = scene.options
     size, ordering = int(options.get("bytes", 64)), str(options.get("ordering", "strict"))
     if ordering not in _ORDERINGS:
-        raise BadArgument("no such ordering", value=ordering, rule=" or ".join(_ORDERINGS), remedy="--set ordering=relaxed")
+        rule = " or ".join(_ORDERINGS)
+        raise BadArgument("no such ordering", value=ordering, rule=rule, remedy="--set ordering=relaxed")
     if size < 1:
         raise BadArgument("nothing to send", value=size, rule="bytes is at least 1", remedy="--set bytes=64")
     world = scene.world(hosts=2, ports=1)
@@ -65,7 +67,8 @@ def _build(scene: Scene, text: str, name: str) -> None:
         context = world.open(host)
         pd = context.alloc_pd()
         wqebbs = int(options.get("sq_wqebbs", 8))
-        qps.append(pd.create_qp(context.create_cq(2 * wqebbs), sq_wqebbs=wqebbs, out_of_order=ordering == "out_of_order"))
+        cq = context.create_cq(2 * wqebbs)
+        qps.append(pd.create_qp(cq, sq_wqebbs=wqebbs, out_of_order=ordering == "out_of_order"))
         arrays.append(world.array(_WORD + size, np.uint8, name=what))
         regions.append(pd.register(arrays[host], relaxed_ordering=ordering == "relaxed" and host == 1))
     qps[0].connect(qps[1])
@@ -82,7 +85,8 @@ def _build(scene: Scene, text: str, name: str) -> None:
         blocks, 32 * warps, (word, word + _WORD, size, copy, receiver.array["watch"][0]), rank=1
     )
     to, origin = memory(word + _WORD, regions[1].rkey), memory(regions[0].address + _WORD, regions[0].lkey)
-    module.get_function("send")(blocks, 32 * warps, (sender.array, to, origin, size, memory(word, regions[1].rkey)), rank=0)
+    flag = memory(word, regions[1].rkey)
+    module.get_function("send")(blocks, 32 * warps, (sender.array, to, origin, size, flag), rank=0)
     scene.watch(sender, receiver)
     scene.keep(module, qps, arrays, regions)
     scene.expect(copy, source, "copy")

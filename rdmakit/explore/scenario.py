@@ -74,7 +74,10 @@ def scenarios(tag: str = "") -> list[Scenario]:
 
 
 def find_scenario(what: str | Scenario | Callable[[Scene], None]) -> Scenario:
-    """A scenario by name, `file.py:function`, `file.cu` (see kernel_file), or the function itself. BadArgument when there is none."""
+    """A scenario by name, `file.py:function`, `file.cu` (see kernel_file), or the function itself.
+
+    BadArgument when there is none.
+    """
     if isinstance(what, Scenario):
         return what
     if callable(what):

@@ -14,8 +14,8 @@ from rdmakit.ep import routing
 
 KERNELS = Path(rdmakit.get_include()) / "kernels"
 
-# policy, lanes a fibre, hosts, GPUs a host. Thousands of fibres whose every access is a choice take a minute and are for
-# `make explore`; the scenarios ep-* of rdmakit.explore go through many schedules of fewer.
+# policy, lanes a fibre, hosts, GPUs a host. Thousands of fibres whose every access is a choice take a minute and are
+# for `make explore`; the scenarios ep-* of rdmakit.explore go through many schedules of fewer.
 RUNS = [
     *((policy, 1, *shape) for policy in ("fast", "timed", "explore") for shape in ((1, 2), (2, 1), (2, 2))),
     *(("fast", 32, *shape) for shape in ((1, 2), (2, 1), (2, 2))),

@@ -1,4 +1,4 @@
-"""Every order, condition and check of the device code is needed: with any one of them weaker, exploration finds a failure."""
+"""Every order, condition and check of the device code is needed: exploration fails with any one of them weaker."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_all_mutants_are_killed():
 
 
 def test_a_primitive_cannot_be_forgotten():
-    """Whatever atom.cuh and atom_bulk.cuh offer that takes a Site is known to `sites`, or performs no order by itself."""
+    """What atom.cuh and atom_bulk.cuh offer that takes a Site is known to `sites`, or orders nothing by itself."""
     offered = set()
     for name in ("atom.cuh", "atom_bulk.cuh"):
         text = (INCLUDE / "rdmakit" / name).read_text(encoding="utf-8")

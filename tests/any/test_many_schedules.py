@@ -1,7 +1,7 @@
 """Many inputs and seeds: schedules change, results may not. A slice here, the rest behind `make explore`.
 
-Policy explore gets small worlds here: the scenarios ep-* of rdmakit.explore take the same kernels through thousands of its
-schedules (test_explore_*.py).
+Policy explore gets small worlds here: the scenarios ep-* of rdmakit.explore take the same kernels through thousands of
+its schedules (test_explore_*.py).
 """
 
 from __future__ import annotations

@@ -97,9 +97,9 @@ def _before(scene: Scene, world: Any, ranks: int, buffer: Any, turn: Callable[..
 
 @scenario("ep-normal", "normal dispatch and combine between two hosts", tags=("ep",))
 def normal(scene: Scene) -> None:
-    """Options: gpus=1 a host, tokens=2, topk=2, channels=1, slots=2, chunk=1, warps=2, combines=1, cached=False (a second
-    dispatch reuses the first one's handles), lag, routing (a seed), before=0 rounds that the buffers have seen, forget=0 of
-    their epochs.
+    """Options: gpus=1 a host, tokens=2, topk=2, channels=1, slots=2, chunk=1, warps=2, combines=1, cached=False (a
+    second dispatch reuses the first one's handles), lag, routing (a seed), before=0 rounds that the buffers have seen,
+    forget=0 of their epochs.
     """
     world, ranks = _world(scene)
     x, idx, weights, experts = _inputs(scene, world, ranks)
@@ -152,8 +152,8 @@ def normal(scene: Scene) -> None:
 
 @scenario("ep-low-latency", "low-latency dispatch and combine between two hosts", tags=("ep",))
 def low_latency(scene: Scene) -> None:
-    """Options: gpus=1 a host, tokens=2, topk=2, blocks=1, warps=2, combines=1, lag, routing (a seed), one_way=False (rank 0 alone has
-    choices of others), before=0 rounds that the buffers have seen, forget=0 of their epochs.
+    """Options: gpus=1 a host, tokens=2, topk=2, blocks=1, warps=2, combines=1, lag, routing (a seed), one_way=False
+    (rank 0 alone has choices of others), before=0 rounds that the buffers have seen, forget=0 of their epochs.
     """
     world, ranks = _world(scene)
     x, idx, weights, experts = _inputs(scene, world, ranks)

@@ -12,7 +12,6 @@ from rdmakit.explore.scenario import Scene, scenario
 from rdmakit.explore.scenarios.pair import Pair
 from rdmakit.layout import Syndrome
 
-
 _START = 3  # index of the first WQE: not what an empty report says
 
 
