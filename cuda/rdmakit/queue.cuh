@@ -93,9 +93,12 @@ RDMAKIT_DEVICE void submit(const QpHandle& qp) {
         const u64 next = load_relaxed<Scope::gpu>(&s.ready);
         if (next > load_relaxed<Scope::gpu>(&s.rung)) {
             fence<Scope::sys>();  // all WQEs below `next`, and the payload they point to, before the record
+            const u64 bell = doorbell_value(qp, next);
+            // Once the record is there an earlier bell may make the NIC execute that WQE, and its slot be filled anew.
+            if (qp.dialect == DoorbellDialect::last_wqe) fence<Scope::sys>();
             store_relaxed<Scope::sys>(qp.dbrec, swap_bytes(static_cast<u32>(next & 0xffff)));
             fence<Scope::sys>();  // the record before the register: the NIC may read it as soon as it is rung
-            mmio_store(qp.doorbell, doorbell_value(qp, next));
+            mmio_store(qp.doorbell, bell);
             store_relaxed<Scope::gpu>(&s.rung, next);
             s.doorbells += 1;
         }

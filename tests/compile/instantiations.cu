@@ -58,6 +58,7 @@ template <Scope S, class T> RDMAKIT_DEVICE void use_ordered(const Memory& m) {
     store_release<S>(p, b);
     m.keep(load_relaxed<S>(p)).keep(load_acquire<S>(p));
     m.keep(fetch_add<S>(p, a)).keep(exchange<S>(p, a)).keep(compare_swap<S>(p, a, b));
+    m.keep(exchange_acquire<S>(p, a)).keep(exchange_release<S>(p, b)).keep(holds(a != b));
     fence<S>();
 }
 template <Scope S> RDMAKIT_DEVICE void use_scope(const Memory& m) {
@@ -124,7 +125,9 @@ RDMAKIT_KERNEL use_report(Memory m) {
     Spin spin(watch);
     const Seen<u32> narrow{&m.any<u32>(2), m.any<u32>(3)};
     const Seen<u64> wide{&m.any<u64>(2), m.any<u64>(3)};
+    const SeenLine line{&m.any<u64>(4), &m.any<u64>(5), 8};
     while (spin.pause(who, Site::here(), narrow) && spin.pause(who, Site::here(), wide)) m.keep(spin.status());
+    if (!spin.pause(who, Site::here(), line)) m.keep(spin.status());
     use_wait<Scope::cta, u32>(m);
     use_wait<Scope::gpu, u64>(m);
     use_wait<Scope::sys, u64>(m);
@@ -177,6 +180,8 @@ RDMAKIT_KERNEL use_queue(QpHandle qp, Memory m) {
     m.keep(tail.op_own()).keep(tail.opcode()).keep(tail.counter()).keep(tail.is_error());
     m.keep(cqe_address(qp.cq, index)).keep(cqe_tail_address(qp.cq, index)).keep(completed_by(qp, index, tail.counter()));
     note_error(qp, index, index, tail);
+    Seen<u32> more{};
+    m.keep(poll_collapsed(qp, m.any<u64>(3), &more)).keep(more);
     m.keep(poll_cq(qp)).keep(completion_error(qp, about(qp, "a use", 1), Site::here()));
     m.keep(wait_completed(qp, index, "a use"));
     const u64 base = reserve(qp, 3);
