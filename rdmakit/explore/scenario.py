@@ -152,7 +152,9 @@ class Scene:
     def world(self, hosts: int = 1, **options: Any) -> World:
         """The world of this scene: `World(hosts, policy="explore", …)`. Launches are kept, and run in each schedule."""
         if self._world is not None:
-            raise BadState("this scene has its world", rule="one world a scene", remedy="use the one you have")
+            raise BadState(
+                "this scene has its world", rule="one world a scene", remedy="use the one you have", world=self._world
+            )
         faults = Faults.parse(self.faults) if self.faults else None
         in_order = self.reader == "host"
         self._world = World(
@@ -230,5 +232,5 @@ class Scene:
         """The C++ explorer of the scene's world. BadState before `world()`."""
         if self._core is None:
             remedy = "world = scene.world(hosts=2)"
-            raise BadState("this scene has no world yet", rule="world() comes first", remedy=remedy)
+            raise BadState("this scene has no world yet", rule="world() comes first", remedy=remedy, seed=self.seed)
         return self._core
