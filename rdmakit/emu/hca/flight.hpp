@@ -29,6 +29,14 @@ struct Request {
     bool waits_for_receive = false;
 };
 
+// A request that the network has doubled: its second copy, still on the way whatever has become of the first.
+struct Double {
+    DecodedWqe wqe;
+    std::vector<u8> data;
+    ClockRef clock;
+    u32 psn, port;
+};
+
 // A write that the responder has executed and memory does not show yet, or the completion that comes behind it.
 struct Placement {
     u8* to = nullptr;
@@ -41,6 +49,7 @@ struct Placement {
 struct Flight {
     std::vector<Bell> bells;
     std::vector<Request> requests;      // in the order of the send queue, from the first unacknowledged one
+    std::vector<Double> doubles;        // in any order
     std::vector<Placement> placements;  // as the responder, in the order of execution
     u32 requester = 0, responder = 0;   // agents of the memory model, in the run `run`
     u64 run = 0;
@@ -51,15 +60,16 @@ struct Flight {
     void clear() {
         bells.clear();
         requests.clear();
+        doubles.clear();
         placements.clear();
     }
 };
 
 // One step that an HCA can take next.
 struct HcaStep {
-    enum Kind : u32 { place, acknowledge, arrive, issue, bell, give_up } kind;
+    enum Kind : u32 { place, acknowledge, arrive, receive_double, issue, bell, give_up } kind;
     QueuePair* qp;
-    u32 index;   // of the request or placement
+    u32 index;   // of the request, its double or the placement
 };
 
 }  // namespace rdmakit::emu

@@ -224,6 +224,7 @@ class Hca {
     void take_bell(QueuePair& qp);
     void issue_request(QueuePair& qp);
     void arrive_request(QueuePair& qp, u32 index);
+    void receive_double(QueuePair& qp, u32 index);
     void make_visible(QueuePair& qp, u32 index);
     void acknowledge_request(QueuePair& qp);
     void queue_write(QueuePair& qp, const Pieces& from, const Pieces& to, u64 bytes, u32 rkey);

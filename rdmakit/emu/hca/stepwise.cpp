@@ -4,6 +4,7 @@
 //   issue        the next WQE is fetched, checked, its payload read; the request is on the wire
 //   arrive       the responder executes it: in order, or, on out-of-order queue pairs, WRITEs in any order and everything
 //                else behind all that was sent before it (man mlx5dv_create_qp, MLX5DV_QP_CREATE_OOO_DP)
+//   double       its second copy arrives, if the network has doubled it: late, but not of another connection
 //   place        a write becomes visible: in order of execution, or, into relaxed-ordering MRs, in any order but not
 //                past an atomic or a completion (man ibv_reg_mr)
 //   acknowledge  the response is back, its data lands, the CQE is written: in order
@@ -127,9 +128,11 @@ void Hca::next_steps(std::vector<HcaStep>& out) {
             if (may_arrive(*qp, i)) out.push_back({HcaStep::arrive, qp, i});
             else if (must_give_up(*qp, i)) out.push_back({HcaStep::give_up, qp, i});
         }
+        for (u32 i = 0; i < flight.doubles.size(); ++i) out.push_back({HcaStep::receive_double, qp, i});
         if (may_issue(*qp)) out.push_back({HcaStep::issue, qp, 0});
         if (!flight.bells.empty()) out.push_back({HcaStep::bell, qp, 0});
-        const bool quiet = flight.bells.empty() && flight.requests.empty() && flight.placements.empty() && !qp->has_work();
+        const bool quiet = flight.bells.empty() && flight.requests.empty() && flight.placements.empty() &&
+                           flight.doubles.empty() && !qp->has_work();
         if (quiet && out.size() == before) flight.listed = false;
         else moving_[kept++] = qp;
     }
@@ -138,7 +141,7 @@ void Hca::next_steps(std::vector<HcaStep>& out) {
 u32 Hca::agent_of(const HcaStep& step) {
     introduce(*step.qp);
     if (step.kind == HcaStep::place) return step.qp->flight->responder;
-    if (step.kind == HcaStep::arrive) {
+    if (step.kind == HcaStep::arrive || step.kind == HcaStep::receive_double) {
         QueuePair* responder = step.qp->peer.hca ? step.qp->peer.hca->find_qp(step.qp->info.attr.dest_qp_num) : nullptr;
         if (responder && responder->flight) {
             step.qp->peer.hca->introduce(*responder);
@@ -155,6 +158,7 @@ void Hca::take(const HcaStep& step) {
         case HcaStep::bell: take_bell(*step.qp); break;
         case HcaStep::issue: issue_request(*step.qp); break;
         case HcaStep::arrive: arrive_request(*step.qp, step.index); break;
+        case HcaStep::receive_double: receive_double(*step.qp, step.index); break;
         case HcaStep::place: make_visible(*step.qp, step.index); break;
         case HcaStep::acknowledge: acknowledge_request(*step.qp); break;
         case HcaStep::give_up: {
@@ -294,7 +298,34 @@ void Hca::arrive_request(QueuePair& qp, u32 index) {
         // Data comes back with all that the responder has placed; an acknowledgement only says that the request came.
         request.answer_clock = is_read_or_atomic(request.wqe.opcode) ? weak_->snapshot(agent) : request.clock;
     }
-    if (environment_.happens(FaultKind::duplicate, qp.info.qpn)) deliver(qp, transfer);
+    if (!environment_.happens(FaultKind::duplicate, qp.info.qpn)) return;
+    flight.doubles.push_back({request.wqe, request.data, request.clock, request.psn, transfer.port});
+    if (weak_ != nullptr) weak_->note(flight.requester, "is doubled on the way", qp.info.qpn, request.wqe.index);
+}
+
+// The second copy: whatever the responder makes of it, nobody waits for an answer any more.
+void Hca::receive_double(QueuePair& qp, u32 index) {
+    Flight& flight = *qp.flight;
+    const Double copy = std::move(flight.doubles[index]);
+    flight.doubles.erase(flight.doubles.begin() + index);
+    Hca* const peer = qp.peer.hca;
+    QueuePair* const responder = peer ? peer->find_qp(qp.info.attr.dest_qp_num) : nullptr;
+    if (!responder || !responder->flight) return;
+    peer->introduce(*responder);
+    Request request;
+    request.wqe = copy.wqe;
+    request.clock = copy.clock;
+    Transfer transfer;
+    transfer.wqe = copy.wqe;
+    transfer.psn = copy.psn;
+    transfer.port = copy.port;
+    transfer.local.add(const_cast<u8*>(copy.data.data()), copy.data.size());
+    if (weak_ != nullptr) {
+        weak_->note(responder->flight->responder, "receives again", qp.info.qpn, copy.wqe.index, copy.wqe.opcode);
+    }
+    peer->arriving_ = &request;
+    deliver(qp, transfer);
+    peer->arriving_ = nullptr;
 }
 
 // ---- place ----------------------------------------------------------------------------------------------------------------

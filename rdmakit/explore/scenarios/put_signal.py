@@ -54,4 +54,5 @@ def put_signal(scene: Scene) -> None:
     )
     scene.watch(sender, receiver)
     scene.keep(qps, memory, regions)
+    scene.expect(memory[1][2 * words :].view(np.uint64), 1, "signal")  # whatever was sent again
     scene.expect(total, memory[0][: 2 * words].sum())
