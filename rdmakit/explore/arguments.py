@@ -6,8 +6,8 @@ __all__ = ["ARGUED"]
 
 _BELL = "if (qp.dialect == DoorbellDialect::last_wqe) fence<Scope::sys>();"
 _LOAD_THEN_STORE = (
-    "A load may change places with a relaxed store behind it (PTX); Explore performs the loads of a thread in their order, "
-    "so it cannot show what the fence rules out."
+    "A load may change places with a relaxed store behind it (PTX); Explore performs the loads of a thread in their "
+    "order, so it cannot show what the fence rules out."
 )
 
 ARGUED: dict[tuple[str, str, str, str], str] = {
