@@ -33,7 +33,10 @@ def files(*patterns: str) -> list[str]:
 
 WORLD = Extension(
     "rdmakit.emu._world",
-    sources=["rdmakit/emu/_world.pyx", *files("rdmakit/emu/run/*.cpp", "rdmakit/emu/hca/*.cpp", "rdmakit/emu/explore/*.cpp")],
+    sources=[
+        "rdmakit/emu/_world.pyx",
+        *files("rdmakit/emu/run/*.cpp", "rdmakit/emu/hca/*.cpp", "rdmakit/emu/explore/*.cpp"),
+    ],
     depends=["setup.py", "rdmakit/emu/_explorer.pxi", *files("rdmakit/emu/**/*.hpp", "cuda/rdmakit/*.cuh")],
     include_dirs=["cuda", "rdmakit/emu", "rdmakit/emu/run"],
     language="c++",

@@ -179,7 +179,7 @@ RDMAKIT_DEVICE void offer_rows(const EpRank& ep, const CombineInput& in) {
         if (in.weights == nullptr) continue;
         for (u32 k = static_cast<u32>(lane_id()); k < ep.topk; k += kLanes) {
             const u64 i = static_cast<u64>(r) * ep.topk + k;
-            store_relaxed<Scope::sys>(w + i, reinterpret_cast<const u32*>(in.weights)[i]);
+            w[i] = reinterpret_cast<const u32*>(in.weights)[i];
         }
     }
     block_sync();

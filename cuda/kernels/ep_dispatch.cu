@@ -24,7 +24,7 @@ RDMAKIT_DEVICE void place_row(const EpRank& ep, const DispatchInput& in, u32 ran
     if (in.scale_count != 0) {
         auto* to = heap_array<u32>(ep, rank, ep.at.recv_scales) + static_cast<u64>(row) * in.scale_count;
         const auto* from = reinterpret_cast<const u32*>(scales);
-        for (u32 i = static_cast<u32>(lane_id()); i < in.scale_count; i += kLanes) store_relaxed<Scope::sys>(to + i, from[i]);
+        for (u32 i = static_cast<u32>(lane_id()); i < in.scale_count; i += kLanes) to[i] = from[i];
     }
     const u64 first = static_cast<u64>(row) * ep.topk;
     const i32 base = static_cast<i32>(rank * ep.local_experts);
@@ -35,10 +35,10 @@ RDMAKIT_DEVICE void place_row(const EpRank& ep, const DispatchInput& in, u32 ran
         const bool here = topk[k] >= 0 && expert >= 0 && expert < static_cast<i32>(ep.local_experts);
         u32 bits = 0;
         if (here) bits = reinterpret_cast<const u32*>(weights)[k];
-        store_relaxed<Scope::sys>(to_topk + k, here ? expert : -1);
-        store_relaxed<Scope::sys>(to_weights + k, bits);
+        to_topk[k] = here ? expert : -1;
+        to_weights[k] = bits;
     }
-    if (lane_id() == 0) store_relaxed<Scope::sys>(heap_array<i32>(ep, rank, ep.at.recv_source) + row, source);
+    if (lane_id() == 0) heap_array<i32>(ep, rank, ep.at.recv_source)[row] = source;
 }
 
 // Rows that a warp has placed on each local rank, told once at its end.
@@ -54,7 +54,7 @@ RDMAKIT_DEVICE void tell_arrivals(const EpRank& ep, u32 local, u64 rows) {
 RDMAKIT_DEVICE void place_own(const EpRank& ep, const EpPlan& plan, const DispatchInput& in, Range range, const WarpShare& share) {
     for (u32 g = 0; g < ep.local_ranks; ++g) {
         const u32 rank = first_local_rank(ep) + g;
-        const u32 start = static_cast<u32>(load_relaxed<Scope::sys>(heap_array<i32>(ep, rank, ep.at.start) + ep.rank));
+        const u32 start = static_cast<u32>(heap_array<i32>(ep, rank, ep.at.start)[ep.rank]);
         u64 rows = 0;
         for (u32 t = range.begin + share.part; t < range.end; t += share.parts) {
             const i32 order = plan.order[static_cast<u64>(t) * ep.ranks + rank];
@@ -75,17 +75,16 @@ RDMAKIT_DEVICE void stage_token(const EpRank& ep, const EpPlan& plan, const Disp
     warp_copy(payload, in.x + static_cast<u64>(t) * in.row_bytes, in.row_bytes);
     const u32* scales = reinterpret_cast<const u32*>(in.scales + static_cast<u64>(t) * in.scale_count);
     for (u32 i = static_cast<u32>(lane_id()); i < in.scale_count; i += kLanes) {
-        store_relaxed<Scope::gpu>(reinterpret_cast<u32*>(payload + in.row_bytes) + i, scales[i]);
+        reinterpret_cast<u32*>(payload + in.row_bytes)[i] = scales[i];
     }
     const TokenMeta meta = token_meta(ep, staging_meta(channel, slot));
-    if (lane_id() == 0) store_relaxed<Scope::gpu>(meta.source, static_cast<i32>(t));
+    if (lane_id() == 0) *meta.source = static_cast<i32>(t);
     for (u32 g = static_cast<u32>(lane_id()); g < ep.local_ranks; g += kLanes) {
-        store_relaxed<Scope::gpu>(meta.order + g, plan.order[static_cast<u64>(t) * ep.ranks + host * ep.local_ranks + g]);
+        meta.order[g] = plan.order[static_cast<u64>(t) * ep.ranks + host * ep.local_ranks + g];
     }
     for (u32 k = static_cast<u32>(lane_id()); k < ep.topk; k += kLanes) {
-        store_relaxed<Scope::gpu>(meta.topk + k, in.topk[static_cast<u64>(t) * ep.topk + k]);
-        store_relaxed<Scope::gpu>(reinterpret_cast<u32*>(meta.weights + k),
-                                  reinterpret_cast<const u32*>(in.weights)[static_cast<u64>(t) * ep.topk + k]);
+        meta.topk[k] = in.topk[static_cast<u64>(t) * ep.topk + k];
+        meta.weights[k] = in.weights[static_cast<u64>(t) * ep.topk + k];
     }
 }
 
@@ -137,7 +136,7 @@ RDMAKIT_DEVICE Status forward_from_host(const EpRank& ep, const EpPlan& plan, co
                 if (lane_id() == 0) plan.forward_order[(before + (slot - base)) * ep.local_ranks + g] = order;
                 if (order < 0) continue;
                 const u32 rank = first_local_rank(ep) + g;
-                const i32 start = load_relaxed<Scope::sys>(heap_array<i32>(ep, rank, ep.at.start) + source);
+                const i32 start = heap_array<i32>(ep, rank, ep.at.start)[source];
                 ++rows[g];
                 place_row(ep, in, rank, static_cast<u32>(start + order), payload, payload + in.row_bytes, *meta.source,
                           meta.topk, meta.weights);
@@ -192,10 +191,11 @@ RDMAKIT_KERNEL ep_dispatch(const rdmakit::EpRank* rank, rdmakit::EpPlan plan, rd
     if (block_id() == 0) {
         for (u32 i = static_cast<u32>(block_rank()); i < ep.local_ranks * (ep.ranks + 1); i += static_cast<u32>(block_size())) {
             const u32 g = i / (ep.ranks + 1), s = i % (ep.ranks + 1);
-            plan.start[i] = load_relaxed<Scope::sys>(heap_array<i32>(ep, first_local_rank(ep) + g, ep.at.start) + s);
+            plan.start[i] = heap_array<i32>(ep, first_local_rank(ep) + g, ep.at.start)[s];
         }
         block_sync();
         if (block_rank() == 0) {
+            fence<Scope::sys>();  // the block's reads, ordered by the barrier above, before the count of them
             for (u32 g = 0; g < ep.local_ranks; ++g) {  // a cached dispatch may rewrite `start` now, see ep_reopen.cu
                 fetch_add<Scope::sys>(heap_array<u64>(ep, first_local_rank(ep) + g, ep.at.start_read), 1ull);
             }

@@ -50,14 +50,11 @@ RDMAKIT_DEVICE Status hand_out_counts(const EpRank& ep, const EpPlan& plan, u32 
         u8* const row = heap_of(ep, first_local_rank(ep) + g, ep.at.counts) + ((exchange & 1) * ep.ranks + source) * count_row_bytes(ep);
         auto* words = reinterpret_cast<i32*>(row);
         for (u32 e = static_cast<u32>(lane_id()); e < ep.local_experts; e += kLanes) {
-            store_relaxed<Scope::sys>(words + 4 + e, m.experts[g * ep.local_experts + e]);
+            words[4 + e] = m.experts[g * ep.local_experts + e];
         }
-        if (lane_id() == 0) store_relaxed<Scope::sys>(words + 2, m.tokens[g]);
+        if (lane_id() == 0) words[2] = m.tokens[g];
         warp_sync();
-        if (lane_id() == 0) {
-            fence<Scope::sys>();
-            store_release<Scope::sys>(reinterpret_cast<u64*>(row), exchange);
-        }
+        if (lane_id() == 0) store_release<Scope::sys>(reinterpret_cast<u64*>(row), exchange);
     }
     return Status::ok;
 }
@@ -91,7 +88,7 @@ RDMAKIT_KERNEL ep_notify(const rdmakit::EpRank* rank, rdmakit::EpPlan plan, unsi
         i32 total = 0;
         for (u32 s = 0; s < ep.ranks; ++s) {
             start[s] = total;
-            total += load_relaxed<Scope::sys>(reinterpret_cast<const i32*>(rows + s * count_row_bytes(ep)) + 2);
+            total += reinterpret_cast<const i32*>(rows + s * count_row_bytes(ep))[2];
         }
         start[ep.ranks] = total;
         plan.totals[0] = total;
@@ -103,13 +100,12 @@ RDMAKIT_KERNEL ep_notify(const rdmakit::EpRank* rank, rdmakit::EpPlan plan, unsi
     for (u32 e = static_cast<u32>(block_rank()); e < ep.local_experts; e += static_cast<u32>(block_size())) {
         i32 n = 0;
         for (u32 s = 0; s < ep.ranks; ++s) {
-            n += load_relaxed<Scope::sys>(reinterpret_cast<const i32*>(rows + s * count_row_bytes(ep)) + 4 + e);
+            n += reinterpret_cast<const i32*>(rows + s * count_row_bytes(ep))[4 + e];
         }
         plan.totals[1 + e] = n;
     }
     block_sync();
     if (block_rank() == 0 && !aborted(ep.watch.report)) {
-        fence<Scope::sys>();
         store_release<Scope::sys>(heap_array<u64>(ep, ep.rank, ep.at.start_epoch), static_cast<u64>(epoch));
     }
 }

@@ -21,6 +21,5 @@ RDMAKIT_KERNEL ep_reopen(const rdmakit::EpRank* rank, rdmakit::EpPlan plan, unsi
     for (u32 s = static_cast<u32>(block_rank()); s <= ep.ranks; s += static_cast<u32>(block_size())) start[s] = saved[s];
     block_sync();
     if (block_rank() != 0) return;
-    fence<Scope::sys>();
     store_release<Scope::sys>(heap_array<u64>(ep, ep.rank, ep.at.start_epoch), static_cast<u64>(epoch));
 }

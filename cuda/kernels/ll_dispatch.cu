@@ -8,9 +8,9 @@ namespace rdmakit {
 RDMAKIT_DEVICE void ll_stage(const LlRank& ll, const u8* x, const i32* topk, u32 t, u64 epoch, bool fp8) {
     u8* const bytes = ll_heap(ll, ll.rank, ll.at.staging) + ((epoch & 1) * ll.max_tokens + t) * ll_slot_bytes(ll);
     const LlMessage m = ll_message(ll, bytes, fp8);
-    if (lane_id() == 0) store_relaxed<Scope::gpu>(m.source, static_cast<i32>(t));
+    if (lane_id() == 0) *m.source = static_cast<i32>(t);
     for (u32 k = static_cast<u32>(lane_id()); k < ll.topk; k += kLanes) {
-        store_relaxed<Scope::gpu>(m.topk + k, topk[static_cast<u64>(t) * ll.topk + k]);
+        m.topk[k] = topk[static_cast<u64>(t) * ll.topk + k];
     }
     const u8* const row = x + static_cast<u64>(t) * 2 * ll.hidden;
     if (!fp8) {
@@ -43,7 +43,7 @@ RDMAKIT_DEVICE void ll_stage(const LlRank& ll, const u8* x, const i32* topk, u32
             }
             store_stream(reinterpret_cast<Vec16*>(m.payload + b * 128) + i, out);
         }
-        store_relaxed<Scope::gpu>(reinterpret_cast<u32*>(m.scales) + b, float_bits(scale));
+        reinterpret_cast<u32*>(m.scales)[b] = float_bits(scale);
     }
 }
 

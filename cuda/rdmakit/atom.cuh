@@ -1,5 +1,5 @@
-// rdmakit/atom.cuh — memory operations with an order and a scope, MMIO, warp collectives: every line of PTX in the
-// project, each next to its host twin.
+// rdmakit/atom.cuh — memory operations with an order and a scope, MMIO, warp collectives: with atom_bulk.cuh every line of PTX
+// in the project, each next to its host twin.
 // Layer: atom (leans on config). Source: PTX ISA 8.x, "Memory Consistency Model", "ld", "st", "fence", "atom".
 #pragma once
 #include "config.cuh"
@@ -34,9 +34,9 @@ namespace rdmakit {
 #define RDMAKIT_SWAP_ACQUIRE(SCOPE) "acquire." #SCOPE ".exch."
 #define RDMAKIT_SWAP_RELEASE(SCOPE) "release." #SCOPE ".exch."
 #define RDMAKIT_CAS(TYPE, REG_OUT, REG)                                                                                                   \
-    RDMAKIT_BY_SCOPE(S, asm volatile("atom.acq_rel.cta.cas." TYPE " %0, [%1], %2, %3;" : REG_OUT(old) : "l"(p), REG(expected), REG(desired) : "memory"), \
-                     asm volatile("atom.acq_rel.gpu.cas." TYPE " %0, [%1], %2, %3;" : REG_OUT(old) : "l"(p), REG(expected), REG(desired) : "memory"),    \
-                     asm volatile("atom.acq_rel.sys.cas." TYPE " %0, [%1], %2, %3;" : REG_OUT(old) : "l"(p), REG(expected), REG(desired) : "memory"))
+    RDMAKIT_BY_SCOPE(S, asm volatile("atom.relaxed.cta.cas." TYPE " %0, [%1], %2, %3;" : REG_OUT(old) : "l"(p), REG(expected), REG(desired) : "memory"), \
+                     asm volatile("atom.relaxed.gpu.cas." TYPE " %0, [%1], %2, %3;" : REG_OUT(old) : "l"(p), REG(expected), REG(desired) : "memory"),    \
+                     asm volatile("atom.relaxed.sys.cas." TYPE " %0, [%1], %2, %3;" : REG_OUT(old) : "l"(p), REG(expected), REG(desired) : "memory"))
 
 // The same for words of 4 and of 8 bytes, T being the caller's type and p its pointer.
 #define RDMAKIT_BY_WIDTH(NARROW, WIDE)                                                        \
@@ -190,14 +190,14 @@ template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T exchange_release(T* p,
     return host::update(p, [value](T) { return value; }, host::access(cpu::Order::release, S), site);
 #endif
 }
-template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T compare_swap(T* p, T expected, T desired, [[maybe_unused]] Site site = Site::here()) {  // acquire, release
+template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T compare_swap(T* p, T expected, T desired, [[maybe_unused]] Site site = Site::here()) {  // relaxed
 #if RDMAKIT_GPU
     T old;
     RDMAKIT_BY_WIDTH(RDMAKIT_CAS("b32", "=r", "r"), RDMAKIT_CAS("b64", "=l", "l"))
     return old;
 #else
     return host::update(p, [=](T old) { return old == expected ? desired : old; },
-                        host::access(cpu::Order::acq_rel, S), site);
+                        host::access(cpu::Order::relaxed, S), site);
 #endif
 }
 

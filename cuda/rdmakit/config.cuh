@@ -2,7 +2,7 @@
 // Layer: config (leans on nothing; under g++ it brings in cpu.cuh, the CPU runner's seam).
 #pragma once
 
-#define RDMAKIT_LAYOUT_VERSION 1u
+#define RDMAKIT_LAYOUT_VERSION 2u
 
 #if defined(__CUDACC__)  // NVRTC and nvcc
 #define RDMAKIT_GPU 1
@@ -10,12 +10,14 @@
 #define RDMAKIT_NOINLINE __device__ __noinline__
 #define RDMAKIT_KERNEL extern "C" __global__ void
 #define RDMAKIT_NO_UNROLL _Pragma("unroll 1")
+#define RDMAKIT_UNWATCHED
 #else
 #define RDMAKIT_GPU 0
 #define RDMAKIT_DEVICE inline
 #define RDMAKIT_NOINLINE __attribute__((noinline)) inline
 #define RDMAKIT_KERNEL extern "C" void
 #define RDMAKIT_NO_UNROLL
+#define RDMAKIT_UNWATCHED __attribute__((no_sanitize("thread")))  // accesses that are no part of any protocol
 #endif
 
 // What the CPU runner does at each primitive is chosen when the code is compiled (docs/architecture.md).

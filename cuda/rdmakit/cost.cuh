@@ -19,5 +19,10 @@ constexpr u64 kPoll = 100 * kNanosecond;         // [assumed] from a write to th
 // A warp copies with 16-byte vectors: 16 warps of a SM together reach 49 GB/s, counted once a byte moved [measured on
 // H100 with TMA copies]; a lone warp gets about a quarter of that [assumed].
 constexpr u64 kCopyPicosecondsPerByte = 80;
+// A bulk copy: its SM's engine takes them one behind the other at the rate above, of which no thread has any trouble.
+constexpr u64 kBulkIssue = 20 * kNanosecond;     // [assumed] one instruction, and its descriptor
+constexpr u64 kBulkLatency = 600 * kNanosecond;  // [assumed] from the engine to L2 or HBM and back, or there and its answer
+constexpr u64 kBulkPicosecondsPerByte = 20;      // [measured on H100 with TMA copies] 49 GB/s a SM
+constexpr u64 kProxyFence = 20 * kNanosecond;    // [assumed]
 
 }  // namespace rdmakit::cost

@@ -44,6 +44,39 @@ struct Access {
 };
 enum RawAccess : u32 { kRawRead = 0, kRawWrite = 1, kRawVolatileRead = 2, kRawVolatileWrite = 3 };
 
+// A bulk copy as it is issued (atom_bulk.cuh). `barrier` null: a store, of the group that is open.
+struct BulkCopy {
+    void* to;
+    const void* from;
+    u32 bytes;
+    u64* barrier;
+};
+
+// The word of an mbarrier as this runner keeps it; a GPU's is opaque (PTX ISA, "mbarrier": "Contents of the mbarrier
+// object"). A phase is complete when no arrival and no byte is due any more; both are then counted anew.
+struct MbarrierWord {
+    static constexpr u32 kCountBits = 20;
+    static constexpr u64 kCountMask = (1ull << kCountBits) - 1;
+    u32 parity;       // of the phase that is under way
+    u32 due, of;      // arrivals due in this phase, and in each
+    i32 bytes;        // transaction bytes due: below 0 when they come before they are expected
+
+    static MbarrierWord from(u64 word) {
+        return {static_cast<u32>(word & 1), static_cast<u32>((word >> 1) & kCountMask),
+                static_cast<u32>((word >> (1 + kCountBits)) & kCountMask),
+                static_cast<i32>(static_cast<i64>(word) >> (1 + 2 * kCountBits))};
+    }
+    u64 word() const {
+        return (static_cast<u64>(static_cast<i64>(bytes)) << (1 + 2 * kCountBits)) |
+               (static_cast<u64>(of) << (1 + kCountBits)) | (static_cast<u64>(due) << 1) | parity;
+    }
+    MbarrierWord after(u32 arrivals, i32 expected) const {
+        MbarrierWord next{parity, due - arrivals, of, bytes + expected};
+        if (next.due != 0 || next.bytes != 0) return next;
+        return {parity ^ 1u, of, of, 0};
+    }
+};
+
 struct Thread;
 
 struct RunnerApi {
@@ -56,7 +89,7 @@ struct RunnerApi {
     const u64* (*gather)(Thread*, u32 mask, u64 value, Site);  // one value from each lane of mask, by lane number
     void (*gathered)(Thread*);                                 // done reading them
     void (*trap)(Thread*, const char* why, Site);              // ends the launch with an error; does not return
-    void* (*shared)(Thread*, const void* key, u64 bytes, u64 alignment);
+    void* (*shared)(Thread*, const char* name, u64 bytes, u64 alignment);  // each name, by its address, is a variable
     // Explore only: every access goes through the memory model, which decides what is seen.
     void (*load)(Thread*, const void*, void* out, u32 bytes, Access, Site);
     void (*store)(Thread*, void*, const void* value, u32 bytes, Access, Site);
@@ -68,6 +101,11 @@ struct RunnerApi {
     void (*raw)(Thread*, void*, u32 bytes, u32 kind, const void* pc);
     // Foreign kernels (cpu_preempt.cuh): the budget is used up in code that waits for nobody, at instruction pc.
     void (*preempt)(Thread*, const void* pc);
+    // Bulk copies (atom_bulk.cuh): who copies, and when, is the runner's affair.
+    void (*bulk_copy)(Thread*, const BulkCopy&, Site);
+    void (*bulk_commit)(Thread*);
+    void (*bulk_wait)(Thread*, u32 pending, bool read, Site);  // until no more than so many groups are (being read) under way
+    void (*proxy_fence)(Thread*, Site);                        // Explore only
 };
 
 // The part of a fibre that device code sees. It lies at the top of the fibre's stack, so it is found from the stack

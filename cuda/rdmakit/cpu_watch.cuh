@@ -48,20 +48,20 @@ RDMAKIT_TSAN __tsan_init() {}
 
 // Copies that the compiler leaves to the library are accesses, too.
 extern "C" {
-__attribute__((visibility("hidden"))) void* memcpy(void* to, const void* from, unsigned long n) {
+void* memcpy(void* to, const void* from, unsigned long n) {
     rdmakit::cpu::watch_access(const_cast<void*>(from), n, rdmakit::cpu::kRawRead, __builtin_return_address(0));
     rdmakit::cpu::watch_access(to, n, rdmakit::cpu::kRawWrite, __builtin_return_address(0));
     for (unsigned long i = 0; i < n; ++i) static_cast<volatile char*>(to)[i] = static_cast<const char*>(from)[i];
     return to;
 }
-__attribute__((visibility("hidden"))) void* memmove(void* to, const void* from, unsigned long n) {
+void* memmove(void* to, const void* from, unsigned long n) {
     if (to <= from || static_cast<const char*>(from) + n <= to) return memcpy(to, from, n);
     rdmakit::cpu::watch_access(const_cast<void*>(from), n, rdmakit::cpu::kRawRead, __builtin_return_address(0));
     rdmakit::cpu::watch_access(to, n, rdmakit::cpu::kRawWrite, __builtin_return_address(0));
     for (unsigned long i = n; i-- > 0;) static_cast<volatile char*>(to)[i] = static_cast<const char*>(from)[i];
     return to;
 }
-__attribute__((visibility("hidden"))) void* memset(void* to, int value, unsigned long n) {
+void* memset(void* to, int value, unsigned long n) {
     rdmakit::cpu::watch_access(to, n, rdmakit::cpu::kRawWrite, __builtin_return_address(0));
     for (unsigned long i = 0; i < n; ++i) static_cast<volatile char*>(to)[i] = static_cast<char>(value);
     return to;

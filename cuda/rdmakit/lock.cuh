@@ -97,7 +97,8 @@ RDMAKIT_NOINLINE Status wait_window(const LockSender& lock, u64 ticket, Site sit
         if (holds(ticket - credit < lock.slots)) return Status::ok;
         Seen<u32> more{};
         poll_cq(lock.qp, &more);
-        const bool failed = (load_relaxed<Scope::gpu>(&lock.qp.state->error) & kErrorFlag) != 0;
+        // This warp alone sends on the queue pair, so what has failed it has noted itself.
+        const bool failed = (load_relaxed<Scope::cta>(&lock.qp.state->error) & kErrorFlag) != 0;
         if (!holds(!failed)) return completion_error(lock.qp, who, site);
         if (!spin.pause(who, site, Seen<u64>{lock.credit, credit}, more)) return spin.status();
     }

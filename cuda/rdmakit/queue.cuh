@@ -93,9 +93,12 @@ RDMAKIT_DEVICE void submit(const QpHandle& qp) {
         const u64 next = load_relaxed<Scope::gpu>(&s.ready);
         if (next > load_relaxed<Scope::gpu>(&s.rung)) {
             fence<Scope::sys>();  // all WQEs below `next`, and the payload they point to, before the record
+            const u64 bell = doorbell_value(qp, next);
+            // Once the record is there an earlier bell may make the NIC execute that WQE, and its slot be filled anew.
+            if (qp.dialect == DoorbellDialect::last_wqe) fence<Scope::sys>();
             store_relaxed<Scope::sys>(qp.dbrec, swap_bytes(static_cast<u32>(next & 0xffff)));
             fence<Scope::sys>();  // the record before the register: the NIC may read it as soon as it is rung
-            mmio_store(qp.doorbell, doorbell_value(qp, next));
+            mmio_store(qp.doorbell, bell);
             store_relaxed<Scope::gpu>(&s.rung, next);
             s.doorbells += 1;
         }
@@ -132,11 +135,12 @@ RDMAKIT_DEVICE u64 completed_by(const QpHandle& qp, u64 completed, u16 counter) 
 }
 RDMAKIT_DEVICE void note_error(const QpHandle& qp, u64 consumer, u64 completed, CqeTail tail) {
     const auto* cqe = reinterpret_cast<const u32*>(cqe_address(qp.cq, consumer));
-    const u32 word = cqe[13];  // bytes 52..55: hw syndrome, its type, vendor, syndrome
+    // Bytes 52..55: hw syndrome, its type, vendor, syndrome. The one entry of a collapsed CQ may be written over as we read.
+    const u32 word = load_relaxed<Scope::sys>(&cqe[13]);
     const u32 error = kErrorFlag | ((word >> 8) & 0xff00) | (word >> 24);
     const bool first = compare_swap<Scope::gpu>(&qp.state->error, 0u, kErrorClaimed) == 0;
     if (!holds(first)) return;  // the first one counts
-    store_relaxed<Scope::gpu>(&qp.state->error_index, completed + static_cast<u16>(tail.counter() - static_cast<u16>(completed)));
+    qp.state->error_index = completed + static_cast<u16>(tail.counter() - static_cast<u16>(completed));
     store_release<Scope::gpu>(&qp.state->error, error);
 }
 
@@ -196,7 +200,7 @@ RDMAKIT_DEVICE u64 poll_cq(const QpHandle& qp) {
 }
 RDMAKIT_DEVICE Status completion_error(const QpHandle& qp, const Subject& who, Site site) {
     const u32 error = load_acquire<Scope::gpu>(&qp.state->error);
-    return fail(qp.watch, Status::completion_error, who, 0, load_relaxed<Scope::gpu>(&qp.state->error_index), 0,
+    return fail(qp.watch, Status::completion_error, who, 0, qp.state->error_index, 0,
                 error & 0xff, (error >> 8) & 0xff, site);
 }
 

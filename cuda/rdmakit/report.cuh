@@ -11,8 +11,35 @@ enum class Status : u32 {
     gap = 6, repeated = 7, stale_epoch = 8, wrong_fingerprint = 9, corrupt_payload = 10,
 };
 
+// A queue pair's rings and counters, as far as a report tells of them. The host fills one in for each queue pair of a report.
+struct QueueView {
+    u32 qpn;
+    u32 port;               // physical, where its packets leave; 0: every one is down
+    const u8* sq;
+    const u64* reserved;    // basic blocks, as SqState counts them (queue.cuh)
+    const u64* ready;
+    const u64* rung;
+    const u64* completed;
+    const u8* cqes;
+    const u64* consumer;
+    u32 log_sq, log_cq, log_stride;
+    u32 cq_flags;
+};
+constexpr u32 kViewCollapsed = 1u << 0;   // every CQE lands in entry 0
+constexpr u32 kViewReceives = 1u << 1;    // the CQ is that of its receives, and says nothing of what it sends
+// What of it is kept: whoever reads the report may be unable to reach the rings, and they go on changing.
+struct QueueRecord {
+    u32 qpn;                // 0: nothing is known of the queue pair
+    u32 port;
+    u64 reserved, ready, rung, completed;
+    u64 consumer, arrived;  // CQEs that have been taken, and that are there
+    u32 cq_flags, unused;
+    u64 wqe[2][8];          // the last two basic blocks that were published
+    u64 cqe[8];             // the last CQE that is there
+};
+
 // Written once by the first device thread that gives up, in memory that the host reads; zeroed by the host before a
-// launch. state goes 0 → 1 (being written) → 2 (complete). Everybody who spins leaves as soon as it is not 0.
+// launch, but for queues and queue_count. state goes 0 → 1 (being written) → 2 (complete). Everybody who spins leaves as soon as it is not 0.
 struct Report {
     u32 layout_version;
     u32 state;
@@ -26,6 +53,9 @@ struct Report {
     u64 waited_ns;
     char what[64];
     char file[64];
+    const QueueView* queues;
+    u32 queue_count, reserved;
+    QueueRecord queue;      // of the queue pair that `qpn` names
 };
 
 // What every waiting function needs: where to report and how long to try.
@@ -51,6 +81,40 @@ RDMAKIT_DEVICE void copy_text(char (&to)[64], const char* from) {
     int i = 0;
     for (; start + i < n; ++i) to[i] = from[start + i];
     to[i] = '\0';
+}
+
+// A look at memory that others may be writing: good enough to tell, not to decide by.
+RDMAKIT_UNWATCHED RDMAKIT_NOINLINE u64 peek(const volatile u64* p) { return *p; }
+
+RDMAKIT_NOINLINE void keep_block(u64 (&to)[8], const u8* ring, u64 slot, u32 log_stride) {
+    const u8* const block = ring + (slot << log_stride) + (1ull << log_stride) - 64;  // a CQE64 ends its entry
+    for (u32 i = 0; i < 8; ++i) to[i] = peek(reinterpret_cast<const u64*>(block) + i);
+}
+// As cqe_ready (wqe.cuh, a layer above) has it.
+RDMAKIT_NOINLINE bool cqe_is_there(const QueueView& q, u64 index) {
+    const u64 entry = (q.cq_flags & kViewCollapsed) != 0 ? 0 : index & ((1ull << q.log_cq) - 1);
+    const u8* const tail = q.cqes + (entry << q.log_stride) + (1ull << q.log_stride) - 8;
+    const u32 op_own = static_cast<u32>(peek(reinterpret_cast<const u64*>(tail)) >> 56);
+    return (op_own >> 4) != 0xf && ((q.cq_flags & kViewCollapsed) != 0 || (op_own & 1) == ((index >> q.log_cq) & 1));
+}
+RDMAKIT_NOINLINE void keep_queue(QueueRecord& r, const QueueView& q) {
+    const bool collapsed = (q.cq_flags & kViewCollapsed) != 0;
+    const u64 ready = peek(q.ready), consumer = peek(q.consumer), entries = collapsed ? 1 : 1ull << q.log_cq;
+    const u64 wqes = (1ull << q.log_sq) - 1;
+    u64 arrived = consumer;
+    while (arrived - consumer < entries && cqe_is_there(q, arrived)) ++arrived;
+    r.qpn = q.qpn;
+    r.port = q.port;
+    r.reserved = peek(q.reserved);
+    r.ready = ready;
+    r.rung = peek(q.rung);
+    r.completed = peek(q.completed);
+    r.consumer = consumer;
+    r.arrived = arrived;
+    r.cq_flags = q.cq_flags;
+    keep_block(r.wqe[0], q.sq, (ready - 2) & wqes, 6);
+    keep_block(r.wqe[1], q.sq, (ready - 1) & wqes, 6);
+    keep_block(r.cqe, q.cqes, (arrived - 1) & (entries - 1), q.log_stride);
 }
 
 RDMAKIT_NOINLINE Status fail(const Watch& watch, Status status, const Subject& who, u64 seen, u64 index, u64 waited_ns,
@@ -81,6 +145,9 @@ RDMAKIT_NOINLINE Status fail(const Watch& watch, Status status, const Subject& w
     r->line = static_cast<u32>(site.line);
     copy_text(r->what, who.what);
     copy_text(r->file, site.file);
+    for (u32 i = 0; i < r->queue_count; ++i) {
+        if (r->queues[i].qpn == who.qpn) keep_queue(r->queue, r->queues[i]);
+    }
     store_release<Scope::sys>(&r->state, 2u);
     return status;
 }

@@ -1,4 +1,4 @@
-// rdmakit/warp.cuh — where a thread stands, what the lanes of a warp do together, shared memory, bulk copies.
+// rdmakit/warp.cuh — where a thread stands, what the lanes of a warp do together, shared memory, a warp's copy.
 // Layer: atom (leans on atom). Written so that a loop strided by kLanes or block_size() means the same work whether
 // 32 lanes run it or one fibre stands for all of them.
 #pragma once
@@ -14,8 +14,8 @@ namespace rdmakit {
 #else
 // Each place in the source owns one slot of the block's arena; arrays are declared through a typedef.
 #define RDMAKIT_SHARED(T, name)                                                                              \
-    static const char rdmakit_key_##name = 0;                                                                \
-    T& name = *static_cast<T*>(::rdmakit::cpu::self().api->shared(&::rdmakit::cpu::self(), &rdmakit_key_##name, \
+    static const char rdmakit_key_##name[] = #name;                                                          \
+    T& name = *static_cast<T*>(::rdmakit::cpu::self().api->shared(&::rdmakit::cpu::self(), rdmakit_key_##name, \
                                                                   sizeof(T), alignof(T)))
 #define RDMAKIT_DYNAMIC_SHARED(T, name) T* name = reinterpret_cast<T*>(::rdmakit::cpu::self().dynamic_shared)
 #endif
@@ -184,7 +184,7 @@ RDMAKIT_DEVICE void charge_copy([[maybe_unused]] u64 bytes) {
 #endif
 }
 
-// ---- bulk copies ------------------------------------------------------------------------------------------------
+// ---- copies -----------------------------------------------------------------------------------------------------
 // One warp copies bytes (a multiple of 16, both ends 16-byte aligned). Plain stores: publish them with a release.
 RDMAKIT_DEVICE void warp_copy(void* to, const void* from, u64 bytes) {
 #if RDMAKIT_GPU || RDMAKIT_POLICY == RDMAKIT_EXPLORE

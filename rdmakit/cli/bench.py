@@ -1,6 +1,7 @@
 """`rdmakit bench …`: what the project promises about speed, with a check beside every number.
 
-Leans on all layers below. `bench signal` models what signals cost; `bench emu` times the CPU runner and the emulated HCA; each part runs in a process of its
+Leans on all layers below. `bench signal` models what signals cost; `bench emu` times the CPU runner and the
+emulated HCA; each part runs in a process of its
 own, so that its peak memory is its own.
 """
 

@@ -22,7 +22,7 @@ _DEFAULT = 2000
 def add_scenario_arguments(parser: argparse.ArgumentParser) -> None:
     """What `explore` and `replay` share: the scenario and how it is set up."""
     parser.add_argument("scenario", nargs="?", metavar="SCENARIO", help="a name of --list, or file.py:function")
-    parser.add_argument("--faults", metavar="PLAN", help='what may go wrong, e.g. "loss,ack_lost,delay"')
+    parser.add_argument("--faults", metavar="PLAN", help='what may go wrong, e.g. "loss=0.1,ack_lost=0.1,budget=6"')
     parser.add_argument("--reader", choices=("gpu", "host"), help="who reads what a NIC has written (default gpu)")
     parser.add_argument(
         "--set", dest="settings", metavar="KEY=VALUE", action="append", default=[], help="an option of the scenario"
@@ -60,7 +60,10 @@ def explorer_options(args: argparse.Namespace) -> dict[str, Any]:
     """The options of `Explorer` that a command line gives."""
     found = dict(_setting(text) for text in args.settings)
     if clash := set(found) & {"faults", "reader"}:
-        raise BadArgument("an option by two names", value=", ".join(sorted(clash)), rule="--faults, --reader")
+        raise BadArgument(
+            "an option by two names", value=", ".join(sorted(clash)), rule="--faults, --reader",
+            remedy="give it as --faults or --reader, not by --set",
+        )  # fmt: skip
     given = {name: getattr(args, name) for name in ("faults", "reader") if getattr(args, name) is not None}
     return {**found, **given}
 
@@ -71,7 +74,10 @@ def make_explorer(scenario: str | None, options: dict[str, Any]) -> Any:
     from rdmakit.explore import Explorer
 
     if scenario is None:
-        raise BadArgument("no scenario given", rule="a name, or file.py:function", remedy="rdmakit explore --list")
+        raise BadArgument(
+            "no scenario given", rule="a name, or file.py:function", remedy="rdmakit explore --list",
+            options=", ".join(options) or "none",
+        )  # fmt: skip
     try:
         return Explorer(scenario, **options)
     except RdmakitError:
@@ -109,7 +115,7 @@ def _show_list(args: argparse.Namespace) -> int:
 
 
 def _mutants(args: argparse.Namespace) -> int:
-    from rdmakit.explore.mutants import run_mutants
+    from rdmakit.explore.mutants import run_all_mutants, run_mutants
 
     with Progress("mutants", quiet=args.json) as progress:
 
@@ -117,7 +123,11 @@ def _mutants(args: argparse.Namespace) -> int:
             progress.total = total
             progress.step()
 
-        run = run_mutants([args.scenario] if args.scenario else None, budget=args.schedules or 4000, progress=step)
+        budget = args.schedules or 4000
+        if args.scenario:
+            run = run_mutants([make_explorer(args.scenario, explorer_options(args))], budget=budget, progress=step)
+        else:
+            run = run_all_mutants(budget=budget, progress=step)
     if args.json:
         print(json.dumps({"ok": run.ok, "figures": run.figures(), "config": _config(args)}))
     else:
@@ -129,9 +139,13 @@ def _check_numbers(args: argparse.Namespace) -> None:
     for name, least in (("schedules", 1), ("seconds", 0), ("seed", 0), ("stale", 0), ("switches", 0)):
         value = getattr(args, name)
         if value is not None and not value >= least:
-            raise BadArgument(f"--{name} makes no search", value=value, rule=f"at least {least}")
+            remedy = f"give --{name} {least} or more, or leave it out"
+            raise BadArgument(f"--{name} makes no search", value=value, rule=f"at least {least}", remedy=remedy)
     if not args.exhaustive and (args.stale or args.switches):
-        raise BadArgument("a bound without a search that it bounds", rule="--stale and --switches go with --exhaustive")
+        raise BadArgument(
+            "a bound without a search that it bounds", rule="--stale and --switches go with --exhaustive",
+            remedy="add --exhaustive, or leave the bound out", stale=args.stale, switches=args.switches,
+        )  # fmt: skip
 
 
 def main(args: argparse.Namespace) -> int:

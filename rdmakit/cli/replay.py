@@ -49,7 +49,8 @@ def main(args: argparse.Namespace) -> int:
         scenario, options = scenario or saved.scenario, {**saved.options, **options}
         decisions = saved.decisions
     elif seed < 0:
-        raise BadArgument("--seed makes no schedule", value=seed, rule="at least 0")
+        remedy = "give the seed that rdmakit explore printed, or --schedule FILE"
+        raise BadArgument("--seed makes no schedule", value=seed, rule="at least 0", remedy=remedy)
     explorer = make_explorer(scenario, options)
     failure = explorer.one(seed=seed, decisions=decisions)
     title = f"{explorer.scenario}, {args.schedule if seed is None else f'seed {seed}'}"
@@ -74,7 +75,8 @@ def _draw(path: str, story: Any) -> None:
     try:
         Path(path).write_text(page, encoding="utf-8")
     except OSError as error:
-        raise BadArgument("cannot write the picture", value=path, rule=error.strerror) from None
+        remedy = "give --html a file in a directory that you may write to"
+        raise BadArgument("cannot write the picture", value=path, rule=error.strerror, remedy=remedy) from None
 
 
 def _result(args: argparse.Namespace, story: Any, failure: Any) -> dict[str, Any]:

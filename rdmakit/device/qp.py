@@ -52,7 +52,7 @@ class QP(Atomics):
     """A reliable connected queue pair, made by `PD.create_qp`.
 
     `connect` brings it to RTS; `post_*` write WQEs and ring; `device_handle` lets kernels do so. `posted` and
-    `completed` count basic blocks since the last RESET, whoever posted them.
+    `completed` count basic blocks since the last RESET, whoever posted them. `out_of_order`: as it was created.
     """
 
     _kind = "QP"
@@ -92,6 +92,7 @@ class QP(Atomics):
         self.pd, self.send_cq, self.recv_cq = pd, send_cq, recv_cq
         self.context = pd.context
         self.max_inline = max_inline
+        self.out_of_order = out_of_order
         provider = self.context._provider
         request = QpRequest(
             pd=pd.handle,
@@ -118,6 +119,7 @@ class QP(Atomics):
         self._history = [QPState.RESET]
         self._lock = threading.RLock()
         self._batches = 0
+        self._told_by = send_cq  # the CQ whose last CQE a report tells
         self._port = 1
         self.psn = 0
         # The device reads the rings until the QP is destroyed: what destroys it keeps the memory.
@@ -354,6 +356,7 @@ class QP(Atomics):
         handle["peer"], handle["channel"] = peer, channel
         handle["cq"] = self.send_cq.device_handle()
         handle["watch"] = (report.address, timeout_ns, rank)
+        report.follow(self)
         return DeviceHandle(self, array, report)
 
     def _drop(self) -> None:

@@ -15,16 +15,11 @@ import numpy as np
 
 from rdmakit.device.handle import SQ_STATE
 from rdmakit.device.provider import Provider, QpQueues
+from rdmakit.device.queue_record import nearest
 from rdmakit.errors import QueueFull
 from rdmakit.layout import DS_BYTES, RCV_DBR, SEND_WQE_BB, SND_DBR
 
 __all__ = ["ReceiveQueue", "SendQueue"]
-
-
-def _nearest(low16: int, base: int) -> int:
-    """The index whose low 16 bits are `low16` nearest to `base`."""
-    distance = (low16 - base) & 0xFFFF
-    return base + (distance - 0x10000 if distance & 0x8000 else distance)
 
 
 class SendQueue:
@@ -97,7 +92,7 @@ class SendQueue:
 
     def done(self, counter: int) -> tuple[int, bytes, Any]:
         """A CQE names the WQE at `counter` (16 bits): index, bytes, wr_id. It and all before are free."""
-        index = _nearest(counter, self.completed)
+        index = nearest(counter, self.completed)
         wqe = self.wqe_at(index)
         self.state["completed"] = max(self.completed, min(index + len(wqe) // SEND_WQE_BB, self.posted))
         wr_id = self._wr_ids.pop(index, None)
@@ -156,7 +151,7 @@ class ReceiveQueue:
 
     def done(self, counter: int) -> tuple[int, bytes, Any]:
         """A CQE names the receive WQE at `counter` (16 bits): its index, bytes and wr_id; it is free."""
-        index = _nearest(counter, self.completed)
+        index = nearest(counter, self.completed)
         begin = index % self.size * self.stride if self.size else 0
         self.completed = max(self.completed, min(index + 1, self.posted))
         return index, self.ring[begin : begin + self.stride].tobytes(), self._wr_ids.pop(index, None)

@@ -1,18 +1,26 @@
-"""The report that a device thread leaves when it gives up: who waited for what, at which line.
+"""The report that a device thread leaves when it gives up: who waited for what, at which line, and who is late.
 
-Leans on NumPy and errors. Layout: struct Report of cuda/rdmakit/report.cuh.
+Leans on NumPy, queue_record and errors. It lies in memory that kernels write and the host reads, and holds whatever it
+tells: no other memory of a GPU's need be reachable. Layout: struct Report of cuda/rdmakit/report.cuh.
 """
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Callable
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rdmakit.device.notebook import table_html
+from rdmakit.device.queue_record import QUEUE_RECORD, QUEUE_VIEW, QueueRecord, cq_flags, who_is_late
 from rdmakit.errors import CompletionError, DeviceFault, HangError, LaunchError, RdmakitError, SequenceError
 from rdmakit.layout import wc_status
+
+if TYPE_CHECKING:
+    from rdmakit.device.cq import CQ
+    from rdmakit.device.qp import QP
 
 __all__ = ["REPORT", "DeviceStatus", "Report"]
 
@@ -61,10 +69,10 @@ _LONGS = ("expected", "seen", "index", "waited_ns")
 
 REPORT = np.dtype(
     {
-        "names": [*_WORDS, *_LONGS, "what", "file"],
-        "offsets": [*range(0, 48, 4), *range(48, 80, 8), 80, 144],
-        "formats": [*["<u4"] * 12, *["<u8"] * 4, "S64", "S64"],
-        "itemsize": 208,
+        "names": [*_WORDS, *_LONGS, "what", "file", "queues", "queue_count", "reserved", "queue"],
+        "offsets": [*range(0, 48, 4), *range(48, 80, 8), 80, 144, 208, 216, 220, 224],
+        "formats": [*["<u4"] * 12, *["<u8"] * 4, "S64", "S64", "<u8", "<u4", "<u4", QUEUE_RECORD],
+        "itemsize": 224 + QUEUE_RECORD.itemsize,
     }
 )
 
@@ -84,6 +92,37 @@ class Report:
     def __init__(self, memory: np.ndarray[Any, np.dtype[np.uint8]] | None = None) -> None:
         raw = np.zeros(REPORT.itemsize, np.uint8) if memory is None else memory[: REPORT.itemsize]
         self.array = raw.view(REPORT)
+        self._views = np.zeros(0, QUEUE_VIEW)
+        self._followed: dict[int, weakref.ref[QP]] = {}
+
+    def follow(self, qp: QP, cq: CQ | None = None, consumer: int = 0) -> None:
+        """Let reports that concern a queue pair tell its last WQE and CQE; `QP.device_handle` does.
+
+        `cq`: another than the one of its sends, with the address of its consumer index.
+        """
+        cq = qp._told_by = qp.send_cq if cq is None else cq
+        state = qp._sends.state_memory.ctypes.data
+        offsets: Any = qp._sends.state_memory.view(qp._sends.state.dtype).dtype.fields
+        known = [int(view["qpn"]) for view in self._views[: self.queue_count]]
+        at = known.index(qp.qpn) if qp.qpn in known else len(known)
+        if at == len(self._views):
+            memory = qp.context._provider.memory(QUEUE_VIEW.itemsize * max(4, 2 * at), "queues of a report")
+            grown = memory.view(QUEUE_VIEW)
+            grown[:at] = self._views
+            self._views = grown
+            self.array["queues"] = grown.ctypes.data
+        view = self._views[at]
+        view["qpn"], view["port"] = qp.qpn, qp.physical_port
+        view["sq"], view["log_sq"] = qp._sends.ring.ctypes.data, qp._sends.size.bit_length() - 1
+        for name in ("reserved", "ready", "rung", "completed", "consumer"):
+            view[name] = state + offsets[name][1]
+        if consumer:
+            view["consumer"] = consumer
+        view["cqes"], view["log_cq"] = cq._ring.ctypes.data, cq.log_entries
+        view["cq_flags"] = cq_flags(qp, cq)
+        view["log_stride"] = cq.cqe_bytes.bit_length() - 1
+        self.array["queue_count"] = max(at + 1, len(known))
+        self._followed[qp.qpn] = weakref.ref(qp)
 
     @property
     def address(self) -> int:
@@ -101,13 +140,37 @@ class Report:
     def __getattr__(self, name: str) -> Any:
         if name in ("what", "file"):
             return bytes(self.array[0][name]).decode(errors="replace")
-        if name in (REPORT.names or ()):
+        if name in (REPORT.names or ()) and name != "queue":
             return int(self.array[0][name])
         raise AttributeError(f"a report has no field {name!r}")
 
     def clear(self) -> None:
         """Make it ready for the next launch; kernels leave at once while a report stands."""
+        queues, count = self.queues, self.queue_count
         self.array[:] = np.zeros(1, REPORT)
+        self.array["queues"], self.array["queue_count"] = queues, count
+
+    @property
+    def queue(self) -> QueueRecord | None:
+        """The queue pair that the report is about, as it was then; None where there is none."""
+        return QueueRecord.from_bytes(self.array[0]["queue"])
+
+    def _late(self, own: QueueRecord | None) -> str:
+        qp = self._followed.get(self.qpn, lambda: None)()
+        peer_of: Callable[[QP], QP | None] = getattr(qp.context._provider if qp else None, "peer_of", lambda qp: None)
+        found = peer_of(qp) if qp is not None and not qp.closed else None
+        theirs = None if found is None else QueueRecord.of(found)
+        if self.status in _REFUSALS:
+            last = "" if theirs is None else f", last on QP {theirs.qpn:#x} {theirs.last_wqe}"
+            return f"nobody: rank {self.peer} has sent what was refused{last}"
+        return who_is_late(self.rank, self.peer, own, theirs)
+
+    def _facts(self) -> dict[str, Any]:
+        """Port, last WQE and CQE, who is late, as far as they are known."""
+        own = self.queue
+        if own is None:
+            return {}
+        return {"port": own.port, "last_wqe": own.last_wqe, "last_cqe": own.last_cqe, "late": self._late(own)}
 
     def error(self) -> RdmakitError | None:
         """The error that the report stands for, or None."""
@@ -120,6 +183,7 @@ class Report:
             "peer": self.peer,
             "channel": self.channel,
             "at": f"{self.file}:{self.line}",
+            **self._facts(),
         }
         waits = {"expected": self.expected, "seen": self.seen}
         if self.status is DeviceStatus.COMPLETION_ERROR:
@@ -144,6 +208,9 @@ class Report:
         if self.status is DeviceStatus.BAD_ARGUMENT:
             return LaunchError(f"a kernel refused {self.what}", **facts)
         if self.status in _REFUSALS:
+            # Tickets are judged first: what is refused for another reason has the one that was due.
+            of_ticket = self.status in (DeviceStatus.GAP, DeviceStatus.REPEATED)
+            facts["ticket_seen"] = self.seen if of_ticket else self.index
             return SequenceError(
                 f"{self.status.name}: a receiver refused {self.what}",
                 reason=self.status.name,
@@ -166,7 +233,8 @@ class Report:
         return self
 
     def _rows(self) -> list[dict[str, Any]]:
-        return [{"field": name, "value": getattr(self, name)} for name in REPORT.names or ()]
+        rows = [{"field": name, "value": getattr(self, name)} for name in REPORT.names or () if name != "queue"]
+        return rows + [{"field": name, "value": value} for name, value in self._facts().items()]
 
     def __repr__(self) -> str:
         if not self:

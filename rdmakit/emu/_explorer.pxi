@@ -1,4 +1,4 @@
-# The explorer as C++ has it (explore/explorer.hpp): one scenario, many schedules; rdmakit.explore has the objects.
+# The explorer as C++ has it (explore/explorer.hpp): one scenario, many schedules. rdmakit.explore has its objects.
 
 cdef extern from "explore/explorer.hpp" namespace "rdmakit::cpu" nogil:
     cdef enum class Order(u32):
@@ -67,7 +67,7 @@ cdef extern from "explore/explorer.hpp" namespace "rdmakit::emu" nogil:
         WeakMemory memory
         Mutation mutation
         cbool watch_sites
-        unordered_set[u64] sites[5]
+        unordered_set[u64] sites[6]
     cdef cppclass CppExplorer "rdmakit::emu::Explorer":
         CppExplorer(CppWorld&) except +
         void expect(const void*, const void*, u64) except +
@@ -119,7 +119,7 @@ cdef Schedule to_schedule(u32 search, u64 seed, u32 depth, double steps, list de
 
 
 cdef class Explorer:
-    """Schedules of one world's launches. The world keeps launches from now on, and runs them in `run`, `explore`."""
+    """Schedules of one world's launches. The world keeps launches from now on, and runs them in `run` and `explore`."""
 
     cdef CppExplorer* explorer
     cdef World world
@@ -196,7 +196,7 @@ cdef class Explorer:
         cdef u64 where
         cdef unordered_set[u64] there
         found = []
-        for primitive in range(5):
+        for primitive in range(6):
             there = self.explorer.exploration().sites[primitive]
             for where in there:
                 file, line = place(where)
@@ -283,6 +283,28 @@ cdef class Explorer:
                                   kernel=(<bytes>f.kernel).decode())
         for h in hcas:
             found[h.agent] = dict(hca=h.hca, qpn=h.qpn, requester=bool(h.requester))
+        cdef BulkAgent b
+        cdef vector[BulkAgent] bulks = self.world.world.bulk_agents()
+        for b in bulks:
+            found[b.agent] = dict(bulk=b.by)
+        return found
+
+    def shared(self):
+        """Variables in shared memory of the last schedule, the newest first: (address, bytes, name, rank, block)."""
+        cdef SharedName s
+        cdef vector[SharedName] names = self.world.world.shared_names()
+        found = []
+        for s in names:
+            found.append((<uintptr_t>s.address, s.bytes, (<bytes>s.name).decode(), s.gpu, s.block.x))
+        return found[::-1]
+
+    def mbarriers(self):
+        """Addresses of mbarriers that bulk copies have arrived at."""
+        cdef vector[const u64*] words = self.world.world.mbarriers()
+        cdef const u64* word
+        found = set()
+        for word in words:
+            found.add(<uintptr_t>word)
         return found
 
 

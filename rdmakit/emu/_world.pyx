@@ -196,6 +196,14 @@ cdef extern from "run/world.hpp" namespace "rdmakit::emu" nogil:
         u32 agent, gpu, thread
         Dim block
         const char* kernel
+    cdef cppclass BulkAgent:
+        u32 agent, by
+    cdef cppclass SharedName:
+        const void* address
+        u64 bytes
+        const char* name
+        u32 gpu
+        Dim block
     cdef enum class MishapKind(u32):
         pass
     cdef cppclass FaultPlan:
@@ -242,6 +250,9 @@ cdef extern from "run/world.hpp" namespace "rdmakit::emu" nogil:
         void keep_launches(cbool)
         const vector[HcaAgent]& hca_agents()
         const vector[FibreAgent]& fibre_agents()
+        const vector[BulkAgent]& bulk_agents()
+        const vector[SharedName]& shared_names()
+        const vector[const u64*]& mbarriers()
 
 
 class VerbRefused(Exception):

@@ -66,7 +66,9 @@ class Recipe:
     @property
     def hooks(self) -> tuple[str, ...]:
         """Headers whose functions the compiler calls by itself: between basic blocks, before accesses to memory."""
-        return (*(["cpu_preempt.cuh"] if self.preempted else []), *(["cpu_watch.cuh"] if self.policy == _EXPLORE else []))
+        preempt = ["cpu_preempt.cuh"] if self.preempted else []
+        watch = ["cpu_watch.cuh"] if self.policy == _EXPLORE else []
+        return (*preempt, *watch)
 
     @property
     def hooked_flags(self) -> tuple[str, ...]:

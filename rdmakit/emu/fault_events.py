@@ -53,7 +53,10 @@ class PortAt(Mishap):
     def rows(self, topology: Any) -> list[Row]:
         host, nic, port = self.where
         if not 1 <= port <= topology.ports:
-            raise BadArgument(f"{self.name} of no such port", value=self.subject, rule=f"1 … {topology.ports}")
+            raise BadArgument(
+                f"{self.name} of no such port", value=self.subject, rule=f"1 … {topology.ports}",
+                remedy="name a port that the NIC has, as host.nic.port; ports count from 1",
+            )  # fmt: skip
         kind = _PORT_DOWN if self.name == "port_down" else _PORT_UP
         return [self._row(kind, topology.nic_index(host, nic), port)]
 
@@ -86,7 +89,8 @@ class RankAt(Mishap):
     def rows(self, topology: Any) -> list[Row]:
         ranks = len(topology.ranks)
         if self.where[0] >= ranks:
-            raise BadArgument("no such rank to die", value=self.subject, rule=f"0 … {ranks - 1}")
+            remedy = "name a rank of this world, or make the world larger"
+            raise BadArgument("no such rank to die", value=self.subject, rule=f"0 … {ranks - 1}", remedy=remedy)
         return [self._row(_RANK_DIES, self.where[0], 0)]
 
 
@@ -116,14 +120,18 @@ def _event(name: str, text: str) -> Mishap | Slow:
     if kind is Slow:
         found = re.fullmatch(r"(\d+)\s*[x*]\s*(\d+)", text)
         if found is None:
-            raise BadArgument("straggler: who, and how slow?", value=text, rule="rank x factor, as in 2x8")
+            raise BadArgument(
+                "straggler: who, and how slow?", value=text, rule="rank x factor, as in 2x8",
+                remedy="write straggler=2x8 for a rank 2 that takes 8 times as long",
+            )  # fmt: skip
         return Slow(count("straggler: rank", found[1], 0, 1 << 31), count("straggler: factor", found[2], 1, 1000))
     assert issubclass(kind, Mishap)
     what, at, moment = text.partition("@")
     numbers = what.strip().split(".")
     if not at or len(numbers) != len(kind.form):
         rule = ".".join(kind.form) + "@when, as in " + ".".join("1" for _ in kind.form) + "@20us"
-        raise BadArgument(f"{name}: what, and when?", value=text, rule=rule)
+        remedy = f"give {len(kind.form)} number(s) joined by dots, then @ and a time or a number of messages"
+        raise BadArgument(f"{name}: what, and when?", value=text, rule=rule, remedy=remedy)
     where = tuple(count(f"{name}: {part}", n.strip(), 0, 1 << 31) for part, n in zip(kind.form, numbers, strict=True))
     return kind(name, where, when(name, moment))
 
@@ -138,5 +146,8 @@ def events_of(name: str, given: Any) -> tuple[Mishap | Slow, ...]:
         elif isinstance(part, EVENTS[name]):
             found.append(part)
         else:
-            raise BadArgument(f"{name} takes text or its own kind of event", value=part, rule="as in str(faults)")
+            raise BadArgument(
+                f"{name} takes text or its own kind of event", value=part, rule="as in str(faults)",
+                remedy=f"pass text, or a {EVENTS[name].__name__}",
+            )  # fmt: skip
     return tuple(found)

@@ -114,13 +114,15 @@ class Faults:
             name = key if key in names else f"{key}_ns"
             if name not in names:
                 shown = ", ".join(_short(n) for n in names)
-                raise BadArgument("no such fault", value=part, rule=f"one of {shown}")
+                raise BadArgument("no such fault", value=part, rule=f"one of {shown}", remedy="correct the key")
             if not equals and name not in ("adaptive_routing", "relaxed_ordering"):
-                raise BadArgument(f"{key} has no value", value=part, rule=f"{key}=…")
+                remedy = "write = and a value behind the key; only flags go without"
+                raise BadArgument(f"{key} has no value", value=part, rule=f"{key}=…", remedy=remedy)
             if name in EVENTS and name in given:
                 value = f"{given[name]}+{value}"
             elif name in given:
-                raise BadArgument("fault given twice", value=key, rule="each key once, but for events")
+                remedy = "keep one of the two"
+                raise BadArgument("fault given twice", value=key, rule="each key once, but for events", remedy=remedy)
             given[name] = value if equals else True
         return cls(**given)
 
@@ -171,7 +173,8 @@ class Faults:
         slow: Any = self.straggler
         for one in slow:
             if one.rank >= ranks:
-                raise BadArgument("no such rank to be slow", value=one.rank, rule=f"0 … {ranks - 1}")
+                remedy = "name a rank of this world, or make the world larger"
+                raise BadArgument("no such rank to be slow", value=one.rank, rule=f"0 … {ranks - 1}", remedy=remedy)
         stragglers = [(one.rank, one.factor) for one in slow]
         core.set_faults(
             self._chances(), self._delays(), round(self.port_skew_ns * 1000), self.budget, rows, stragglers

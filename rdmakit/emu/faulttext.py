@@ -24,9 +24,9 @@ def _number(name: str, value: Any, rule: str) -> float:
     try:
         found = float(value)
     except (TypeError, ValueError):
-        raise BadArgument(f"{name} is no number", value=value, rule=rule) from None
+        raise BadArgument(f"{name} is no number", value=value, rule=rule, remedy="write it as the rule says") from None
     if not math.isfinite(found):
-        raise BadArgument(f"{name} is no finite number", value=value, rule=rule)
+        raise BadArgument(f"{name} is no finite number", value=value, rule=rule, remedy="give a finite number")
     return found
 
 
@@ -34,7 +34,8 @@ def chance(name: str, value: Any) -> float:
     """A probability."""
     found = _number(name, value, "a probability, 0 … 1")
     if not 0 <= found <= 1:
-        raise BadArgument(f"{name} is no probability", value=value, rule="0 … 1")
+        remedy = "give a share, not a percentage: 0.01 is one in a hundred"
+        raise BadArgument(f"{name} is no probability", value=value, rule="0 … 1", remedy=remedy)
     return found
 
 
@@ -52,7 +53,8 @@ def duration(name: str, value: Any, most: float) -> float:
             value, scale = found[1], _UNITS[found[2]]
     ns = _number(name, value, rule) * scale
     if not 0 <= ns <= most:
-        raise BadArgument(f"{name} is out of range", value=value, rule=f"0 … {most:g} ns")
+        remedy = "give a time in this range; without a unit it is nanoseconds"
+        raise BadArgument(f"{name} is out of range", value=value, rule=f"0 … {most:g} ns", remedy=remedy)
     return ns
 
 
@@ -73,7 +75,8 @@ def count(name: str, value: Any, least: int = 0, most: int = (1 << 63) - 1) -> i
     except (TypeError, ValueError, OverflowError):
         found, exact = 0, False
     if not exact or not least <= found <= most:
-        raise BadArgument(f"{name} is out of range", value=value, rule=f"a whole number, {least} … {most}")
+        rule = f"a whole number, {least} … {most}"
+        raise BadArgument(f"{name} is out of range", value=value, rule=rule, remedy="give a number in this range")
     return found
 
 
@@ -81,7 +84,7 @@ def flag(name: str, value: Any) -> bool:
     """True, False, or a word for it."""
     found = _FLAGS.get(str(value).lower())
     if found is None:
-        raise BadArgument(f"{name} is a flag", value=value, rule="yes or no")
+        raise BadArgument(f"{name} is a flag", value=value, rule="yes or no", remedy=f"{name}=yes or {name}=no")
     return found
 
 
@@ -101,5 +104,6 @@ def when(name: str, text: str) -> When:
     if text.strip().endswith("msg"):
         return When(messages=count(f"{name}: number of messages", text.strip()[:-3].strip(), 1))
     if _DURATION.match(text.strip()) is None:
-        raise BadArgument(f"{name}: when?", value=text, rule='a time with its unit ("20us"), or messages ("500msg")')
+        rule = 'a time with its unit ("20us"), or messages ("500msg")'
+        raise BadArgument(f"{name}: when?", value=text, rule=rule, remedy="add the unit: ns, us, ms, s or msg")
     return When(ns=duration(f"{name}: time", text, _LATEST_NS))

@@ -1,6 +1,6 @@
-"""What a run that went wrong has to say: who waits for what at which line, or which thread faulted where.
+"""What a run that went wrong has to say: who waits for what at which line, who is late, or which thread faulted where.
 
-Leans on errors, addresses and symbols. Streams of instructions that wait for the same thing at the same line
+Leans on errors, addresses, causes and symbols. Streams of instructions that wait for the same thing at the same line
 are told together: a grid that hangs hangs in thousands.
 """
 
@@ -11,11 +11,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rdmakit.emu.addresses import AddressBook
+from rdmakit.emu.causes import explain
 from rdmakit.emu.symbols import kernel_line, source_line, split_place
 from rdmakit.errors import DeviceFault, HangError, RankDied
+
+if TYPE_CHECKING:
+    from rdmakit.emu.world import World
 
 __all__ = ["HangReport", "Wait", "device_fault", "hang_error", "rank_died"]
 
@@ -25,7 +29,11 @@ ENDLESS = "endless loop"
 
 @dataclass(frozen=True)
 class Wait:
-    """One instruction stream that waits: a warp, or a thread where a fibre is a thread."""
+    """One instruction stream that waits: a warp, or a thread where a fibre is a thread.
+
+    `port`, `last_wqe` and `last_cqe` are those of its queue pair, where it has one; `late` says who has not done what,
+    and `depth` how many other waits this one is a consequence of.
+    """
 
     rank: int
     kernel: str
@@ -42,6 +50,11 @@ class Wait:
     where: str
     file: str
     line: int
+    port: int = 0
+    last_wqe: str = ""
+    last_cqe: str = ""
+    late: str = ""
+    depth: int = 0
 
     @property
     def warp(self) -> int:
@@ -82,16 +95,21 @@ class HangReport:
 
     @property
     def groups(self) -> list[list[Wait]]:
-        """Waits for the same thing at the same line, the largest group first."""
+        """Waits for the same thing at the same line: first what others are a consequence of, then the largest."""
         found: dict[tuple[Any, ...], list[Wait]] = {}
         for wait in self.waits:
             found.setdefault(wait._alike(), []).append(wait)
-        return sorted(found.values(), key=lambda group: -len(group))
+        return sorted(found.values(), key=lambda group: (min(wait.depth for wait in group), -len(group)))
+
+    @property
+    def first(self) -> Wait | None:
+        """The wait that stands at the beginning of the chain."""
+        return min(self.groups[0], key=lambda wait: wait.depth) if self.waits else None
 
     def _rows(self) -> list[dict[str, Any]]:
         rows = []
         for group in self.groups:
-            first = group[0]
+            first = min(group, key=lambda wait: wait.depth)
             values = {(wait.expected, wait.seen) for wait in group}
             pairs = {(wait.qpn, wait.peer, wait.channel) for wait in group if wait.qpn}
             rows.append(
@@ -106,6 +124,10 @@ class HangReport:
                     "expected": first.expected if len(values) == 1 else "various",
                     "seen": first.seen if len(values) == 1 else "various",
                     "QP": ", ".join(f"{q:#x} → peer {p}, channel {c}" for q, p, c in sorted(pairs)[:2]),
+                    "port": _numbers(wait.port for wait in group if wait.last_wqe),
+                    "last WQE": first.last_wqe,
+                    "last CQE": first.last_cqe,
+                    "late": first.late,
                     "at": first.where,
                     "line": first.place,
                 }
@@ -118,6 +140,7 @@ class HangReport:
         for row in rows[:_SHOWN]:
             seen = "" if row["state"] != "waits" else f", expected {row['expected']}, seen {row['seen']}"
             qp = f", QP {row['QP']}" if row["QP"] else ""
+            qp += f", port {row['port']}" if row["port"] else ""
             at = f", {row['at']}" if row["at"] else ""
             verb = "waits for" if row["state"] == "waits" else row["state"] + ": waits for"
             if row["state"] == ENDLESS:
@@ -126,6 +149,10 @@ class HangReport:
                 f"  rank {row['ranks']}: {row['kernel']}, block {row['blocks']}, warp {row['warps']} "
                 f"({row['streams']} streams) {verb} {row['for']}{seen}{qp}{at} [{row['line']}]"
             )
+            if row["last WQE"]:
+                lines.append(f"      last {row['last WQE']}; last {row['last CQE']}")
+            if row["late"]:
+                lines.append(f"      late: {row['late']}")
         if len(rows) > _SHOWN:
             lines.append(f"  and {len(rows) - _SHOWN} more groups: see .report.waits")
         return "\n".join(lines)
@@ -165,17 +192,27 @@ def _wait(entry: dict[str, Any], book: AddressBook) -> Wait:
     )
 
 
-def hang_error(waiting: list[dict[str, Any]], book: AddressBook) -> HangError:
-    """The error of a run in which nothing could go on: its `report` is a `HangReport`."""
-    report = HangReport([_wait(entry, book) for entry in waiting])
-    groups = report.groups
+def hang_error(waiting: list[dict[str, Any]], book: AddressBook, world: World | None = None) -> HangError:
+    """The error of a run in which nothing could go on: its `report` is a `HangReport`.
+
+    `facts` are those of the first wait in the chain. `world`: whose queue pairs are looked at, to say who is late.
+    """
+    waits = [_wait(entry, book) for entry in waiting]
+    report = HangReport(waits if world is None else explain(waits, world))
     kernels = ", ".join(sorted({wait.kernel for wait in report.waits}))
-    first = groups[0][0].what if groups else "nothing that is known"
+    first = report.first
+    facts: dict[str, Any] = {}
+    if first is not None and first.qpn:
+        facts = {"rank": first.rank, "qpn": f"{first.qpn:#x}", "port": first.port, "channel": first.channel}
+        facts.update(expected=first.expected, seen=first.seen, last_wqe=first.last_wqe, last_cqe=first.last_cqe)
+        facts.update(late=first.late, at=first.place)
+    what = "nothing is known" if first is None else f"rank {first.rank} waits for {first.what}"
     return HangError(
         f"the world hangs: {len(report.waits)} instruction streams of {kernels or 'no kernel'} wait for ever",
-        rule=f"most wait for {first}",
+        rule=f"the first in the chain: {what}",
         remedy="the report lists who waits for what at which line; e.report.waits has every one",
         report=report,
+        **facts,
     )
 
 

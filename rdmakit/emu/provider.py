@@ -19,6 +19,7 @@ from rdmakit.errors import BadArgument
 from rdmakit.layout import CQE_INITIAL_OP_OWN, SEND_WQE_BB
 
 if TYPE_CHECKING:
+    from rdmakit.device import QP
     from rdmakit.emu.world import World
 
 __all__ = ["DOORBELL_MODES", "EVENT_NAMES", "EmulatedHca"]
@@ -166,6 +167,10 @@ class EmulatedHca:
 
     def modify_qp_lag_port(self, qpn: int, port: int) -> None:
         self._verb(self._core.modify_qp_lag_port, qpn, port)
+
+    def peer_of(self, qp: QP) -> QP | None:
+        """The queue pair of this process that one is connected to, if it is connected back."""
+        return self.world._peer_of(qp)
 
     # ---- doorbells, progress
     def ring(self, doorbell: int, value: int) -> None:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import ctypes
 import html
+import weakref
+from collections.abc import Iterator
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rdmakit.device import AsyncEvent, Context
+from rdmakit.device import QP, AsyncEvent, Context
 from rdmakit.emu._world import World as Core
 from rdmakit.emu.addresses import AddressBook
 from rdmakit.emu.faults import FAULT_NAMES, NO_FAULTS, Faults, faults_of
@@ -87,9 +89,16 @@ class World:
         self.ranks = self.topology.ranks
         self.addresses = AddressBook()
         self.launches: list[LaunchTime] = []
-        self._core = Core(policy=POLICIES[policy], seed=seed, gpus=len(self.ranks), resident_warps=resident_warps, data_in_order=data_in_order)
+        self._core = Core(
+            policy=POLICIES[policy],
+            seed=seed,
+            gpus=len(self.ranks),
+            resident_warps=resident_warps,
+            data_in_order=data_in_order,
+        )
         self._devices = self.topology.build(self._core)
         self._events: list[list[AsyncEvent]] = [[] for _ in self._devices]
+        self._contexts: list[weakref.ref[Context]] = []
         self._pending: list[Any] = []  # arguments of launches that have not run yet
         self._running = False
         self._copy_payload = True
@@ -101,7 +110,26 @@ class World:
     # ---- devices and ranks
     def open(self, host: int = 0, nic: int = 0) -> Context:
         """A context on NIC `nic` of host `host`. BadArgument when there is none."""
-        return Context(EmulatedHca(self, *self._device(host, nic)))
+        opened = Context(EmulatedHca(self, *self._device(host, nic)))
+        self._contexts = [known for known in self._contexts if known() is not None] + [weakref.ref(opened)]
+        return opened
+
+    def _queue_pairs(self) -> Iterator[QP]:
+        for known in self._contexts:
+            opened = known()
+            if opened is not None and not opened.closed:
+                yield from opened._qps()
+
+    def _peer_of(self, qp: QP) -> QP | None:
+        number = qp.query()["dest_qp_num"]
+        back = (other for other in self._queue_pairs() if other.qpn == number and other is not qp)
+        return next((other for other in back if other.query()["dest_qp_num"] == qp.qpn), None)
+
+    def _queue_pair(self, rank: int, qpn: int) -> QP | None:
+        """By the number that a wait names: on the host of the rank that waits."""
+        host = self.topology.ranks[rank].host
+        mine = (qp for qp in self._queue_pairs() if qp.qpn == qpn)
+        return next((qp for qp in mine if _host_of(qp, self.topology) == host), None)
 
     def _device(self, host: int, nic: int) -> tuple[int, Any]:
         index = self.topology.nic_index(host, nic)
@@ -248,7 +276,7 @@ class World:
                 raise endless_error(errors[0])
             raise device_fault(errors)
         if outcome == _HUNG:
-            hang = hang_error(self._core.waiting(), self.addresses)
+            hang = hang_error(self._core.waiting(), self.addresses, self)
             raise rank_died(self.dead_ranks, hang) if self.dead_ranks else hang
         faults = {name: n - counts.get(name, 0) for name, n in self.fault_counts.items() if n != counts.get(name, 0)}
         return Run(ended, self._core.now_ns() - before, faults)
@@ -309,6 +337,12 @@ class World:
         except (ImportError, ValueError):
             return f"<pre>{html.escape(repr(self))}</pre>"
         return str(figure._repr_html_())
+
+
+def _host_of(qp: QP, topology: Topology) -> int:
+    provider = qp.context._provider
+    assert isinstance(provider, EmulatedHca)
+    return provider.index // topology.nics
 
 
 def _flush_stdout() -> None:

@@ -32,8 +32,27 @@ BATTERY: list[tuple[str, dict[str, Any]]] = [
     *(("lock-refuses", {"strategy": "amo", "crc": True, "lie": lie})
       for lie in ("gap", "repeat", "stale_epoch", "fingerprint", "length", "crc")),
     *(("lock-refuses", {"strategy": "write", "lie": lie}) for lie in ("gap", "fingerprint", "stale_epoch")),
-    *(("lock-refuses", {"strategy": "imm", "lie": lie}) for lie in ("gap", "repeat", "fingerprint")),
+    *(("lock-refuses", {"strategy": "imm", "lie": lie}) for lie in ("gap", "repeat", "fingerprint", "signal")),
     ("lock-refuses", {"strategy": "eager", "crc": True, "lie": "gap"}),
+    ("lock", {"strategy": "eager", "reader": "host"}),
+    ("lock-sender-fails", {"fault": "key"}),
+    ("lock-sender-fails", {"fault": "length"}),
+    ("lock-receiver-fails", {}),
+    ("handle-refused", {}),
+    ("report-once", {}),
+    ("reservation-too-large", {}),
+    ("queue-error", {}),
+    ("queue-error", {"blocks": 2}),
+    ("queue-error", {"collapsed": True, "blocks": 2}),
+    ("queue-quiet", {}),
+    ("ring", {}),
+    ("ep-low-latency", {}),
+    ("ep-normal", {}),
+    ("ep-normal", {"gpus": 2, "tokens": 1, "combines": 2}),
+    ("ep-normal", {"gpus": 2, "tokens": 1, "cached": True}),
+    ("ep-low-latency", {"gpus": 2, "tokens": 1}),
+    ("ep-low-latency", {"blocks": 2, "warps": 1}),
+    ("ep-low-latency", {"one_way": True, "combines": 3, "tokens": 1}),
 ]
 
 

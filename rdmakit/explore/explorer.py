@@ -15,7 +15,7 @@ from typing import Any
 from rdmakit.emu.hang import device_fault, hang_error
 from rdmakit.errors import BadArgument
 from rdmakit.explore.scenario import Scenario, Scene, find_scenario
-from rdmakit.explore.story import Story, tell
+from rdmakit.explore.story import PRE, Story, tell
 
 __all__ = ["Explored", "Explorer", "Failure", "Search", "Verdict", "explore", "replay"]
 
@@ -107,7 +107,7 @@ class Explored:
         return f"<Explored: {self}>"
 
     def _repr_html_(self) -> str:
-        return f"<pre>{html.escape(str(self))}</pre>"
+        return f'<pre style="{PRE}">{html.escape(str(self))}</pre>'
 
 
 class Explorer:
@@ -239,7 +239,7 @@ class Explorer:
         world = self.scene._world
         assert world is not None
         if verdict is Verdict.HUNG:
-            return str(hang_error(world._core.waiting(), world.addresses).report).strip()
+            return str(hang_error(world._core.waiting(), world.addresses, world).report).strip()
         if verdict is Verdict.FAULTED:
             errors = world._core.take_errors()
             return str(device_fault(errors)) if errors else "device code faulted"
@@ -263,12 +263,12 @@ class Explorer:
             return "no race"
         names = Names(self)
         names.active = {race[side]["agent"] for side in ("first", "second")}
-        first, second = (
-            f"{names.agent(a['agent'])} {'writes' if a['write'] else 'reads'} it{names.strength(a)}"
-            + (f" [{names.place(a)}]" if names.place(a) else "")
-            for a in (race["first"], race["second"])
-        )
-        return f"nothing orders two accesses to {names.address(race['address'])}: {first}; {second}"
+        said = []
+        for side in (race["first"], race["second"]):
+            verb, place = "writes" if side["write"] else "reads", names.place(side)
+            where = f" [{place}]" if place else ""  # a NIC is in no source file
+            said.append(f"{names.agent(side['agent'])} {verb} it{names.strength(side)}{where}")
+        return f"nothing orders two accesses to {names.address(race['address'])}: {said[0]}; {said[1]}"
 
 
 def explore(

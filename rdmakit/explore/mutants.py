@@ -6,16 +6,21 @@ a sentence in `ARGUED` says why nothing can come of it.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
+from pathlib import Path
 
+import rdmakit
 from rdmakit.explore.arguments import ARGUED
 from rdmakit.explore.battery import battery
 from rdmakit.explore.explorer import Explorer
 from rdmakit.explore.sites import Kind, Mutant, Site, mutants_of, sites
 
-__all__ = ["Killed", "MutantRun", "run_mutants"]
+__all__ = ["Killed", "MutantRun", "run_all_mutants", "run_mutants"]
 
 
 @dataclass(frozen=True)
@@ -89,39 +94,90 @@ def _runs_where(explorers: Sequence[Explorer], schedules: int) -> list[set[tuple
     return found
 
 
+class _Bench:
+    """Scenes that were set up, where each of them comes by, and the mutants that are to be tried there."""
+
+    def __init__(self, explorers: Sequence[Explorer] | None, only: Callable[[Mutant], bool] | None) -> None:
+        self.explorers = battery() if explorers is None else explorers
+        self.ran = _runs_where(self.explorers, 300)
+        known = sites()
+        places = {(site.file, site.line, int(site.kind)) for site in known}
+        # A wait is known by the line that waits, not by the one that loops: those show when they run.
+        waits = {place for there in self.ran for place in there if place[2] == Kind.CONDITION and place not in places}
+        known += [Site(_short(file), line, Kind.CONDITION, "wait", 2) for file, line, _ in sorted(waits)]
+        self.mutants = [mutant for site in known for mutant in mutants_of(site) if only is None or only(mutant)]
+
+    def judge(self, number: int, budget: int) -> Killed | bool:
+        """Who notices mutant `number`; or else whether any scenario comes by its place."""
+        mutant = self.mutants[number]
+        there = [e for e, places in zip(self.explorers, self.ran, strict=True) if _place(mutant) in places]
+        return _kill(mutant, there, budget) or bool(there)
+
+
+_bench: _Bench | None = None  # of this process, where it is one of many
+
+
+def _set_up() -> None:
+    global _bench
+    _bench = _Bench(None, None)
+
+
+def _judge(what: tuple[int, int]) -> Killed | bool:
+    assert _bench is not None
+    return _bench.judge(*what)
+
+
+def _all_of_them() -> list[Mutant]:
+    assert _bench is not None
+    return _bench.mutants
+
+
 def run_mutants(
     explorers: Sequence[Explorer] | None = None,
     *,
     budget: int = 4000,
     progress: Callable[[int, int], None] | None = None,
-    only: Callable[[Mutant], bool] = lambda mutant: True,
+    only: Callable[[Mutant], bool] | None = None,
 ) -> MutantRun:
     """Make every place weaker in every way; `budget` schedules of each scenario that comes by there.
 
     `explorers`: scenes that were set up, by default those of `battery`. `only` chooses among the mutants.
     """
     began = time.perf_counter()
+    bench = _Bench(explorers, only)
+    answers = (bench.judge(number, budget) for number in range(len(bench.mutants)))
+    return _sorted(bench.mutants, answers, began, progress)
+
+
+def run_all_mutants(
+    *, budget: int = 4000, jobs: int | None = None, progress: Callable[[int, int], None] | None = None
+) -> MutantRun:
+    """`run_mutants` over the whole battery, by `jobs` processes: one a core that this process may use."""
+    began = time.perf_counter()
+    jobs = jobs or len(os.sched_getaffinity(0))
+    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_set_up) as pool:
+        mutants = pool.submit(_all_of_them).result()
+        answers = pool.map(_judge, ((number, budget) for number in range(len(mutants))))
+        return _sorted(mutants, answers, began, progress)
+
+
+def _sorted(
+    mutants: list[Mutant],
+    answers: Iterable[Killed | bool],
+    began: float,
+    progress: Callable[[int, int], None] | None,
+) -> MutantRun:
     run = MutantRun()
-    explorers = battery() if explorers is None else explorers
-    ran = _runs_where(explorers, 300)
-    known = sites()
-    places = {(site.file, site.line, int(site.kind)) for site in known}
-    # A wait is known by the line that waits, not by the one that loops: those show when they run.
-    waits = {place for there in ran for place in there if place[2] == Kind.CONDITION and place not in places}
-    known += [Site(_short(file), line, Kind.CONDITION, "wait", 2) for file, line, _ in sorted(waits)]
-    chosen = [mutant for site in known for mutant in mutants_of(site) if only(mutant)]
-    for number, mutant in enumerate(chosen, 1):
-        there = [e for e, places in zip(explorers, ran, strict=True) if _place(mutant) in places]
-        killed = _kill(mutant, there, budget)
+    for number, (mutant, answer) in enumerate(zip(mutants, answers, strict=True), 1):
         reason = ARGUED.get((mutant.site.file, mutant.site.name, mutant.what, _line_text(mutant)))
-        if killed is not None:
-            run.killed.append(killed)
+        if isinstance(answer, Killed):
+            run.killed.append(answer)
         elif reason is not None:
             run.argued.append((mutant, reason))
         else:
-            (run.survived if there else run.never_ran).append(mutant)
+            (run.survived if answer else run.never_ran).append(mutant)
         if progress is not None:
-            progress(number, len(chosen))
+            progress(number, len(mutants))
     run.seconds = time.perf_counter() - began
     return run
 
@@ -143,11 +199,8 @@ def _kill(mutant: Mutant, explorers: Sequence[Explorer], budget: int) -> Killed 
 
 
 def _line_text(mutant: Mutant) -> str:
-    from pathlib import Path
-
-    import rdmakit
-
-    text = Path(rdmakit.get_include(), mutant.site.file).read_text(encoding="utf-8").splitlines()[mutant.site.line - 1]
+    path = Path(rdmakit.get_include(), mutant.site.file)
+    if not path.exists():  # a wait in a kernel string
+        return ""
+    text = path.read_text(encoding="utf-8").splitlines()[mutant.site.line - 1]
     return " ".join(text.partition("//")[0].split())
-
-

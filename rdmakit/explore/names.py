@@ -37,12 +37,18 @@ class Names:
         self._lines: dict[int, str] = {}
         self._named: dict[int, str] = {}
         queues = {(a["hca"], a["qpn"]) for a in self._agents.values() if "hca" in a}
+        self._shared = explorer.core.shared()
+        self.mbarriers: set[int] = explorer.core.mbarriers()
         self._one_queue_each = len(queues) == len({hca for hca, _ in queues})
 
     # ---- agents
     def is_nic(self, number: int) -> bool:
         """Whether an agent is one side of a queue pair."""
         return "hca" in self._agents.get(number, {})
+
+    def is_copy(self, number: int) -> bool:
+        """Whether an agent is a bulk copy."""
+        return "bulk" in self._agents.get(number, {})
 
     def queue(self, number: int) -> tuple[int, int]:
         """(HCA, QP number) of an agent that is a NIC's."""
@@ -54,6 +60,8 @@ class Names:
         known = self._agents.get(number)
         if known is None:
             return "the host"
+        if "bulk" in known:
+            return f"{self.agent(known['bulk'])}'s bulk copy"
         if "kernel" in known:
             return f"rank {known['rank']} {known['kernel']}{self._which(known)}"
         return f"NIC {known['hca']}" + ("" if self._one_queue_each else f" QP {known['qpn']:#x}")
@@ -79,6 +87,8 @@ class Names:
         sides: dict[int, list[str]] = {}
         shape = self.world.topology
         for number, known in self._agents.items():
+            if "bulk" in known:
+                known = self._agents[known["bulk"]]
             if "hca" in known:
                 side = known["hca"]
             else:
@@ -96,8 +106,15 @@ class Names:
         """The name that the address book has for a word, "" for none."""
         found = self._named.get(address)
         if found is None:
-            found = self._named[address] = self.world.addresses.name_of(address)
+            found = self._named[address] = self.world.addresses.name_of(address) or self._in_shared(address)
         return found
+
+    def _in_shared(self, address: int) -> str:
+        """ "shared out[3]": word (of 8 bytes) of a variable in shared memory."""
+        for at, nbytes, name, _, _ in self._shared:
+            if at <= address < at + nbytes:
+                return f"shared {name}[{(address - at) // 8}]"
+        return ""
 
     def address(self, address: int) -> str:
         """The name of a word as a story says it, or its address."""

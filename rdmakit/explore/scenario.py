@@ -74,7 +74,10 @@ def scenarios(tag: str = "") -> list[Scenario]:
 
 
 def find_scenario(what: str | Scenario | Callable[[Scene], None]) -> Scenario:
-    """A scenario by name, `file.py:function`, or the function itself. BadArgument when there is none."""
+    """A scenario by name, `file.py:function`, `file.cu` (see kernel_file), or the function itself.
+
+    BadArgument when there is none.
+    """
     if isinstance(what, Scenario):
         return what
     if callable(what):
@@ -84,13 +87,17 @@ def find_scenario(what: str | Scenario | Callable[[Scene], None]) -> Scenario:
         scenarios()
     if what in _known:
         return _known[what]
+    if what.endswith(".cu"):
+        from rdmakit.explore.kernel_file import kernel_file  # leans on this module
+
+        return kernel_file(Path(what))
     file, _, function = what.partition(":")
     if file.endswith(".py") and function:
         return _from_file(Path(file), function)
     raise BadArgument(
         "no such scenario",
         value=what,
-        rule=f"one of {', '.join(sorted(_known))}; or file.py:function",
+        rule=f"one of {', '.join(sorted(_known))}; or file.py:function, file.cu",
         remedy="rdmakit explore --list shows what each is about",
     )
 
@@ -143,10 +150,11 @@ class Scene:
     tally: Counter[str] = field(default_factory=Counter)  # what a scenario's check has seen happen, by name
 
     def world(self, hosts: int = 1, **options: Any) -> World:
-        """The world of this scene: `World(hosts, policy="explore", …)`. Launches in it are kept, and run in each
-        schedule."""
+        """The world of this scene: `World(hosts, policy="explore", …)`. Launches are kept, and run in each schedule."""
         if self._world is not None:
-            raise BadState("this scene has its world", rule="one world a scene", remedy="use the one you have")
+            raise BadState(
+                "this scene has its world", rule="one world a scene", remedy="use the one you have", world=self._world
+            )
         faults = Faults.parse(self.faults) if self.faults else None
         in_order = self.reader == "host"
         self._world = World(
@@ -160,9 +168,8 @@ class Scene:
         wanted = np.empty_like(array)
         wanted[...] = values
         if not array.flags.c_contiguous:
-            raise BadArgument(
-                "an expected array", value=array.strides, rule="C-contiguous", remedy="expect a copy's base"
-            )
+            strides = array.strides
+            raise BadArgument("an expected array", value=strides, rule="C-contiguous", remedy="expect a copy's base")
         self._expected.append((array, wanted, name))
         self.core.expect(array.ctypes.data, wanted.tobytes())
 
@@ -175,8 +182,7 @@ class Scene:
             self.core.watch_report(report.address)
 
     def check(self, holds: Callable[[], Any]) -> None:
-        """`holds()` is called after each schedule that ended well so far; false, or a text that says why, refuses it.
-        """
+        """`holds()` is called after each schedule that is well so far; false, or a text that says why, refuses it."""
 
         def judge() -> bool:
             answer = holds()
@@ -225,7 +231,6 @@ class Scene:
     def core(self) -> Core:
         """The C++ explorer of the scene's world. BadState before `world()`."""
         if self._core is None:
-            raise BadState(
-                "this scene has no world yet", rule="world() comes first", remedy="world = scene.world(hosts=2)"
-            )
+            remedy = "world = scene.world(hosts=2)"
+            raise BadState("this scene has no world yet", rule="world() comes first", remedy=remedy, seed=self.seed)
         return self._core

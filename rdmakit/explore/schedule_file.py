@@ -48,7 +48,8 @@ def save_schedule(path: str | Path, explorer: Explorer, failure: Failure, *, sce
     try:
         Path(path).write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise BadArgument("cannot write the schedule", value=str(path), rule=error.strerror) from None
+        remedy = "give a file in a directory that you may write to"
+        raise BadArgument("cannot write the schedule", value=str(path), rule=error.strerror, remedy=remedy) from None
 
 
 def load_schedule(path: str | Path) -> SavedSchedule:
@@ -56,12 +57,16 @@ def load_schedule(path: str | Path) -> SavedSchedule:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise BadArgument("cannot read the schedule", value=str(path), rule=str(error)) from None
+        remedy = "give the file that `rdmakit explore --save` wrote"
+        raise BadArgument("cannot read the schedule", value=str(path), rule=str(error), remedy=remedy) from None
     rule = "an object that `rdmakit explore --save` wrote"
     try:
         found = json.loads(text)
         if found["schedule"] != _VERSION:
-            raise CorruptFile("a schedule of another version", value=found["schedule"], rule=f"version {_VERSION}")
+            raise CorruptFile(
+                "a schedule of another version", value=found["schedule"], rule=f"version {_VERSION}",
+                remedy="save it anew, or use the rdmakit that wrote it",
+            )  # fmt: skip
         decisions = tuple(int(decision) for decision in found["decisions"])
         if not all(0 <= decision < 1 << 32 for decision in decisions):
             raise ValueError("a decision is a small number")

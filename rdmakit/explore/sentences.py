@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from rdmakit.explore.names import SCOPES
+from rdmakit.explore.names import SCOPES, Names
 from rdmakit.explore.trace import FENCE, LOAD, NOTE, STORE, UPDATE, Step, Trace
 from rdmakit.layout import decode
 from rdmakit.layout.constants import CqeOpcode, Opcode, Syndrome
@@ -62,10 +62,23 @@ def _cqe_at(trace: Trace, step: Step) -> str:
     return f": {cqe.opcode_name}"
 
 
-def _meaning(name: str, step: Step, value: int | None) -> tuple[str, str]:
+def _mbarrier(word: int) -> str:
+    """The CPU runner's word of an mbarrier (MbarrierWord, cpu.cuh).
+
+    >>> _mbarrier(0x2000000000202)
+    'phase 0, 257 arrivals and 256 bytes due'
+    """
+    signed = word - (1 << 64) if word >> 63 else word
+    due = word >> 1 & 0xFFFFF
+    return f"phase {word & 1}, {due} arrival{'s' * (due != 1)} and {signed >> 41} bytes due"
+
+
+def _meaning(name: str, step: Step, value: int | None, names: Names) -> tuple[str, str]:
     """(what is there, what its value means) for words whose format is known; ("", "") for others."""
     if value is None:
         return "", ""
+    if step["address"] in names.mbarriers and step["bytes"] == 8:
+        return "", _mbarrier(value)
     if name.startswith("doorbell record") and name.endswith("[1]"):
         index = int.from_bytes(value.to_bytes(8, "little")[:4], "big") & 0xFFFF
         return "", f"posted up to {index}"
@@ -89,19 +102,19 @@ def old_news(trace: Trace, step: Step) -> str:
         some = f"{step['newer']} word{'s' * (step['newer'] != 1)}"
         return f"with old bytes in {some}, for all that was written up to {by}"
     value = trace.value_at(newest, step["address"], step["bytes"])
-    said = _meaning(trace.names.raw(step["address"]), step, value)[1] or number(value)
+    said = _meaning(trace.names.raw(step["address"]), step, value, trace.names)[1] or number(value)
     return f"old: {said} was written in {by}"
 
 
 def _note(step: Step, trace: Trace) -> str:
     qpn, index, opcode = step["detail"]
-    note = step["note"]
+    note, names = step["note"], trace.names
     if note == "takes the doorbell":
         return "hears the doorbell"
     if note in ("sends", "executes", "is acknowledged") and qpn:
         title = f"WQE {index & 0xFFFF}: {_opcode(opcode & 0xFF)}"
         return f"{title} is acknowledged" if note == "is acknowledged" else f"{note} {title}"
-    return str(note)
+    return str(note) + (f" [{names.place(step)}]" if step["file"] else "")
 
 
 def sentence(step: Step, trace: Trace) -> str:
@@ -109,15 +122,16 @@ def sentence(step: Step, trace: Trace) -> str:
     names = trace.names
     if step["kind"] == NOTE:
         return _note(step, trace)
-    at = names.place(step)
+    at, note = names.place(step), step["note"]
     where = f" [{at}]" if at else ""
+    if step["kind"] == FENCE and note == "proxy":
+        return f"fence.proxy.async{where}"
     if step["kind"] == FENCE:
         return f"fence.{SCOPES[step['scope']]}{where}"
     raw = names.raw(step["address"])
     if not raw:
         return ""
     name = names.address(step["address"])
-    note = step["note"]
     if note == "fetches a WQE":
         return f"fetches {wqe_title(step['value'])}"
     if note == "writes a CQE":
@@ -128,6 +142,8 @@ def sentence(step: Step, trace: Trace) -> str:
         return f"places payload in {names.span(step['address'], step['bytes'])}"
     if note in ("reads payload", "reads for a READ", "fetches a receive WQE"):
         return f"{note} {names.span(step['address'], step['bytes'])}"
+    if names.is_copy(step["agent"]) and step["kind"] != UPDATE:
+        return f"{note} {names.span(step['address'], step['bytes'])}{where}"
     if note == "executes an atomic":
         return f"adds: {name} is now {number(step['value'])}"
     if step["kind"] == STORE and raw.startswith("send ring"):
@@ -138,7 +154,7 @@ def sentence(step: Step, trace: Trace) -> str:
     how = f" ({_ORDERS[step['order']]}.{SCOPES[step['scope']]})" if ordered else ""
     if step["kind"] == UPDATE:
         return f"updates {name}{_became(trace, step)}{how}{where}"
-    what, means = _meaning(raw, step, step["value"])
+    what, means = _meaning(raw, step, step["value"], names)
     verb = "reads" if step["kind"] == LOAD else "writes"
     link = ":" if means else " ="
     return f"{verb} {what or name}{link} {means or number(step['value'])}{how}{where}"
@@ -146,4 +162,5 @@ def sentence(step: Step, trace: Trace) -> str:
 
 def _became(trace: Trace, step: Step) -> str:
     value = trace.value_at(step, step["address"], step["bytes"])
-    return "" if value is None else f", now {number(value)}"
+    means = _meaning(trace.names.raw(step["address"]), step, value, trace.names)[1]
+    return "" if value is None else f", now {means or number(value)}"

@@ -27,6 +27,7 @@ class Kind(IntEnum):
     UPDATE = 2
     FENCE = 3
     CONDITION = 4
+    BULK = 5  # a proxy fence, or a wait for bulk copies
 
 
 _PRIMITIVES = {
@@ -42,12 +43,21 @@ _PRIMITIVES = {
     "fetch_max": Kind.UPDATE,
     "fence": Kind.FENCE,
     "holds": Kind.CONDITION,
+    "mbarrier_test": Kind.LOAD,
+    "mbarrier_arrive": Kind.UPDATE,
+    "mbarrier_arrive_expect": Kind.UPDATE,
+    "proxy_fence": Kind.BULK,
+    "bulk_wait": Kind.BULK,
+    "bulk_wait_read": Kind.BULK,
 }
 _CALL = re.compile(r"\b(" + "|".join(_PRIMITIVES) + r")\s*(?:<\s*(?:Scope::(\w+)|(\w+))\s*>)?\s*\(")
 _COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 _SCOPES = {"cta": 0, "gpu": 1, "sys": 2}
 # What the primitives are made of, and the host's half of the CPU runner: no protocol stands there.
-_BELOW = {"atom.cuh", "config.cuh", "cost.cuh", "cpu.cuh", "cpu_preempt.cuh", "cpu_watch.cuh", "cuda_builtins.cuh"}
+_BELOW = {
+    *("atom.cuh", "atom_bulk.cuh", "config.cuh", "cost.cuh"),
+    *("cpu.cuh", "cpu_preempt.cuh", "cpu_watch.cuh", "cuda_builtins.cuh"),
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -95,9 +105,13 @@ def sites() -> list[Site]:
         text = _blank(path.read_text(encoding="utf-8"))
         name = str(path.relative_to(include))
         for call in _CALL.finditer(text):
+            if call[1] == "holds" and ", place)" in text[call.start() : text.index("\n", call.start())]:
+                continue  # known by its caller's line: Explore tells which lines those are
             line = text.count("\n", 0, call.start()) + 1
-            scope = _SCOPES.get(call[2] or "", 2 if call[3] else 1)
-            found.append(Site(name, line, _PRIMITIVES[call[1]], call[1], scope))
+            kind = _PRIMITIVES[call[1]]
+            of_block = kind is Kind.BULK or call[1].startswith("mbarrier_")
+            scope = 0 if of_block else _SCOPES.get(call[2] or "", 2 if call[3] else 1)
+            found.append(Site(name, line, kind, call[1], scope))
     twice = [place for place, n in Counter((s.file, s.line, s.kind) for s in found).items() if n > 1]
     if twice:
         raise BadArgument(
@@ -114,11 +128,13 @@ def mutants_of(site: Site) -> list[Mutant]:
     made: list[tuple[str, dict[str, bool | int]]] = []
     if site.kind is Kind.FENCE:
         made.append(("no fence", {"removed": True}))
+    if site.kind is Kind.BULK:
+        made.append(("left out", {"removed": True}))
     if site.kind is Kind.CONDITION:
         made.append(("taken for true", {"removed": True}))
-    if site.name in ("load_acquire", "exchange", "exchange_acquire", "compare_swap"):
+    if site.name in ("load_acquire", "mbarrier_test", "exchange", "exchange_acquire"):
         made.append(("no acquire", {"no_acquire": True}))
-    if site.name in ("store_release", "exchange", "exchange_release", "compare_swap"):
+    if site.name in ("store_release", "mbarrier_arrive", "exchange", "exchange_release"):
         made.append(("no release", {"no_release": True}))
     if site.kind is not Kind.CONDITION:
         made += [(f"scope {name}", {"scope": reach}) for name, reach in _SCOPES.items() if reach < site.scope]

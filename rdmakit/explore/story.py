@@ -18,9 +18,12 @@ from rdmakit.explore.trace import BARRIER, FENCE, LOAD, NOTE, STORE, Step, Trace
 if TYPE_CHECKING:
     from rdmakit.explore.explorer import Explorer
 
-__all__ = ["Story", "Told", "tell"]
+__all__ = ["PRE", "Story", "Told", "tell"]
+
+PRE = "white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere"  # JupyterLab would break words anywhere
 
 _ELEMENT = re.compile(r"^(.*)\[(\d+)\]$")
+_PLACE = re.compile(r" \[[^\]]*:\d+\]")
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,26 @@ class Story:
         """Reads of a value that was no longer the newest."""
         return [line for line in self.lines if line.stale]
 
+    def messages(self) -> list[tuple[str, int, str, int, str]]:
+        """What one column did that another saw first: (from, step, to, step, what was done), for `show.message_chart`.
+
+        Of what is seen again and again only the first sight counts.
+
+        >>> from rdmakit.explore import Explorer
+        >>> story = Explorer("put-signal").story()
+        >>> next((a, b) for a, _, b, _, what in story.messages() if what == "rings the doorbell")
+        ('rank 0 put_and_signal', 'NIC 0')
+        """
+        done = {step: line for line in self.lines for step in line.steps}
+        found: dict[tuple[int, str], tuple[str, int, str, int, str]] = {}
+        for line in self.lines:
+            for step in line.sees:
+                cause = done.get(step)
+                if cause is not None and cause.lane != line.lane:
+                    what = _PLACE.sub("", cause.what)
+                    found.setdefault((step, line.lane), (cause.lane, step, line.lane, line.number, what))
+        return sorted(found.values(), key=lambda message: message[1])
+
     def __str__(self) -> str:
         width = max((len(line.who) for line in self.lines), default=0)
         rows = [f"{told.number:>5}  {told.who:<{width}}  {' !'[told.bad]} {told.what}" for told in self.lines]
@@ -80,7 +103,7 @@ class Story:
         from rdmakit.explore.chart import draw
 
         figure = draw(self)
-        return f"<pre>{html.escape(str(self))}</pre>" if figure is None else figure._repr_html_()
+        return f'<pre style="{PRE}">{html.escape(str(self))}</pre>' if figure is None else figure._repr_html_()
 
 
 def tell(explorer: Explorer, title: str, verdict: str, *, failed: bool) -> Story:
@@ -113,7 +136,7 @@ def _matters(step: Step, trace: Trace) -> bool:
         return bool(step["newer"])
     if step["note"] == "lands an answer":
         return not name.startswith("sink of atomics")
-    if trace.names.is_nic(step["agent"]):
+    if trace.names.is_nic(step["agent"]) or trace.names.is_copy(step["agent"]):
         return True
     if step["kind"] == LOAD:
         return bool(step["newer"]) or trace.written_by_others(step)
@@ -180,6 +203,8 @@ def _runs(lines: list[Told], trace: Trace) -> list[Told]:
 def _goes_on(last: tuple[Told, Step], this: tuple[Told, Step], trace: Trace) -> bool:
     (before, a), (line, b) = last, this
     if before.who != line.who or a["kind"] != b["kind"] or a["kind"] not in (LOAD, STORE) or before.bad != line.bad:
+        return False
+    if a["address"] in trace.names.mbarriers:  # each says something of its own
         return False
     if b["number"] in trace.rings or a["number"] in trace.rings or a["note"] != b["note"] or a["order"] != b["order"]:
         return False

@@ -73,7 +73,7 @@ class Trace:
     def value_at(self, write: Step, address: int, size: int) -> int | None:
         """What a write put at an address; None where the recording does not tell."""
         at = address - write["address"]
-        if write["kind"] == STORE and 0 <= at and at + size <= min(8, write["bytes"]):
+        if write["kind"] in (STORE, UPDATE) and 0 <= at and at + size <= min(8, write["bytes"]):
             return int.from_bytes(int(write["value"]).to_bytes(8, "little")[at : at + size], "little")
         if at < 0 or at + size > write["bytes"]:
             return None
@@ -119,11 +119,10 @@ class Trace:
             hca, qpn = self.names.queue(heard["agent"])
             if (hca, qpn) not in registers:
                 registers[hca, qpn] = self.names.register(hca, qpn)
-            posts = {s["agent"] for s in self.steps[:at] if s["kind"] == STORE and self._is_of_queue(s, qpn)}
             rung = None
             for step in self.steps[:at]:
                 if step["kind"] == LOAD and step["bytes"] == 8 and step["value"] == registers[hca, qpn]:
-                    mine = not posts or step["agent"] in posts
+                    mine = not self.names.is_nic(step["agent"])
                     if mine and step["number"] not in found:
                         rung = step
                         break
@@ -131,7 +130,3 @@ class Trace:
             if rung is not None:
                 found[rung["number"]] = (rung, heard)
         return found
-
-    def _is_of_queue(self, step: Step, qpn: int) -> bool:
-        name = self.names.raw(step["address"])
-        return name.startswith(("send ring", "doorbell record")) and f"{qpn:#x}" in name

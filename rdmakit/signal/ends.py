@@ -132,6 +132,14 @@ class ReceiverEnd(End):
             self.receive_cq._hand_over(self.state)
             self.qps[0].rq_view()["lkey"] = _INVALID_LKEY
 
+    def qp_handle(self, which: int, channel: int, timeout_ns: int) -> np.void:
+        """The POD that credits are posted with; what a report tells of it is the CQ that transfers come by."""
+        pod = super().qp_handle(which, channel, timeout_ns)
+        if self.receive_cq is not None:
+            fields: Any = LOCK_STATE.fields
+            self.report.follow(self.qps[0], self.receive_cq, self.state_address + fields["consumer"][1])
+        return pod
+
     def _receives(self) -> CQ | None:
         if self.strategy is Strategy.IMM:
             self.receive_cq = self.pd.context.create_cq(2 * self.slots)

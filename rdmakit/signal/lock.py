@@ -70,19 +70,30 @@ class SequenceLock:
         self.strategy = Strategy.of(strategy)
         if not 1 <= slots <= _MAX_SLOTS or slots & (slots - 1):
             raise BadArgument(
-                "window of impossible size", value=slots, rule=f"a power of two, 1 … {_MAX_SLOTS} slots"
-            )
+                "window of impossible size", value=slots, rule=f"a power of two, 1 … {_MAX_SLOTS} slots",
+                remedy="take the nearest power of two in this range",
+            )  # fmt: skip
         if not 0 <= max_payload <= _MAX_PAYLOAD:
-            raise BadArgument("payload of impossible size", value=max_payload, rule=f"0 … {_MAX_PAYLOAD} bytes")
+            raise BadArgument(
+                "payload of impossible size", value=max_payload, rule=f"0 … {_MAX_PAYLOAD} bytes",
+                remedy="send more by several transfers",
+            )  # fmt: skip
         if narrow_tail and self.strategy is not Strategy.AMO:
-            raise BadArgument("only a tail can be narrow", value=self.strategy.name, rule='strategy="amo"')
+            remedy = 'pass strategy="amo", or leave narrow_tail out'
+            raise BadArgument(
+                "only a tail can be narrow", value=self.strategy.name, rule='strategy="amo"', remedy=remedy
+            )
         if not slots <= first_ticket + slots < 1 << 63:
-            raise BadArgument("first ticket does not fit", value=first_ticket, rule="0 … 2**63 − 1 − slots")
+            raise BadArgument(
+                "first ticket does not fit", value=first_ticket, rule="0 … 2**63 − 1 − slots",
+                remedy="leave it out to begin with ticket 0",
+            )  # fmt: skip
         every = max(1, slots // 2) if credit_every is None else credit_every
         if not 1 <= every <= max(1, slots // 2):
             raise BadArgument(
-                "credit comes too late", value=every, rule=f"credit_every is 1 … slots / 2 = {max(1, slots // 2)}"
-            )
+                "credit comes too late", value=every, rule=f"credit_every is 1 … slots / 2 = {max(1, slots // 2)}",
+                remedy="leave it out for half of the slots, or use more slots",
+            )  # fmt: skip
         self.slots, self.max_payload, self.crc, self.narrow_tail = slots, max_payload, crc, narrow_tail
         self.slot_bytes = -(-slot_message(self.strategy, max_payload) // LINE_BYTES) * LINE_BYTES
         self.credit_every = every
@@ -251,7 +262,7 @@ def handles(locks: list[SequenceLock], memory: Any = None) -> tuple[Handle, Hand
     `memory(shape, dtype)` makes the arrays, NumPy by default. BadArgument for an empty list.
     """
     if not locks:
-        raise BadArgument("no locks", value=locks, rule="at least one")
+        raise BadArgument("no locks", value=locks, rule="at least one", remedy="pass the locks that a kernel serves")
     make = np.zeros if memory is None else memory
     senders, receivers = make((len(locks),), LOCK_SENDER), make((len(locks),), LOCK_RECEIVER)
     for slot, lock in enumerate(locks):

@@ -56,7 +56,8 @@ class Strategy(IntEnum):
         if isinstance(name, int) and name in cls._value2member_map_:
             return cls(name)
         known = ", ".join(member.name.lower() for member in cls)
-        raise BadArgument("no such strategy", value=name, rule=f"one of {known}")
+        remedy = "pass one of these names, or its number"
+        raise BadArgument("no such strategy", value=name, rule=f"one of {known}", remedy=remedy)
 
 
 class Ordering(IntEnum):

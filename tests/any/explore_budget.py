@@ -16,9 +16,9 @@ from rdmakit.signal import Ordering, Reader, Strategy, right_modes
 BREAKS = ("lock-failover", "lock-reconnects", "lock-sender-dies", "lock-receiver-dies", "lock-queue-pair-fails")
 BREAKS = ("lock-failover", "lock-reconnects", "lock-sender-dies", "lock-receiver-dies", "lock-queue-pair-fails")
 LIED_TO = {
-    "amo": tuple(LIES),
+    "amo": tuple(lie for lie in LIES if lie != "signal"),
     "write": ("gap", "fingerprint", "stale_epoch"),
-    "imm": ("gap", "repeat", "fingerprint"),
+    "imm": ("gap", "repeat", "fingerprint", "signal"),
 }
 WRAPS = {"first_ticket": (1 << 32) - 1, "index": (1 << 16) - 1}
 ALL_FAULTS = FAULTS + ",adaptive_routing,relaxed_ordering"

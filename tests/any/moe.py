@@ -7,11 +7,20 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 import rdmakit
 from rdmakit.ep import routing
 
 KERNELS = Path(rdmakit.get_include()) / "kernels"
+
+# policy, lanes a fibre, hosts, GPUs a host. Thousands of fibres whose every access is a choice take a minute and are
+# for `make explore`; the scenarios ep-* of rdmakit.explore go through many schedules of fewer.
+RUNS = [
+    *((policy, 1, *shape) for policy in ("fast", "timed", "explore") for shape in ((1, 2), (2, 1), (2, 2))),
+    *(("fast", 32, *shape) for shape in ((1, 2), (2, 1), (2, 2))),
+    pytest.param("explore", 32, 2, 1, marks=pytest.mark.explore),
+]
 
 
 class ThreadWorld(rdmakit.World):

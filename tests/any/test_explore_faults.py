@@ -93,7 +93,7 @@ def messages_of(name, **options):
 @pytest.mark.parametrize("name", ["ep-normal-failover", "ep-low-latency-failover"])
 def test_ports_fail_within_the_dispatch(name):
     """The messages within which a port goes down are those of the dispatch, not of the combine behind it."""
-    whole, dispatch = messages_of(name), messages_of(name, combine=False)
+    whole, dispatch = messages_of(name), messages_of(name, combines=0)
     assert dispatch == {"ep-normal-failover": 20, "ep-low-latency-failover": 6}[name] < whole
 
 

@@ -38,26 +38,26 @@ CAUGHT = {
     ),
     "no-epoch": (
         "lock-forgets-epoch", {}, "rank 1 lock_receive",
-        ["copies[0] is 224, and should be 1"],  # 0xE0: what the epoch before has left in slot 0
+        ["copies["],  # what the epoch before has left in a slot
         ["reads flags and tails", "reads slots of a sequence lock", "writes copies"],
         "slots of a sequence lock, rank 1",
     ),
     "no-epoch-after-a-break": (
         "lock-reconnects", {"strategy": "write", "forget": True, "races": False}, "rank 1 lock_receive",
-        ["copies[0] is 101, and should be 1"],
+        ["copies["],
         ["reads flags and tails", "writes copies"],
         "slots of a sequence lock, rank 1",
     ),
     "no-epoch-eager": (
         "lock-reconnects", {"strategy": "eager", "forget": True, "races": False, "reader": "host"},
         "rank 1 lock_receive",
-        ["copies[0] is 101, and should be 1"],
+        ["copies["],
         ["reads slots of a sequence lock", "writes copies"],
         None,  # what it reads is the newest there is, and nothing races: it came too early
     ),
     "no-epoch-low-latency": (
         "ep-low-latency-forgets-epoch", {}, "ll_dispatch_receive",
-        ["rows of rank", "sums of rank", "counts of rank", "sources of rank"],
+        ["rows of rank", "sums 0 of rank", "counts of rank", "sources of rank"],
         ["reads heap of rank"],
         "heap of rank",
     ),

@@ -1,4 +1,8 @@
-"""The same inputs under many seeds: schedules change, results may not. A slice here, the rest behind `make explore`."""
+"""Many inputs and seeds: schedules change, results may not. A slice here, the rest behind `make explore`.
+
+Policy explore gets small worlds here: the scenarios ep-* of rdmakit.explore take the same kernels through thousands of
+its schedules (test_explore_*.py).
+"""
 
 from __future__ import annotations
 
@@ -40,8 +44,8 @@ def test_normal(policy, schedules, seed):
 def test_low_latency(policy, schedules, seed):
     for world_seed in range(seed, seed + schedules):
         rng = np.random.default_rng(world_seed)
-        hosts, gpus = (int(rng.integers(1, 4)), int(rng.integers(1, 3)))
-        ranks, experts = hosts * gpus, 4 * hosts * gpus
+        hosts, gpus = (int(rng.integers(1, 4)), int(rng.integers(1, 3))) if policy != "explore" else (2, 1)
+        ranks, experts = hosts * gpus, (4 if policy != "explore" else 1) * hosts * gpus
         world = rdmakit.World(hosts=hosts, gpus_per_host=gpus, policy=policy, seed=world_seed)
         buffer = LowLatencyBuffer(world, hidden=128, topk=2, experts=experts, max_tokens=8)
         for turn in range(3):

@@ -8,6 +8,7 @@ import pytest
 
 import rdmakit
 from rdmakit.device.handle import QP_HANDLE
+from rdmakit.device.report import REPORT
 from rdmakit.errors import BadState, CompletionError, HangError, RdmakitError
 
 MEMORY = np.dtype([("address", "<u8"), ("key", "<u4")], align=True)
@@ -209,7 +210,7 @@ def test_timed_waits_end_at_their_bound():
     pair = Pair(20_000, policy="timed", sq=64)
     word = pair.world.array((2,), np.uint64)
     watch = pair.handle.array[0]["watch"].copy()
-    report = pair.world.array((208,), np.uint8)
+    report = pair.world.array((REPORT.itemsize,), np.uint8)
     watch["report"], watch["timeout_ns"] = report.ctypes.data, 5_000
     pair.kernel("wait_and_sum")((1,), (32,), (word, 1, pair.sink, 8, word[1:], watch), rank=1)
     pair.put(blocks=1, warps=1, batch=1)
@@ -223,7 +224,7 @@ def test_timed_waits_end_at_their_bound():
 def test_handle_is_what_the_header_says(seed):
     assert QP_HANDLE.itemsize == 136
     handle = Pair(1, seed=seed).handle
-    assert handle["layout_version"] == 1 and handle["log_sq"] == 6
+    assert handle["layout_version"] == 2 and handle["log_sq"] == 6
 
 
 @pytest.mark.parametrize("batch", [1, 4, 64])

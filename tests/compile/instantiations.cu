@@ -1,6 +1,8 @@
 // One use of every public function of the device headers, every template with each kind of argument that it takes.
 // Inputs come from memory and results go there, so that no compiler can fold a call away. Compiled, never run.
 #include <rdmakit/atom.cuh>
+#include <rdmakit/atom_bulk.cuh>
+#include <rdmakit/bulk.cuh>
 #include <rdmakit/channel.cuh>
 #include <rdmakit/config.cuh>
 #include <rdmakit/ep.cuh>
@@ -56,6 +58,7 @@ template <Scope S, class T> RDMAKIT_DEVICE void use_ordered(const Memory& m) {
     store_release<S>(p, b);
     m.keep(load_relaxed<S>(p)).keep(load_acquire<S>(p));
     m.keep(fetch_add<S>(p, a)).keep(exchange<S>(p, a)).keep(compare_swap<S>(p, a, b));
+    m.keep(exchange_acquire<S>(p, a)).keep(exchange_release<S>(p, b)).keep(holds(a != b));
     fence<S>();
 }
 template <Scope S> RDMAKIT_DEVICE void use_scope(const Memory& m) {
@@ -115,13 +118,46 @@ RDMAKIT_KERNEL use_report(Memory m) {
     copy_text(text, who.what);
     m.keep(text[m.any<u32>() & 63]).keep(aborted(watch.report)).keep(layout_matches(m.any<u32>(), watch, who.what));
     m.keep(fail(watch, Status::bad_argument, who, m.any<u64>(), 1, 2, 3, 4, Site::here()));
+    QueueRecord record{};
+    keep_queue(record, m.any<QueueView>(4));
+    keep_block(record.cqe, m.bytes, m.any<u64>(5), 6);
+    m.keep(record).keep(peek(&m.any<u64>(6))).keep(cqe_is_there(m.any<QueueView>(4), m.any<u64>(5)));
     Spin spin(watch);
     const Seen<u32> narrow{&m.any<u32>(2), m.any<u32>(3)};
     const Seen<u64> wide{&m.any<u64>(2), m.any<u64>(3)};
+    const SeenLine line{&m.any<u64>(4), &m.any<u64>(5), 8};
     while (spin.pause(who, Site::here(), narrow) && spin.pause(who, Site::here(), wide)) m.keep(spin.status());
+    if (!spin.pause(who, Site::here(), line)) m.keep(spin.status());
     use_wait<Scope::cta, u32>(m);
     use_wait<Scope::gpu, u64>(m);
     use_wait<Scope::sys, u64>(m);
+}
+
+// ---- bulk ------------------------------------------------------------------------------------------------------------
+RDMAKIT_KERNEL use_bulk(Memory m) {
+    RDMAKIT_SHARED(Mbarrier, barrier);
+    RDMAKIT_SHARED(Vec16, tile);
+    const Watch watch = m.any<Watch>();
+    const Subject who = m.any<Subject>(1);
+    if (!check_bulk(watch)) return;
+    mbarrier_init(&barrier, m.any<u32>());
+    mbarrier_arrive(&barrier);
+    mbarrier_arrive_expect(&barrier, 16);
+    bulk_load(&tile, m.bytes, 16, &barrier);
+    u64 word = 0;
+    m.keep(mbarrier_test(&barrier, m.any<u32>(1), &word)).keep(word);
+    fetch(&tile, m.bytes, 16, &barrier);
+    m.keep(mbarrier_wait(&barrier, m.any<u32>(1), watch, who)).keep(tile);
+    proxy_fence();
+    bulk_store(m.bytes, &tile, 16);
+    bulk_commit();
+    bulk_wait_read<2>();
+    bulk_wait_read();
+    bulk_wait<1>();
+    bulk_wait();
+#if RDMAKIT_GPU
+    m.keep(shared_address(&tile));
+#endif
 }
 
 // ---- wqe -------------------------------------------------------------------------------------------------------------
@@ -144,6 +180,8 @@ RDMAKIT_KERNEL use_queue(QpHandle qp, Memory m) {
     m.keep(tail.op_own()).keep(tail.opcode()).keep(tail.counter()).keep(tail.is_error());
     m.keep(cqe_address(qp.cq, index)).keep(cqe_tail_address(qp.cq, index)).keep(completed_by(qp, index, tail.counter()));
     note_error(qp, index, index, tail);
+    Seen<u32> more{};
+    m.keep(poll_collapsed(qp, m.any<u64>(3), &more)).keep(more);
     m.keep(poll_cq(qp)).keep(completion_error(qp, about(qp, "a use", 1), Site::here()));
     m.keep(wait_completed(qp, index, "a use"));
     const u64 base = reserve(qp, 3);

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import rdmakit
+from rdmakit.device import LAYOUT_VERSION
 from rdmakit.ep import abi, routing
 from rdmakit.ep.layout import get_dispatch_layout
 
@@ -52,7 +53,7 @@ def test_layout_kernel(hosts, gpus, tokens, blocks, seed):
     chosen = routing.uniform(tokens, num_experts=experts, top_k=topk, seed=seed).masked(0.2, seed=seed)
     pod = np.zeros(1, abi.EP_RANK)
     for name, value in {
-        "layout_version": 1, "ranks": ranks, "hosts": hosts, "local_ranks": gpus, "channels": channels,
+        "layout_version": LAYOUT_VERSION, "ranks": ranks, "hosts": hosts, "local_ranks": gpus, "channels": channels,
         "experts": experts, "local_experts": experts // ranks, "topk": topk,
     }.items():  # fmt: skip
         pod[0][name] = value

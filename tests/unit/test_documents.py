@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ DOCUMENTS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG
 DOCUMENTS += sorted((ROOT / "docs").glob("*.md"))
 
 PYTHON = re.compile(r"^```python\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+CONSOLE = re.compile(r"^```console\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 FILE = re.compile(r"`((?:cuda|rdmakit|tests|docs|notebooks|tutorials)/[\w./]+)`")
 
@@ -39,6 +41,20 @@ def test_links_and_files_exist(document):
     named = [document.parent / link for link in LINK.findall(text)]
     named += [ROOT / name for name in FILE.findall(text) if "_x.py" not in name]
     assert [str(path) for path in named if not path.exists()] == []
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_console_blocks_show_what_is_printed(document):
+    """Each line that starts with "$ rdmakit" is run; "…" stands for any text, alone on a line for any lines."""
+    for block in CONSOLE.findall(document.read_text(encoding="utf-8")):
+        for command, _, shown in (part.partition("\n") for part in block.split("$ rdmakit ")[1:]):
+            done = subprocess.run(
+                [sys.executable, "-m", "rdmakit", *shlex.split(command)],
+                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, encoding="utf-8", timeout=120, cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
+            )  # fmt: skip
+            wanted = ".*".join(re.escape(piece) for piece in shown.split("…"))
+            assert re.fullmatch(wanted, done.stdout, re.DOTALL), done.stdout
 
 
 def test_make_targets_exist():

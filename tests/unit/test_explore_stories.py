@@ -74,7 +74,8 @@ def test_a_calm_story_names_what_happens_and_leaves_out_the_rest():
     assert not story.failed and not story.stale and text.endswith("held")
     for said in (
         "rank 0 put_and_signal", "writes WQE 0: RDMA_WRITE", "writes WQE 1: ATOMIC_FA", "fence.sys",
-        "rings the doorbell", "NIC 0", "hears the doorbell", "reads the doorbell record: posted up to 2", "sends WQE 0: RDMA_WRITE",
+        "rings the doorbell", "NIC 0", "hears the doorbell", "reads the doorbell record: posted up to 2",
+        "sends WQE 0: RDMA_WRITE",
         "NIC 1", "executes WQE 0: RDMA_WRITE", "places payload in sink[0…31]", "adds: sink[32] is now 1",
         "WQE 1: ATOMIC_FA is acknowledged", "writes a CQE: WQE 1 is complete", "reads sink[0…31]: 7 … 38",
         "writes sum = 720",

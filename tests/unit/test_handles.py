@@ -18,6 +18,7 @@ from rdmakit.device import (
     connected_pair,
     handle_array,
 )
+from rdmakit.device.queue_record import QUEUE_RECORD, QUEUE_VIEW
 from rdmakit.errors import BadArgument, BadState, CompletionError, LaunchError
 
 STRUCTS = {
@@ -26,6 +27,8 @@ STRUCTS = {
     "QpHandle": QP_HANDLE,
     "Watch": WATCH,
     "Report": REPORT,
+    "QueueView": QUEUE_VIEW,
+    "QueueRecord": QUEUE_RECORD,
 }
 
 

@@ -17,7 +17,11 @@ RECORDER = "record_routing.py"  # trains a model: minutes, and PyTorch
 PROMISED = {
     "first_write.py": ("opcode=RDMA_WRITE", "op_own=REQ/", "✓ in the far host's memory"),
     "put_signal_from_a_kernel.py": ("ATOMIC_FA index 1", "doorbells 1, WQEs 2", "✓ the signal came behind"),
-    "explore_your_protocol.py": ("nothing made that write visible to it in time", "in_order held over", "✓ caught, and mended"),
+    "explore_your_protocol.py": (
+        "nothing made that write visible to it in time",
+        "in_order held over",
+        "✓ caught, and mended",
+    ),
     "embed_the_headers.py": ("40 WQEs", "20 signals", "✓ emulator"),
 }
 

@@ -63,13 +63,14 @@ def fences(trial: Trial, code: object) -> None:
     """The learner's kernel `post` delivers under every seed, on both kinds of NIC, in two fences."""
     trial.is_a(code, str, "the kernel")
     assert isinstance(code, str)
+    numbered = "\n" + code  # lines count as in the cell, whose first one names the exercise
     try:
         # Without late stores first: a fault and an endless loop are told best where nothing else is going on.
-        plain = compile_source(code, policy="fast", name="exercise.cu")
+        plain = compile_source(numbered, policy="fast", name="exercise.cu")
         other = compile_source(_OTHER[0], policy="fast", name=_OTHER[1])
         bad = _attempt(plain, other, seed=0, doorbell="dbrec", policy="fast")
         trial.require(not bad, f"even with every store visible at once: {bad}")
-        mine = compile_source(code, policy="explore", name="exercise.cu")
+        mine = compile_source(numbered, policy="explore", name="exercise.cu")
         neighbour = compile_source(_NEIGHBOUR, policy="explore", name=_OTHER[1])
         for seed in range(_SEEDS):
             for doorbell in ("dbrec", "register"):

@@ -49,9 +49,9 @@ class Exploration {
         }
         memory.fence(agent, how.scope, where_site(site));
     }
-    bool removed(Site site) {
-        seen(Primitive::condition, site);
-        return mutation.at(Primitive::condition, site) && mutation.removed;
+    bool removed(Site site, Primitive what = Primitive::condition) {
+        seen(what, site);
+        return mutation.at(what, site) && mutation.removed;
     }
 
     // ---- accesses that the compiler reports just before they happen

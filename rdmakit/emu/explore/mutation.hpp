@@ -9,15 +9,15 @@
 
 namespace rdmakit::emu {
 
-enum class Primitive : u32 { load = 0, store = 1, update = 2, fence = 3, condition = 4 };
-constexpr u32 kPrimitives = 5;
+enum class Primitive : u32 { load = 0, store = 1, update = 2, fence = 3, condition = 4, bulk = 5 };
+constexpr u32 kPrimitives = 6;
 
 struct Mutation {
     bool on = false;
     std::string file;  // as the compiler names it: the end of a path is enough
     int line = 0;
     Primitive what = Primitive::fence;
-    bool removed = false;                    // fence: none at all; condition: passes for true
+    bool removed = false;                    // fence, bulk (a proxy fence, a wait for bulk copies): none at all; condition: passes for true
     bool no_acquire = false, no_release = false;
     u32 scope = 2;                           // at most this
     u64 hits = 0;

@@ -43,9 +43,10 @@ void WeakMemory::reset(bool undo) {
     steps_.clear();
 }
 
-u32 WeakMemory::add_agent(u32 block, u32 gpu, u64 identity) {
+u32 WeakMemory::add_agent(u32 block, u32 gpu, u64 identity, ClockRef knows) {
     const u32 id = agents();
-    agents_.push_back(Agent{block, gpu, {}, {}, {0, 0, 0}, 0, 0});
+    agents_.push_back(Agent{block, gpu, {}, {}, {0, 0, 0}, 0, 0, knows, 0, false, {}});
+    frozen_.join_into(agents_.back().clock, knows);
     agents_.back().clock.raise(id, 1);
     mix(id, identity, 0);
     return id;

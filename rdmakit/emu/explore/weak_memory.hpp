@@ -74,7 +74,7 @@ class WeakMemory {
     // Forgets everything, agents included; `undo` puts back what memory held before.
     void reset(bool undo);
     // `identity` tells it from the others whenever it is introduced: runs that differ in that order alone are equal.
-    u32 add_agent(u32 block, u32 gpu, u64 identity);
+    u32 add_agent(u32 block, u32 gpu, u64 identity, ClockRef knows = 0);
     u32 agents() const { return static_cast<u32>(agents_.size()); }
     // This memory is somebody else's from now on, or nobody's: what was written there is no history of it.
     void forget(const void* p, u64 bytes);
@@ -88,6 +88,15 @@ class WeakMemory {
     void meet(const u32* agents, u32 count);  // a barrier: each knows what all knew
     // A store by code that runs on by itself: called when it has been made, `before` being what was there.
     void stored(u32 agent, void* p, const void* before, u32 bytes, Order order, u32 scope, Where where);
+
+    // ---- the asynchronous proxy (async_proxy.cpp)
+    void proxy_fence(u32 agent, Where where);
+    // A bulk copy begins: its agent. *issued: what the one who issued it knew.
+    u32 bulk_issue(u32 agent, ClockRef* issued, Where where, const char* what);
+    // Its legs; each returns what knows of it.
+    ClockRef bulk_read(u32 copy, void* out, const void* p, u64 bytes, Where where);
+    ClockRef bulk_write(u32 copy, void* p, const void* from, u64 bytes, Where where);
+    void bulk_arrive(u32 copy, ClockRef issued, u64* barrier, const std::function<u64(u64)>& next, Where where);
 
     // ---- HCAs
     ClockRef published(u32 agent) const;           // what the agent has released to the system: a doorbell carries it
@@ -161,11 +170,17 @@ class WeakMemory {
         ClockRef fenced[3];     // what a relaxed store hands on, by distance
         u64 hash;
         u64 turns;              // how often it went on
+        ClockRef began;         // what it knew at its start, when no proxy had anything under way
+        u32 fences;             // the agent that its proxy fences are steps of, 0: it has made none
+        bool copies;            // is a bulk copy
+        std::vector<ClockRef> fenced_at;  // of an agent of proxy fences: what each knew
     };
     struct Range {
         u64 first, bytes;
     };
 
+    u32 add_part(u32 agent, u64 which);
+    void join_proxied(Clock& clock, u32 agent) const;
     Word& word(u64 address);
     const Word* find(u64 address) const;
     Line& line(u64 address);

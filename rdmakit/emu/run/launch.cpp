@@ -17,7 +17,7 @@ Fibre& fibre_of(cpu::Thread* t) { return *static_cast<Fibre*>(t); }
 }  // namespace
 
 Launcher::Launcher(Policy policy, u64 seed, u32 gpus, u32 resident_warps)
-    : scheduler_(policy, seed, *this), gpus_(gpus), resident_limit_(resident_warps) {}
+    : scheduler_(policy, seed, *this), bulk_(scheduler_, *this), gpus_(gpus), resident_limit_(resident_warps) {}
 
 Launcher::~Launcher() { abandon(); }
 
@@ -95,6 +95,10 @@ bool Launcher::start_block(Launch& launch) {
     if (spec.shared_bytes != 0) {
         block->dynamic_memory = std::make_unique<u8[]>(spec.shared_bytes + 128);
         forget(block->dynamic_memory.get(), spec.shared_bytes + 128);
+        if (scheduler_.exploration() != nullptr) {
+            const auto at = (reinterpret_cast<std::uintptr_t>(block->dynamic_memory.get()) + 127) & ~std::uintptr_t{127};
+            shared_names_.push_back({reinterpret_cast<void*>(at), spec.shared_bytes, "dynamic shared memory", spec.gpu, block->index});
+        }
     }
     block->section.assign(spec.section_bytes, 0);
     const u64 threads = spec.block.volume();
@@ -150,8 +154,7 @@ void Launcher::introduce(Fibre& fibre, const Block& block, u32 gpu, bool many) {
     const Dim& grid = block.launch->spec.grid;
     const u64 number = block.index.x + u64{grid.x} * (block.index.y + u64{grid.y} * block.index.z);
     const u64 identity = u64{block.launch->spec.which} << 48 ^ number << 10 ^ thread;
-    fibre.agent = exploration->memory.add_agent(static_cast<u32>(blocks_made_), gpu, identity);
-    exploration->memory.learn(fibre.agent, gpus_[gpu].ended);
+    fibre.agent = exploration->memory.add_agent(static_cast<u32>(blocks_made_), gpu, identity, gpus_[gpu].ended);
     introduced_.push_back({fibre.agent, gpu, thread, block.index,
                            block.launch->spec.kernel->name});
 }
@@ -181,7 +184,13 @@ void Launcher::fibre_finished(Fibre& fibre) {
     }
     scheduler_.retire(fibre);
     if (--block.live_fibres == 0) {
-        end_block(block);
+        const std::string why = bulk_.end_block(block, &gpus_[block.launch->spec.gpu].ended);
+        if (why.empty()) {
+            end_block(block);
+            return;
+        }
+        errors_.push_back({block.launch->spec.kernel->name, why, block.launch->spec.gpu, 0, block.index});
+        abandon();
         return;
     }
     complete_gathers(block, warp);
@@ -221,6 +230,7 @@ void Launcher::end_launch(Launch& launch) {
 }
 
 void Launcher::abandon() {
+    bulk_.clear();
     for (Gpu& gpu : gpus_) {
         for (Launch* launch : gpu.running) {
             for (Block* block : launch->blocks) {
@@ -238,7 +248,7 @@ void Launcher::abandon() {
 }
 
 // ---- shared memory ---------------------------------------------------------------------------------------------
-void* Launcher::shared(Fibre& fibre, const void* key, u64 bytes, u64 alignment) {
+void* Launcher::shared(Fibre& fibre, const char* key, u64 bytes, u64 alignment) {
     Block& block = *fibre.block;
     for (std::size_t i = 0; i < block.slots.size(); ++i) {
         if (block.slots[i].key == key) return block.slot_memory[i].get() + block.slots[i].offset;
@@ -248,7 +258,27 @@ void* Launcher::shared(Fibre& fibre, const void* key, u64 bytes, u64 alignment) 
     block.slots.push_back({key, bytes, (alignment - raw % alignment) % alignment});
     forget(memory.get(), bytes + alignment);
     block.slot_memory.push_back(std::move(memory));
-    return block.slot_memory.back().get() + block.slots.back().offset;
+    void* const found = block.slot_memory.back().get() + block.slots.back().offset;
+    if (scheduler_.exploration() != nullptr) {
+        shared_names_.push_back({found, bytes, key, block.launch->spec.gpu, block.index});
+    }
+    return found;
+}
+
+bool Launcher::in_section(const Block& block, const void* p) const {
+    const LaunchSpec& spec = block.launch->spec;
+    const auto at = reinterpret_cast<std::uintptr_t>(p), begin = reinterpret_cast<std::uintptr_t>(spec.section_begin);
+    return at - begin < spec.section_bytes;
+}
+bool Launcher::in_shared(const Block& block, const void* p, u64 bytes) const {
+    const auto at = reinterpret_cast<std::uintptr_t>(p);
+    const auto within = [&](const void* memory, u64 size) { return at - reinterpret_cast<std::uintptr_t>(memory) + bytes <= size; };
+    for (std::size_t i = 0; i < block.slots.size(); ++i) {
+        if (within(block.slot_memory[i].get() + block.slots[i].offset, block.slots[i].bytes)) return true;
+    }
+    const LaunchSpec& spec = block.launch->spec;
+    return (block.dynamic_memory && within(block.dynamic_memory.get(), spec.shared_bytes + 128)) ||
+           (spec.section_bytes != 0 && within(spec.section_begin, spec.section_bytes));
 }
 
 // Explore: shared memory comes and goes, and what the last block wrote there is not the next one's history.
@@ -376,11 +406,7 @@ Scheduler& scheduler_of(cpu::Thread* t) { return *fibre_of(t).scheduler; }
 Exploration& exploration_of(cpu::Thread* t) { return *scheduler_of(t).exploration(); }
 void back_on(cpu::Thread* t) { launcher_of(t).swap_section(*fibre_of(t).block); }
 // Raw __shared__ variables have one address for all blocks: no history can be kept of it.
-bool in_section(cpu::Thread* t, const void* p) {
-    const LaunchSpec& spec = fibre_of(t).block->launch->spec;
-    const auto at = reinterpret_cast<std::uintptr_t>(p), begin = reinterpret_cast<std::uintptr_t>(spec.section_begin);
-    return at - begin < spec.section_bytes;
-}
+bool in_section(cpu::Thread* t, const void* p) { return launcher_of(t).in_section(*fibre_of(t).block, p); }
 // Explore: others may go first, then this access is made.
 void before_access(cpu::Thread* t) {
     scheduler_of(t).settle();
@@ -426,7 +452,7 @@ cpu::RunnerApi make_api() {
     api.trap = [](cpu::Thread* t, const char* why, Site site) {
         scheduler_of(t).fail_current(fibre_of(t), std::string(why) + " (" + site.file + ":" + std::to_string(site.line) + ")");
     };
-    api.shared = [](cpu::Thread* t, const void* key, u64 bytes, u64 alignment) {
+    api.shared = [](cpu::Thread* t, const char* key, u64 bytes, u64 alignment) {
         return launcher_of(t).shared(fibre_of(t), key, bytes, alignment);
     };
     api.preempt = [](cpu::Thread* t, const void* pc) {
@@ -460,6 +486,24 @@ cpu::RunnerApi make_api() {
     api.fence = [](cpu::Thread* t, cpu::Access how, Site site) {
         scheduler_of(t).settle();
         exploration_of(t).fence(fibre_of(t).agent, how, site);
+    };
+    api.bulk_copy = [](cpu::Thread* t, const cpu::BulkCopy& copy, Site site) {
+        scheduler_of(t).settle();
+        launcher_of(t).bulk().issue(fibre_of(t), copy, site);
+        back_on(t);
+    };
+    api.bulk_commit = [](cpu::Thread* t) { launcher_of(t).bulk().commit(fibre_of(t)); };
+    api.bulk_wait = [](cpu::Thread* t, u32 pending, bool read, Site site) {
+        scheduler_of(t).settle();
+        Exploration* const exploration = scheduler_of(t).exploration();
+        if (exploration != nullptr && exploration->removed(site, Primitive::bulk)) return;
+        launcher_of(t).bulk().wait(fibre_of(t), pending, read, site);
+        back_on(t);
+    };
+    api.proxy_fence = [](cpu::Thread* t, Site site) {
+        scheduler_of(t).settle();
+        if (exploration_of(t).removed(site, Primitive::bulk)) return;
+        exploration_of(t).memory.proxy_fence(fibre_of(t).agent, where_site(site));
     };
     api.removed = [](cpu::Thread* t, Site site) { return exploration_of(t).removed(site); };
     api.raw = [](cpu::Thread* t, void* p, u32 bytes, u32 kind, const void* pc) {

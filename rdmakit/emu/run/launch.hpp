@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "bulk.hpp"
 #include "scheduler.hpp"
 
 namespace rdmakit::emu {
@@ -52,7 +53,7 @@ struct Warp {
 };
 
 struct SharedSlot {
-    const void* key;
+    const char* key;  // its name, by its address
     u64 bytes, offset;
 };
 
@@ -76,6 +77,14 @@ struct FibreAgent {
     u32 agent, gpu, thread;
     Dim block;
     const char* kernel;
+};
+// A variable in shared memory, as long as it has been there.
+struct SharedName {
+    const void* address;
+    u64 bytes;
+    const char* name;
+    u32 gpu;
+    Dim block;
 };
 struct DeviceError {
     std::string kernel, why;
@@ -106,8 +115,14 @@ class Launcher : public FibreOwner {
     const std::vector<DeviceError>& errors() const { return errors_; }
     void clear_errors() { errors_.clear(); }
     const std::vector<FibreAgent>& introduced() const { return introduced_; }
+    const std::vector<SharedName>& shared_names() const { return shared_names_; }
+    BulkEngine& bulk() { return bulk_; }
+    bool in_shared(const Block& block, const void* p, u64 bytes) const;
+    bool in_section(const Block& block, const void* p) const;
     void forget_agents() {
         introduced_.clear();
+        shared_names_.clear();
+        bulk_.forget_agents();
         for (Gpu& gpu : gpus_) gpu.ended = 0;
     }
     std::vector<LaunchTime>& times() { return times_; }
@@ -132,7 +147,7 @@ class Launcher : public FibreOwner {
     void barrier(Fibre& fibre, Site site);
     const u64* gather(Fibre& fibre, u32 mask, u64 value, Site site);
     void gathered(Fibre& fibre);
-    void* shared(Fibre& fibre, const void* key, u64 bytes, u64 alignment);
+    void* shared(Fibre& fibre, const char* key, u64 bytes, u64 alignment);
 
     static const cpu::RunnerApi* api();
     // The doorbell: set by the world, which knows the HCAs.
@@ -161,6 +176,8 @@ class Launcher : public FibreOwner {
     u64 warps_of(const Launch& launch) const;
 
     Scheduler scheduler_;
+    BulkEngine bulk_;
+    std::vector<SharedName> shared_names_;
     std::vector<Gpu> gpus_;
     std::vector<std::unique_ptr<Launch>> launches_;
     u64 resident_limit_, numbers_ = 0, live_launches_ = 0, blocks_made_ = 0;

@@ -74,6 +74,9 @@ class World final : public Environment {
     void add_action(void (*act)(void*), void* argument, u32 within);
     const std::vector<HcaAgent>& hca_agents() const { return agents_; }
     const std::vector<FibreAgent>& fibre_agents() const { return launcher_.introduced(); }
+    const std::vector<BulkAgent>& bulk_agents() { return launcher_.bulk().agents(); }
+    const std::vector<const u64*>& mbarriers() { return launcher_.bulk().barriers(); }
+    const std::vector<SharedName>& shared_names() const { return launcher_.shared_names(); }
 
     void ask_to_stop(bool (*stop)(void*), void* argument) {
         launcher_.scheduler().interrupt = stop;

@@ -28,7 +28,8 @@ RDMAKIT_KERNEL give_up(Watch watch) {
 }
 RDMAKIT_KERNEL await_report(const Report* report, Watch watch, u64* told) {
     u32 state = 0;
-    if (wait_until<Scope::sys>(&report->state, [](u32 v) { return v == 2; }, watch, Subject{"a report", 2}, &state) != Status::ok) return;
+    const auto there = [](u32 v) { return v == 2; };
+    if (wait_until<Scope::sys>(&report->state, there, watch, Subject{"a report", 2}, &state) != Status::ok) return;
     told[0] = report->expected;
     told[1] = report->seen;
     told[2] = report->index;
@@ -37,7 +38,11 @@ RDMAKIT_KERNEL await_report(const Report* report, Watch watch, u64* told) {
 """
 
 
-@scenario("report-once", "of all who give up one reports, whole, and whoever polls the report reads it", tags=("quick",))
+@scenario(
+    "report-once",
+    "of all who give up one reports, whole, and whoever polls the report reads it",
+    tags=("quick",),
+)
 def report_once(scene: Scene) -> None:
     """Two blocks of rank 0 fail at once; rank 1 waits for the report as a host does, and reads it."""
     world = scene.world(gpus_per_host=2)
@@ -59,7 +64,11 @@ def report_once(scene: Scene) -> None:
     scene.check(whole)
 
 
-@scenario("lock-sender-fails", "a sender whose queue pair or payload is bad says so, and does not wait for ever", tags=("lock",))
+@scenario(
+    "lock-sender-fails",
+    "a sender whose queue pair or payload is bad says so, and does not wait for ever",
+    tags=("lock",),
+)
 def lock_sender_fails(scene: Scene) -> None:
     """Option `fault`: "key" (the ring's key is wrong: a completion error while it waits for credit) or "length"."""
     fault = str(scene.options.get("fault", "key"))
@@ -116,7 +125,11 @@ def handle_refused(scene: Scene) -> None:
     scene.check(lambda: report.status is DeviceStatus.LAYOUT_MISMATCH or f"the kernel says {report.status.name}")
 
 
-@scenario("reservation-too-large", "more basic blocks than the ring has are refused before anything is taken", tags=("quick", "queue"))
+@scenario(
+    "reservation-too-large",
+    "more basic blocks than the ring has are refused before anything is taken",
+    tags=("quick", "queue"),
+)
 def reservation_too_large(scene: Scene) -> None:
     """Eight words in one reservation of a ring of four."""
     pair = Pair(scene, 8, wqebbs=4, watch=False)

@@ -27,8 +27,11 @@ for _name, _title, _build, _more in (
     scenario(f"{_name}-faults", _title, faults=FAULTS, tags=(*_TAGS, *_more))(_build)
 
 
-@scenario("lock-imm-faults", "immediates over a bad network: receivers that are not ready, too", faults=FAULTS,
-          tags=(*_TAGS, "lock"))
+@scenario(
+    "lock-imm-faults",
+    "immediates over a bad network: receivers that are not ready, too",
+    faults=FAULTS, tags=(*_TAGS, "lock"),
+)
 def imm(scene: Scene) -> None:
     """`lock` with strategy=imm."""
     scene.options = {"strategy": "imm", **scene.options}

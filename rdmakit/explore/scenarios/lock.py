@@ -26,7 +26,8 @@ def make_lock(scene: Scene, world: Any, **more: Any) -> SequenceLock:
     options = scene.options
     name = str(options.get("ordering", "strict"))
     if name.upper() not in Ordering.__members__:
-        raise BadArgument("no such ordering", value=name, rule="strict, relaxed or out_of_order")
+        remedy = "set ordering to one of these"
+        raise BadArgument("no such ordering", value=name, rule="strict, relaxed or out_of_order", remedy=remedy)
     ordering = Ordering[name.upper()]
     if not options.get("races", True):  # damage alone counts
         scene.allow_latent_races()

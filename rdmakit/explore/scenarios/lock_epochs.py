@@ -32,8 +32,11 @@ def _left_behind(lock: SequenceLock) -> None:
             lock.flags[ticket % lock.slots] = truth.stamp(ticket, print_)
 
 
-@scenario("lock-epochs", "connected anew under a later epoch, with stale slots, flags and tails",
-          tags=("quick", "lock"))
+@scenario(
+    "lock-epochs",
+    "connected anew under a later epoch, with stale slots, flags and tails",
+    tags=("quick", "lock"),
+)
 def epochs(scene: Scene) -> None:
     """Options as for `lock`, strategy=write, and forget=False: connect without a new epoch."""
     scene.options = {"strategy": "write", **scene.options}

@@ -24,6 +24,7 @@ LIES = {
     "repeat": DeviceStatus.REPEATED,
     "stale_epoch": DeviceStatus.STALE_EPOCH,
     "fingerprint": DeviceStatus.WRONG_FINGERPRINT,
+    "signal": DeviceStatus.WRONG_FINGERPRINT,
     "length": DeviceStatus.BAD_ARGUMENT,
     "crc": DeviceStatus.CORRUPT_PAYLOAD,
 }
@@ -53,13 +54,18 @@ def _lie_in_memory(lock: SequenceLock, lie: str) -> None:
 
 @scenario("lock-refuses", "a slot that lies is refused by name, and nothing of it is signed off", tags=("lock",))
 def lock_refuses(scene: Scene) -> None:
-    """Options: those of `lock`, and `lie`: gap, repeat, stale_epoch, fingerprint, length, crc. `imm` is lied to by its sender."""
+    """Options: those of `lock`, and `lie`: gap, repeat, stale_epoch, fingerprint, length, crc.
+
+    `imm` is lied to by its sender, "signal" is an immediate of an older epoch.
+    """
     lie = str(scene.options.get("lie", "gap"))
     if lie not in LIES:
         raise BadArgument("no such lie", value=lie, rule=f"one of {', '.join(LIES)}", remedy="--set lie=gap")
     world = scene.world(hosts=2, ports=1)
     lock = make_lock(scene, world).reconnect(2)
     state, length = lock._receiver.state, lock.max_payload
+    if lie == "signal" and lock.strategy is not Strategy.IMM:
+        raise BadArgument("a lie for immediates", value=lie, rule="strategy=imm", remedy="--set strategy=imm")
     if lock.strategy is not Strategy.IMM:
         _lie_in_memory(lock, lie)
     elif lie == "gap":
@@ -77,6 +83,8 @@ def lock_refuses(scene: Scene) -> None:
     if lock.strategy is Strategy.IMM and lie == "fingerprint":
         receivers["sender_qpn"] ^= 1
     world.stock_kernel("lock_receive")(1, 32, (receivers, 1, firsts[1:], 1, copies, length, lengths, None), rank=1)
+    if lie == "signal":
+        senders["epoch"] -= 1  # the immediate is looked at before the slot, which would be called stale
     if lock.strategy is Strategy.IMM:
         world.stock_kernel("lock_send")(1, 32, (senders, 1, firsts, 1, orders, source), rank=0)
     scene.keep(lock, senders, receivers, orders, firsts, lengths, source)

@@ -41,16 +41,16 @@ class _Normal(NormalBuffer):
 
 
 class _LowLatency(LowLatencyBuffer):
-    """On one block of `warps` warps."""
+    """On so many blocks of so many warps."""
 
-    def __init__(self, world: Any, warps: int, **sizes: Any) -> None:
+    def __init__(self, world: Any, blocks: int, warps: int, **sizes: Any) -> None:
         super().__init__(world, **sizes)
-        self.warps = warps
+        self.blocks, self.warps = blocks, warps
         self.launched: list[Any] = []
 
     def _launch(self, kernel: str, args: list[Any], rank: int) -> None:
         self.launched.append(args)
-        self.world.stock_kernel(kernel)((1,), (self.warps * 32,), tuple(args), rank=rank)
+        self.world.stock_kernel(kernel)((self.blocks,), (self.warps * 32,), tuple(args), rank=rank)
 
 
 def _world(scene: Scene) -> tuple[Any, int]:
@@ -69,9 +69,20 @@ def _inputs(scene: Scene, world: Any, ranks: int, turn: int = 0) -> tuple[list[A
         rows = world.array((tokens, HIDDEN), BF16, name=f"tokens of rank {rank}")
         rows[...] = rng.standard_normal(rows.shape, np.float32)
         x.append(rows)
-        idx.append(chosen.topk_idx)
+        idx.append(chosen.topk_idx.astype(np.int32))  # as kernels read it: a copy would not outlive the call
         weights.append(chosen.topk_weights)
     return x, idx, weights, ranks
+
+
+def _rows_like(world: Any, rows: list[Any], number: int) -> list[Any]:
+    """Other rows to combine, in arrays of the world's."""
+    rng = np.random.default_rng(number)
+    fresh = []
+    for old in rows:
+        new = world.array(old.shape, BF16, name="rows to combine")
+        new[...] = rng.standard_normal(old.shape, np.float32)
+        fresh.append(new)
+    return fresh
 
 
 def _before(scene: Scene, world: Any, ranks: int, buffer: Any, turn: Callable[..., None]) -> None:
@@ -86,8 +97,9 @@ def _before(scene: Scene, world: Any, ranks: int, buffer: Any, turn: Callable[..
 
 @scenario("ep-normal", "normal dispatch and combine between two hosts", tags=("ep",))
 def normal(scene: Scene) -> None:
-    """Options: gpus=1 a host, tokens=2, topk=2, slots=2, chunk=1, warps=2, combine=True, lag, routing (a seed),
-    before=0 rounds that the buffers have seen, forget=0 of their epochs.
+    """Options: gpus=1 a host, tokens=2, topk=2, channels=1, slots=2, chunk=1, warps=2, combines=1, cached=False (a
+    second dispatch reuses the first one's handles), lag, routing (a seed), before=0 rounds that the buffers have seen,
+    forget=0 of their epochs.
     """
     world, ranks = _world(scene)
     x, idx, weights, experts = _inputs(scene, world, ranks)
@@ -98,7 +110,7 @@ def normal(scene: Scene) -> None:
         topk=idx[0].shape[1],
         experts=experts,
         max_tokens=len(x[0]),
-        channels=1,
+        channels=int(scene.options.get("channels", 1)),
         slots=int(scene.options.get("slots", 2)),
         chunk=int(scene.options.get("chunk", 1)),
     )
@@ -110,6 +122,10 @@ def normal(scene: Scene) -> None:
 
     _before(scene, world, ranks, buffer, turn)
     got = buffer.dispatch(x, idx, weights)
+    if scene.options.get("cached", False):
+        scene.keep(x, got)
+        x = _inputs(scene, world, ranks, turn=99)[0]
+        got = buffer.dispatch(x, idx, weights, [g.handle for g in got])
     wanted = [reference.dispatch(x, idx, weights, rank, experts) for rank in range(ranks)]
     for rank, want in enumerate(wanted):
         heap, n = buffer.mesh.sides[rank].heap, len(want.handle.src_token)
@@ -120,27 +136,35 @@ def normal(scene: Scene) -> None:
         scene.expect(got[rank].recv_topk_weights, want.recv_topk_weights, f"weights of rank {rank}")
         counts = got[rank].handle.arrays["totals"][1:]
         scene.expect(counts, want.num_recv_tokens_per_expert, f"counts of rank {rank}")
-    if scene.options.get("combine", True):
-        received: list[Any] = [g.recv_x for g in got]
-        out, _ = buffer.combine(received, [g.handle for g in got])
-        rows: list[Any] = [want.recv_x for want in wanted]
-        handles = [want.handle for want in wanted]
+    rows: list[Any] = [want.recv_x for want in wanted]  # BF16: no scales beside them
+    handles = [want.handle for want in wanted]
+    for number in range(int(scene.options.get("combines", 1))):
+        given = [g.recv_x for g in got]
+        if number:
+            given = rows = _rows_like(world, rows, number)
+        out, _ = buffer.combine(given, [g.handle for g in got])
         for rank in range(ranks):
             want_out, _ = reference.combine(rows, handles, rank, len(x[rank]), None, buffer.local_ranks)
-            scene.expect(out[rank], want_out, f"sums of rank {rank}")
-        scene.keep(out)
+            scene.expect(out[rank], want_out, f"sums {number} of rank {rank}")
+        scene.keep(out, given)
     scene.keep(buffer, x, idx, weights, got)
 
 
 @scenario("ep-low-latency", "low-latency dispatch and combine between two hosts", tags=("ep",))
 def low_latency(scene: Scene) -> None:
-    """Options: gpus=1 a host, tokens=2, topk=2, warps=2, combine=True, lag, routing (a seed), before=0 rounds that the
-    buffers have seen, forget=0 of their epochs.
+    """Options: gpus=1 a host, tokens=2, topk=2, blocks=1, warps=2, combines=1, lag, routing (a seed), one_way=False
+    (rank 0 alone has choices of others), before=0 rounds that the buffers have seen, forget=0 of their epochs.
     """
     world, ranks = _world(scene)
     x, idx, weights, experts = _inputs(scene, world, ranks)
     sizes = {"hidden": HIDDEN, "topk": idx[0].shape[1], "experts": experts, "max_tokens": len(x[0]), "qps_per_rank": 1}
-    buffer = _LowLatency(world, int(scene.options.get("warps", 2)), **sizes)
+    if scene.options.get("one_way", False):
+        for rank in range(ranks):
+            idx[rank][:, 0], idx[rank][:, 1:] = ranks - 1, -1
+            weights[rank][:, 1:] = 0
+    buffer = _LowLatency(
+        world, int(scene.options.get("blocks", 1)), int(scene.options.get("warps", 2)), **sizes
+    )
 
     def turn(x: list[Any], idx: list[Any], weights: list[Any]) -> None:
         got, handles, _ = buffer.dispatch(x, idx, use_fp8=False)
@@ -158,13 +182,16 @@ def low_latency(scene: Scene) -> None:
                 ("sources", got[rank].packed_recv_src_info, want.packed_recv_src_info),
             ):
                 scene.expect(mine[expert, :n], truth[expert, :n], f"{what} of rank {rank}, expert {expert}")
-    if scene.options.get("combine", True):
-        out, _ = buffer.combine([g.packed_recv_x for g in got], handles, idx, weights)
-        rows = [want.packed_recv_x for want in wanted]
+    rows = [want.packed_recv_x for want in wanted]
+    for number in range(int(scene.options.get("combines", 1))):
+        given = [g.packed_recv_x for g in got]
+        if number:
+            given = rows = _rows_like(world, rows, number)
+        out, _ = buffer.combine(given, handles, idx, weights)
         for rank in range(ranks):
             truth = reference.low_latency_combine(rows, wanted, idx[rank], weights[rank], rank, experts)
-            scene.expect(out[rank], truth, f"sums of rank {rank}")
-        scene.keep(out)
+            scene.expect(out[rank], truth, f"sums {number} of rank {rank}")
+        scene.keep(out, given)
     scene.keep(buffer, x, idx, weights, got, handles)
 
 

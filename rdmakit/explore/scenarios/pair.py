@@ -25,7 +25,7 @@ def remote(address: int, key: int) -> Any:
 def move_on(qp: Any, index: int) -> None:
     """Let a connected queue pair execute unsignalled NOPs until its next basic block is `index`.
 
-    What comes next is then where 16 bits start again. The host rings for a ring at a time, without building each WQE anew.
+    What comes next is then where 16 bits start again. The host rings for a ring at a time, and builds no WQE anew.
     """
     sends = qp._sends
     ring = sends.ring.reshape(sends.size, -1)

@@ -11,7 +11,11 @@ from rdmakit.explore.scenario import Scene, scenario
 MEMORY = np.dtype([("address", "<u8"), ("key", "<u4")], align=True)
 
 
-@scenario("put-signal", "one rank writes to another and signals; the other waits and sums up", tags=("quick", "queue", "mutants"))
+@scenario(
+    "put-signal",
+    "one rank writes to another and signals; the other waits and sums up",
+    tags=("quick", "queue", "mutants"),
+)
 def put_signal(scene: Scene) -> None:
     """`put_and_signal` and `wait_and_sum` of cuda/kernels/put_signal.cu over one QP."""
     words = int(scene.options.get("words", 16))

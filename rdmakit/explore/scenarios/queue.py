@@ -42,7 +42,11 @@ def producers(scene: Scene) -> None:
     queue(scene)
 
 
-@scenario("queue-wraps", "the 16-bit index of WQEs and the 24-bit PSN start again while the ring is full", tags=("quick", "queue"))
+@scenario(
+    "queue-wraps",
+    "the 16-bit index of WQEs and the 24-bit PSN start again while the ring is full",
+    tags=("quick", "queue"),
+)
 def wraps(scene: Scene) -> None:
     """The first WQE has index 65,533 and PSN 0xfffffe; one CQE tells of WQEs 65,535 and 65,536."""
     scene.options = {"blocks": 2, "words": 6, "take": 2, "start": (1 << 16) - 3, "psn": (1 << 24) - 2, **scene.options}
@@ -57,7 +61,8 @@ def every_wqe(scene: Scene) -> None:
     pair.source[:] = 0
     pair.source[0] = 7
     for stream in range(int(scene.options.get("blocks", 2))):
-        pair.world.stock_kernel("post_each")(1, 32, (pair.handle.array, pair.sink_memory, pair.source_memory), stream=stream)
+        arguments = (pair.handle.array, pair.sink_memory, pair.source_memory)
+        pair.world.stock_kernel("post_each")(1, 32, arguments, stream=stream)
     posted = start + 11 * int(scene.options.get("blocks", 2))
     state = pair.qp._sends.state_memory.view(np.uint64)
     scene.expect(state[:1], posted, "reserved of the send queue")
