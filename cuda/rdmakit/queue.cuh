@@ -82,7 +82,7 @@ RDMAKIT_DEVICE u64 doorbell_value(const QpHandle& qp, u64 next) {
 // ---- submit: one bell ringer at a time, and nobody waits for it ---------------------------------------------------
 // Who finds the bell taken leaves: the ringer looks again after putting it back. A failed attempt still hands its `ready`
 // on to the ringer, who puts the bell back by an exchange, since that reads the attempt. What the ringer has to know of
-// others' work it learns by the fence: a relaxed load behind which a fence stands is an acquire (PTX, "Acquire pattern").
+// others' work it learns by its second look at `ready`.
 RDMAKIT_DEVICE void submit(const QpHandle& qp) {
     SqState& s = *qp.state;
     for (;;) {
@@ -90,12 +90,12 @@ RDMAKIT_DEVICE void submit(const QpHandle& qp) {
         if (ready <= load_relaxed<Scope::gpu>(&s.rung)) return;
         const bool taken = exchange_release<Scope::gpu>(&s.bell, 1u) != 0;
         if (!holds(!taken)) return;
-        const u64 next = load_relaxed<Scope::gpu>(&s.ready);
+        const u64 next = load_acquire<Scope::gpu>(&s.ready);
         if (next > load_relaxed<Scope::gpu>(&s.rung)) {
-            fence<Scope::sys>();  // all WQEs below `next`, and the payload they point to, before the record
+            // Read before the record is written: once that is there an earlier bell may make the NIC execute the last WQE,
+            // and its slot be filled anew.
             const u64 bell = doorbell_value(qp, next);
-            // Once the record is there an earlier bell may make the NIC execute that WQE, and its slot be filled anew.
-            if (qp.dialect == DoorbellDialect::last_wqe) fence<Scope::sys>();
+            fence<Scope::sys>();  // all WQEs below `next`, and the payload they point to, before the record
             store_relaxed<Scope::sys>(qp.dbrec, swap_bytes(static_cast<u32>(next & 0xffff)));
             fence<Scope::sys>();  // the record before the register: the NIC may read it as soon as it is rung
             mmio_store(qp.doorbell, bell);

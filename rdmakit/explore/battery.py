@@ -40,6 +40,7 @@ BATTERY: list[tuple[str, dict[str, Any]]] = [
     ("lock-receiver-fails", {}),
     ("handle-refused", {}),
     ("report-once", {}),
+    ("report-stops-all", {}),
     ("reservation-too-large", {}),
     ("queue-error", {}),
     ("queue-error", {"blocks": 2}),

@@ -134,7 +134,7 @@ class Explorer:
         self.scenario.build(self.scene)
         self.core = self.scene.core
         self.core.latent_races_fail(self.scene.latent_races)
-        self.core.ready(self.scene._check)
+        self.core.ready(self.scene._judge if self.scene._checks else None)
         self._steps = 1.3 * self.core.run(int(Search.LIST))["decisions"] + 10  # what PCT spreads its points over
 
     # ---- many schedules

@@ -143,7 +143,7 @@ class Scene:
     _core: Core | None = field(default=None, repr=False)
     _expected: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], str]] = field(default_factory=list, repr=False)
     _reports: list[Report] = field(default_factory=list, repr=False)
-    _check: Callable[[], Any] | None = field(default=None, repr=False)
+    _checks: list[Callable[[], Any]] = field(default_factory=list, repr=False)
     _keep: list[Any] = field(default_factory=list, repr=False)
     latent_races: bool = True
     said: str = ""
@@ -182,14 +182,18 @@ class Scene:
             self.core.watch_report(report.address)
 
     def check(self, holds: Callable[[], Any]) -> None:
-        """`holds()` is called after each schedule that is well so far; false, or a text that says why, refuses it."""
+        """`holds()` is called after each schedule that is well so far; false, or a text that says why, refuses it. Of
+        several checks all have to hold.
+        """
+        self._checks.append(holds)
 
-        def judge() -> bool:
+    def _judge(self) -> bool:
+        for holds in self._checks:
             answer = holds()
             self.said = answer if isinstance(answer, str) else ""
-            return not self.said and answer is not False
-
-        self._check = judge
+            if self.said or answer is False:
+                return False
+        return True
 
     def act(self, action: Callable[[], None], *, within: int = 1) -> None:
         """`action()`, of the host's, happens once a schedule, at any moment of it, from the n-th message on, n <

@@ -74,6 +74,8 @@ def load_schedule(path: str | Path) -> SavedSchedule:
             str(found["scenario"]), dict(found["options"]), int(found["seed"]), decisions,
             str(found.get("verdict", "")), str(found.get("what", "")),
         )  # fmt: skip
+    except CorruptFile:
+        raise
     except (ValueError, KeyError, TypeError) as error:
         seen = repr(error)
         raise CorruptFile("no schedule file", value=str(path), rule=rule, remedy="save it anew", seen=seen) from None

@@ -156,6 +156,21 @@ def test_a_file_that_is_no_schedule_is_refused(tmp_path, capsys, text):
     assert "schedule" in capsys.readouterr().err
 
 
+def test_a_schedule_of_another_version_is_refused(tmp_path, no_fence):
+    path = tmp_path / "s.json"
+    save_schedule(path, *no_fence)
+    path.write_text(path.read_text().replace('"schedule": 1', '"schedule": 7'))
+    with pytest.raises(CorruptFile, match="another version.*7.*version 1"):
+        load_schedule(path)
+
+
+def test_of_several_checks_all_have_to_hold(scene_of):
+    for first, second in ((True, "no"), ("no", True), (False, True)):
+        failure = scene_of(first, second).run(3).failure
+        assert failure is not None and ("no" in failure.what)
+    assert scene_of(True, None).run(3).ok
+
+
 def said(capsys, *words: str) -> tuple[int, dict]:
     status = main([*words, "--json"])
     return status, json.loads(capsys.readouterr().out)

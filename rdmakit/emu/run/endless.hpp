@@ -1,7 +1,8 @@
 // endless.hpp — telling a loop that can never end from one that merely takes long.
 // A fibre that gives way without waiting, again and again, while nothing else in the world moves on, is looked at. All
 // that is alive of it then lies on its stack, registers included, since switching stacks has pushed them: if the stacks
-// of all who run show the same few images over and over, they poll memory that nobody writes.
+// of all who run show the same few images over and over, they poll memory that nobody writes. Lanes that meet again and
+// again are looked at where they meet: anywhere else a warp shows too many images.
 #pragma once
 #include <cstring>
 #include <vector>
@@ -11,6 +12,8 @@
 namespace rdmakit::emu {
 
 constexpr u32 kLookEvery = 64;           // turns between looks at one fibre
+constexpr u32 kLookEveryMeeting = 4;     // under Timed a meeting of lanes takes a hundred turns
+constexpr u32 kMeetingsFirst = 1024;     // of each lane: by then whoever works beside them has been looked at, too
 constexpr u32 kSameLooks = 1u << 15;     // looks in a row that showed nothing new: 7 × 10⁷ basic blocks, a fifth of a second
 constexpr u32 kIdlePoints = 1u << 20;    // Explore: ordered accesses in a row, by whomever, that changed no word of memory
 constexpr u32 kEndlessTurns = 1u << 26;  // turns of one fibre, whatever it does: 2 × 10⁹ basic blocks
@@ -21,12 +24,12 @@ class EndlessLoops {
     // One more turn of a fibre that waits for nobody; `progress` changes whenever anything else in the world does.
     // True: it is time for a look.
     bool turn(Fibre& fibre, u64 progress) {
-        if (fibre.progress_seen != progress) {
-            fibre.progress_seen = progress;
-            fibre.turns = 0;
-            return false;
-        }
-        return ++fibre.turns % kLookEvery == 0;
+        return !moved_on(fibre, progress) && ++fibre.turns_alone > kLookEvery && ++fibre.turns % kLookEvery == 0;
+    }
+    // The same where it is about to meet other lanes.
+    bool meeting(Fibre& fibre, u64 progress) {
+        fibre.turns_alone = 0;
+        return !moved_on(fibre, progress) && ++fibre.meetings > kMeetingsFirst && fibre.meetings % kLookEveryMeeting == 0;
     }
     // The look, at a fibre whose stack has been left. Not null: it will never end, because …
     const char* look(const Fibre& fibre, u64 progress) {
@@ -48,6 +51,12 @@ class EndlessLoops {
     }
 
   private:
+    static bool moved_on(Fibre& fibre, u64 progress) {
+        if (fibre.progress_seen == progress) return false;
+        fibre.progress_seen = progress;
+        fibre.turns = fibre.turns_alone = fibre.meetings = 0;
+        return true;
+    }
     static u64 mix(u64 hash, u64 word) {
         hash = (hash ^ word) * 0xff51afd7ed558ccdull;
         return hash ^ (hash >> 29);

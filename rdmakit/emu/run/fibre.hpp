@@ -42,7 +42,7 @@ struct Fibre : cpu::Thread {
     Watcher watchers[kMaxWatched];
     u32 agent;                // Explore: who it is to the memory model
     u64 progress_seen;        // the rest: see endless.hpp
-    u32 turns;
+    u32 turns, turns_alone, meetings;
     bool looked_at;
     const void* preempted_at;
 };

@@ -344,14 +344,17 @@ const u64* Launcher::gather(Fibre& fibre, u32 mask, u64 value, Site site) {
     Warp& warp = fibre.block->warps[fibre.warp_in_block];
     const u32 bit = 1u << fibre.lane;
     Gather* group = nullptr;
+    Gather* unused = nullptr;
     for (auto& g : warp.gathers) {
-        if (g->mask == mask && !g->complete && (g->arrived & bit) == 0) group = g.get();
+        if (g->readers == 0) unused = g.get();
+        else if (g->mask == mask && !g->complete && (g->arrived & bit) == 0) group = g.get();
     }
+    if (group == nullptr) group = unused;
     if (group == nullptr) {
         warp.gathers.push_back(std::make_unique<Gather>());
         group = warp.gathers.back().get();
-        group->mask = mask;
     }
+    group->mask = mask;
     group->arrived |= bit;
     group->site = site;
     group->values[fibre.lane] = value;
@@ -371,7 +374,7 @@ void Launcher::complete_gathers(Block& block, u32 index) {
     Warp& warp = block.warps[index];
     for (auto& g : warp.gathers) {
         const u32 expected = g->mask & ~warp.exited;
-        if (g->complete || (g->arrived & expected) != expected) continue;
+        if (g->readers == 0 || g->complete || (g->arrived & expected) != expected) continue;
         g->complete = true;
         u64 latest = 0;
         std::vector<Fibre*> all;
@@ -392,10 +395,7 @@ void Launcher::complete_gathers(Block& block, u32 index) {
 void Launcher::gathered(Fibre& fibre) {
     auto* group = static_cast<Gather*>(fibre.gather);
     fibre.gather = nullptr;
-    if (--group->readers != 0 || !group->complete) return;
-    auto& gathers = fibre.block->warps[fibre.warp_in_block].gathers;
-    const auto mine = [&](const std::unique_ptr<Gather>& g) { return g.get() == group; };
-    gathers.erase(std::find_if(gathers.begin(), gathers.end(), mine));
+    if (--group->readers == 0) *group = Gather{};
 }
 
 // ---- what device code calls --------------------------------------------------------------------------------------
@@ -444,6 +444,7 @@ cpu::RunnerApi make_api() {
     api.gather = [](cpu::Thread* t, u32 mask, u64 value, Site site) {
         scheduler_of(t).settle();
         scheduler_of(t).end_if_endless(fibre_of(t));
+        scheduler_of(t).meet(fibre_of(t));
         const u64* values = launcher_of(t).gather(fibre_of(t), mask, value, site);
         back_on(t);
         return values;

@@ -39,7 +39,8 @@ struct Launch {
     bool failed = false;
 };
 
-// Lanes that have met at one collective. Lanes of a warp may meet in disjoint groups at the same time.
+// Lanes that have met at one collective. Lanes of a warp may meet in disjoint groups at the same time. Used again once
+// nobody reads it: few addresses, so that a loop around a collective shows few stack images (endless.hpp).
 struct Gather {
     u32 mask = 0, arrived = 0;
     bool complete = false;

@@ -169,6 +169,25 @@ void Scheduler::unwatch(Fibre& fibre) {
 void Scheduler::yield(Fibre& fibre) { give_way(fibre, nullptr); }
 void Scheduler::preempt(Fibre& fibre, const void* pc) { give_way(fibre, pc); }
 
+namespace {
+// A look compares whole stacks, and frames have slots that nobody writes: they shall not show what older calls left.
+[[gnu::noinline]] void wipe_stack_below() {
+    volatile u64 words[128];
+    for (volatile u64& word : words) word = 0;
+}
+}  // namespace
+void Scheduler::meet(Fibre& fibre) {
+    if (exploration_ != nullptr || !endless_.meeting(fibre, progress_)) return;
+    wipe_stack_below();
+    stop_for_a_look(fibre);
+}
+[[gnu::noinline]] void Scheduler::stop_for_a_look(Fibre& fibre) {
+    fibre.looked_at = true;
+    fibre.preempted_at = nullptr;
+    make_ready(fibre);
+    block_current(fibre, FibreState::ready);
+}
+
 void Scheduler::give_way(Fibre& fibre, const void* pc) {
     ++steps_;
     const bool look = endless_.turn(fibre, progress_);

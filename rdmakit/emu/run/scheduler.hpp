@@ -78,6 +78,7 @@ class Scheduler {
 
     // ---- primitives of device code (cpu::RunnerApi)
     void yield(Fibre& fibre);
+    void meet(Fibre& fibre);  // before a collective: lanes that do nothing but meet never use up their budgets
     void preempt(Fibre& fibre, const void* pc);  // as yield, at an instruction of the kernel's own code
     bool park(Fibre& fibre, const cpu::Watched* list, int count, const cpu::WaitNote& note, u64 timeout_ns);
     // Explore: before each ordered access others may go first; a raw access or its end.
@@ -126,6 +127,7 @@ class Scheduler {
     void go_on(u32 unit);
     bool sweep();
     void give_way(Fibre& fibre, const void* pc);
+    void stop_for_a_look(Fibre& fibre);
     bool asked_to_stop();
     void arm_timer(Fibre& fibre);
     void fire_timer();

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rdmakit.device import Report
+from rdmakit.device import WATCH, Report
 from rdmakit.device.report import REPORT, DeviceStatus
 from rdmakit.errors import BadArgument
 from rdmakit.explore.scenario import Scene, scenario
@@ -35,6 +35,11 @@ RDMAKIT_KERNEL await_report(const Report* report, Watch watch, u64* told) {
     told[2] = report->index;
     told[3] = report->qpn;
 }
+RDMAKIT_KERNEL wait_in_vain(const u64* never, Watch watch, u64* told) {
+    u64 seen = 0;
+    const Status status = wait_until<Scope::sys>(never, [](u64 v) { return v != 0; }, watch, Subject{"nothing", 1}, &seen);
+    told[0] = static_cast<u64>(status);
+}
 """
 
 
@@ -48,8 +53,6 @@ def report_once(scene: Scene) -> None:
     world = scene.world(gpus_per_host=2)
     report = Report(world.array(REPORT.itemsize, np.uint8, name="report"))
     told = world.array(4, np.uint64, name="what was read")
-    from rdmakit.device import WATCH
-
     gives, waits = np.zeros((), WATCH), np.zeros((), WATCH)
     gives["report"], gives["rank"], waits["rank"] = report.address, 0, 1
     module = world.compile(_SOURCE, name="give_up.cu")
@@ -62,6 +65,22 @@ def report_once(scene: Scene) -> None:
         return (first in (1, 2) and bool((told == first).all())) or f"a mixture was read: {told.tolist()}"
 
     scene.check(whole)
+
+
+@scenario("report-stops-all", "a GPU's report ends the waits of another GPU that shares it", tags=("quick",))
+def report_stops_all(scene: Scene) -> None:
+    """Rank 0 fails; rank 1 waits for what never comes, with the same report: a host may abort GPUs in this way, too."""
+    world = scene.world(gpus_per_host=2)
+    report = Report(world.array(REPORT.itemsize, np.uint8, name="report"))
+    never, told = world.array(1, np.uint64, name="what never comes"), world.array(1, np.uint64, name="status")
+    watches = np.zeros(2, WATCH)
+    watches["report"], watches["rank"] = report.address, (0, 1)
+    module = world.compile(_SOURCE, name="give_up.cu")
+    module.get_function("wait_in_vain")(1, 32, (never, watches[1], told), rank=1)
+    module.get_function("give_up")(1, 32, (watches[0],), rank=0)
+    scene.keep(report, module)
+    scene.check(lambda: int(told[0]) == DeviceStatus.ABORTED or f"rank 1 ended with {DeviceStatus(int(told[0])).name}")
+    scene.check(lambda: report.status is DeviceStatus.BAD_ARGUMENT or f"rank 0 reports {report.status.name}")
 
 
 @scenario(
