@@ -117,13 +117,17 @@ def test_an_endless_loop_is_preempted_and_told(policy, form, seed):
     assert caught.value.report.waits[0].line in lines
 
 
-@pytest.mark.parametrize(("policy", "blocks", "count"), [("fast", 1, 200_000), ("fast", 8, 200_000), ("timed", 1, 10_000)])
+LONG = [("fast", 1, 200_000), ("fast", 8, 200_000), ("timed", 1, 10_000)]
+
+
+@pytest.mark.parametrize(("policy", "blocks", "count"), LONG)
 def test_many_that_meet_while_one_works_are_no_hang(policy, blocks, count, seed):
     """Thousands of lanes do nothing but meet, for as long as one thread elsewhere counts."""
     world = rdmakit.World(hosts=2, policy=policy, seed=seed)
     module = world.compile(
         "__global__ void wait(volatile int* flag, int* out) { while (*flag == 0) __syncwarp(); atomicAdd(out, 1); }\n"
-        "__global__ void count(volatile int* flag, int n) { int k = 0; while (k < n) k += 1 + (*flag & 2); *flag = 1; }\n"
+        "__global__ void count(volatile int* flag, int n) { int k = 0;\n"
+        "  while (k < n) k += 1 + (*flag & 2);\n  *flag = 1; }\n"
     )
     flag, out = world.array(1, np.int32), world.array(1, np.int32)
     module.get_function("wait")(blocks, 512, (flag, out))
