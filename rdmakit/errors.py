@@ -155,8 +155,8 @@ class RankDied(HangError):
     The survivors have given up what they waited for: `report` says what that was.
     """
 
-    def __init__(self, what: str, *, ranks: tuple[int, ...], **parts: Any) -> None:
-        super().__init__(what, ranks=", ".join(map(str, ranks)), **parts)
+    def __init__(self, what: str, *, ranks: tuple[int, ...] = (), **parts: Any) -> None:
+        super().__init__(what, **({"ranks": ", ".join(map(str, ranks))} if ranks else {}), **parts)
         self.ranks = ranks
 
 

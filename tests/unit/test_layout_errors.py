@@ -33,6 +33,12 @@ def test_builtin_bases(cls, builtin):
         raise cls("no")
 
 
+def test_who_died_survives_pickling():
+    error = errors.RankDied("rank 3 died", ranks=(3, 4), report=None)
+    again = pickle.loads(pickle.dumps(error))
+    assert again.ranks == (3, 4) and str(again) == str(error) == "rank 3 died (ranks 3, 4)"
+
+
 def test_a_value_of_zero_is_shown():
     assert str(errors.BadArgument("no", value=0)) == "no (value 0)"
 
