@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import rdmakit
+from rdmakit.device.source import cell_line, find_kernels
 from rdmakit.emu.cache import compiled
 from rdmakit.emu.compiler import Recipe, recipe
-from rdmakit.emu.source import cell_line, find_kernels, prepare
+from rdmakit.emu.source import prepare
 from rdmakit.errors import BadArgument
 
 if TYPE_CHECKING:

@@ -5,15 +5,19 @@ What needs a NIC below the doorbell waits for an HCA that GPUs can ring; here ru
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import rdmakit
+from rdmakit import gpu
 from rdmakit.device import LAYOUT_VERSION
+from rdmakit.device.handle import WATCH
 from rdmakit.ep import abi, routing
 from rdmakit.ep.layout import get_dispatch_layout
+from rdmakit.errors import BadArgument, CompileError, HangError, LaunchError
 
 cupy = pytest.importorskip("cupy", reason="CuPy is not installed (pip install cupy-cuda13x)")
 
@@ -30,19 +34,14 @@ def device():
         pytest.skip(f"no CUDA device: {error}")
 
 
-def module(path):
-    options = ("-std=c++17", "-I" + rdmakit.get_include())
-    return cupy.RawModule(code=path.read_text(), options=options, backend="nvrtc")
-
-
 @pytest.mark.parametrize("path", KERNELS, ids=lambda p: p.stem)
 def test_loads_on_this_device(path):
-    """Compiled for the device at hand, and loaded by its driver."""
-    compiled = module(path)
-    compiled.compile()
-    for line in path.read_text().splitlines():
-        if line.startswith("RDMAKIT_KERNEL "):
-            assert compiled.get_function(line.split()[1].split("(")[0]) is not None
+    """Compiled for the device at hand, loaded by its driver, and its parameters are understood."""
+    module = gpu.stock_module(path.stem)
+    assert module.kernels
+    for name in module.kernels:
+        kernel = module.get_function(name)
+        assert kernel.registers > 0 and len(kernel.sizes) == len(kernel.parameters)
 
 
 @pytest.mark.parametrize(("hosts", "gpus", "tokens"), [(1, 2, 33), (4, 2, 257), (2, 8, 4096)])
@@ -65,10 +64,8 @@ def test_layout_kernel(hosts, gpus, tokens, blocks, seed):
     plan = np.zeros(1, abi.EP_PLAN)
     for name, array in arrays.items():
         plan[0][name] = array.data.ptr
-    source = next(p for p in KERNELS if p.stem == "ep_layout")
-    kernel = module(source).get_function("ep_layout")
-    rank = cupy.asarray(pod.view(np.uint8))
-    kernel((blocks,), (512,), (rank, plan[0], cupy.asarray(chosen.topk_idx.astype(np.int32)), np.uint32(tokens)))
+    rank, topk_idx = cupy.asarray(pod.view(np.uint8)), cupy.asarray(chosen.topk_idx.astype(np.int32))
+    gpu.stock_kernel("ep_layout")(blocks, 512, (rank, plan[0], topk_idx, tokens))
     got = {name: cupy.asnumpy(array) for name, array in arrays.items()}
 
     want = get_dispatch_layout(chosen.topk_idx, experts, ranks, gpus)
@@ -88,29 +85,96 @@ def test_wait_and_sum(seed):
     """A signal that is there already: acquire, warp sum, release store."""
     data = cupy.asarray(np.random.default_rng(seed).integers(0, 2**32, 10_000, dtype=np.uint32))
     words = cupy.asarray(np.array([5, 0], np.uint64))
-    source = next(p for p in KERNELS if p.stem == "put_signal")
-    from rdmakit.device.handle import WATCH
-
     watch = np.zeros(1, WATCH)
-    kernel = module(source).get_function("wait_and_sum")
-    kernel((1,), (64,), (words, np.uint64(5), data, np.uint32(data.size), words[1:], watch[0]))
+    gpu.stock_kernel("wait_and_sum")(1, 64, (words, 5, data, data.size, words[1:], watch[0]))
     assert int(words[1]) == int(cupy.asnumpy(data).astype(np.uint64).sum())
 
 
 def test_a_signal_that_never_comes_is_reported(seed):
-    """The spin is bounded on a GPU too, and says who waited for what, at which line."""
-    from rdmakit.device.handle import WATCH
-    from rdmakit.device.report import REPORT, Report
-
-    words = cupy.zeros(2, np.uint64)
-    report = cupy.zeros(REPORT.itemsize, np.uint8)
+    """The spin is bounded on a GPU too, and says who waited for what, at which line, to the host in its own memory."""
+    words, data = cupy.zeros(2, np.uint64), cupy.zeros(4, np.uint32)
+    report = gpu.pinned_report()
     watch = np.zeros(1, WATCH)
-    watch[0]["report"], watch[0]["timeout_ns"], watch[0]["rank"] = report.data.ptr, 2_000_000, 3
-    source = next(p for p in KERNELS if p.stem == "put_signal")
-    data = cupy.zeros(4, np.uint32)
-    kernel = module(source).get_function("wait_and_sum")
-    kernel((1,), (32,), (words, np.uint64(9), data, np.uint32(4), words[1:], watch[0]))
-    said = Report(cupy.asnumpy(report))
-    assert said.status.name == "TIMEOUT" and said.expected == 9 and said.seen == 0 and said.rank == 3
-    assert "signal" in said.what and said.line > 0 and ".cu" in said.file
-    assert 2_000_000 <= said.waited_ns < 2_000_000_000
+    watch[0]["report"], watch[0]["timeout_ns"], watch[0]["rank"] = report.address, 2_000_000, 3
+    gpu.stock_kernel("wait_and_sum")(1, 32, (words, 9, data, 4, words[1:], watch[0]))
+    deadline = time.monotonic() + 20
+    while not report and time.monotonic() < deadline:  # nothing is synchronised
+        time.sleep(0.001)
+    assert report.status.name == "TIMEOUT" and report.expected == 9 and report.seen == 0 and report.rank == 3
+    assert "signal" in report.what and report.line > 0 and report.file == "kernels/put_signal.cu"
+    assert 2_000_000 <= report.waited_ns < 2_000_000_000
+    with pytest.raises(HangError, match=r"put_signal\.cu"):
+        report.raise_for_status()
+    cupy.cuda.runtime.deviceSynchronize()
+
+
+def test_an_edited_header_makes_another_kernel(tmp_path):
+    header = tmp_path / "number.cuh"
+    code = "#include <number.cuh>\n__global__ void tell(int* out) { *out = kNumber; }"
+    out = cupy.zeros(1, np.int32)
+    for number in (7, 8, 7):
+        header.write_text(f"constexpr int kNumber = {number};\n")
+        gpu.compile_source(code, include_dirs=[str(tmp_path)]).get_function("tell")(1, 1, (out,))
+        assert int(out[0]) == number
+
+
+def test_the_same_source_is_compiled_once():
+    code = "#include <rdmakit/atom.cuh>\nRDMAKIT_KERNEL one(int* p) { *p = 1; }"
+    assert gpu.compile_source(code) is gpu.compile_source(code)
+    assert gpu.compile_source(code) is not gpu.compile_source(code, defines=["OTHER"])
+
+
+SCALE = (
+    "namespace a { __global__ void scale(float* p, float by, short n) { if (threadIdx.x < n) p[threadIdx.x] *= by; } }"
+)
+
+
+def test_streams_and_graphs():
+    """On CuPy's stream, by its address, and captured into a graph that is launched three times."""
+    scale = gpu.compile_source(SCALE).get_function("scale")
+    values, stream = cupy.ones(32, np.float32), cupy.cuda.Stream(non_blocking=True)
+    cupy.cuda.runtime.deviceSynchronize()
+    scale(1, 32, (values, 2, 16), stream=stream)
+    scale(1, 32, (values, 2.0, 16), stream=stream.ptr)
+    stream.begin_capture()
+    scale(1, 32, (values, np.float32(2), np.int16(16)), stream=stream)
+    graph = stream.end_capture()
+    for _ in range(3):
+        graph.launch(stream)
+    stream.synchronize()
+    assert cupy.asnumpy(values).tolist() == [32.0] * 16 + [1.0] * 16
+
+
+def test_what_a_gpu_refuses_is_told():
+    scale = gpu.compile_source(SCALE).get_function("scale")
+    values = cupy.ones(32, np.float32)
+    with pytest.raises(LaunchError, match="refuses to launch scale"):
+        scale(1, 2048, (values, 1.0, 1))
+    with pytest.raises(LaunchError, match="refuses to launch scale"):
+        scale(1, 32, (values, 1.0, 1), shared_mem=1 << 20)
+    with pytest.raises(LaunchError, match="bad grid"):
+        scale(0, 32, (values, 1.0, 1))
+    with pytest.raises(LaunchError, match="no stream"):
+        scale(1, 32, (values, 1.0, 1), stream="7")
+    with pytest.raises(BadArgument, match="pointer of the device's"):
+        scale(1, 32, (np.ones(32, np.float32), 1.0, 1))
+    with pytest.raises(BadArgument, match="does not fit"):
+        scale(1, 32, (values, 1.0, 1 << 15 << 1))
+    with pytest.raises(BadArgument, match="no such kernel"):
+        gpu.compile_source(SCALE).get_function("other")
+    with pytest.raises(CompileError, match=r"wrong\.cu"):
+        gpu.compile_source("\n__global__ void k() { no_such(); }", name="wrong.cu")
+    scale(1, 32, (values, 3.0, 32))  # the device is as good as new
+    assert float(values.sum()) == 96.0
+
+
+def test_torch_tensors_and_streams():
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch without CUDA")
+    scale = gpu.compile_source(SCALE).get_function("scale")
+    values, stream = torch.ones(32, device="cuda"), torch.cuda.Stream()
+    torch.cuda.synchronize()
+    scale(1, 32, (values, 4.0, 32), stream=stream)
+    stream.synchronize()
+    assert values.tolist() == [4.0] * 32

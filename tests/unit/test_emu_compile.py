@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import rdmakit
+from rdmakit.device.source import blanked, find_kernels
 from rdmakit.emu import cache, compile, compile_source, compiler, stock_kernel
-from rdmakit.emu.source import blanked, find_kernels, prepare
+from rdmakit.emu.source import prepare
 from rdmakit.errors import BadArgument, CompileError, NotAvailable
 
 ONE = "#include <rdmakit/warp.cuh>\nRDMAKIT_KERNEL one(int* p) { if (rdmakit::block_rank() == 0) p[0] = VALUE; }\n"

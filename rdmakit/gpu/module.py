@@ -1,0 +1,201 @@
+"""Compiled device code on a GPU: modules, and kernels that are launched on any stream.
+
+Leans on headers, arguments, cuda and CuPy's RawModule.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import rdmakit
+from rdmakit.device.source import cell_line, find_kernels, parameters
+from rdmakit.errors import BadArgument, CompileError, LaunchError
+from rdmakit.gpu.arguments import pack
+from rdmakit.gpu.cuda import cupy, parameter_sizes, stream_of
+from rdmakit.gpu.headers import source_key
+
+__all__ = ["Kernel", "Module", "compile_source", "stock_kernel", "stock_module"]
+
+Shape = int | Sequence[int]
+
+
+def _dim3(what: str, given: Shape) -> tuple[int, ...]:
+    parts = (given,) if isinstance(given, (int, np.integer)) else tuple(given)
+    if not 1 <= len(parts) <= 3 or not all(isinstance(n, (int, np.integer)) and 0 < n < 1 << 31 for n in parts):
+        raise LaunchError(f"bad {what}", value=given, rule="one to three positive integers",
+                          remedy="pass a number, or a tuple as CUDA's dim3")  # fmt: skip
+    return tuple(int(n) for n in parts)
+
+
+class Kernel:
+    """A kernel of a `Module`: `kernel(grid, block, args, shared_mem=…, stream=…)` launches it on the current device.
+
+    It returns at once; nothing is synchronised, so that it can be captured into a CUDA graph.
+    """
+
+    def __init__(self, name: str, texts: tuple[str, ...], raw: Any) -> None:
+        self.name = name
+        self.parameters = texts
+        self.raw = raw
+        self.sizes = parameter_sizes(raw.kernel.ptr)
+        if len(self.sizes) != len(texts):
+            raise LaunchError(
+                f"the parameters of {name} are not understood", value=", ".join(texts),
+                rule=f"the driver counts {len(self.sizes)}", remedy="write them without macros",
+            )  # fmt: skip
+
+    @property
+    def registers(self) -> int:
+        """Registers a thread."""
+        return int(self.raw.num_regs)
+
+    @property
+    def local_bytes(self) -> int:
+        """Bytes a thread in local memory: spills and arrays."""
+        return int(self.raw.local_size_bytes)
+
+    def __call__(
+        self, grid: Shape, block: Shape, args: Sequence[Any] = (), *, shared_mem: int = 0, stream: Any = None
+    ) -> None:
+        """Launch it.
+
+        `grid`, `block`: blocks, threads a block (up to three dimensions). `args`: arrays of CuPy's, torch's or
+        anybody's with `__cuda_array_interface__`, addresses, `Report` in pinned memory for pointers; numbers;
+        structured scalars and handles for structs by value. Whoever calls keeps arrays alive until it has run, as with
+        CuPy. `shared_mem`: bytes of dynamic shared memory. `stream`: CuPy's, torch's, or a cudaStream_t as int; by
+        default CuPy's current one. BadArgument for wrong arguments, LaunchError for a shape or memory that the GPU
+        refuses.
+        """
+        packed = pack(self.name, self.parameters, self.sizes, args)
+        shapes = _dim3("grid", grid), _dim3("block", block)
+        cp = cupy()
+        if shared_mem > 48 * 1024 and self.raw.max_dynamic_shared_size_bytes < shared_mem:
+            self._allow(shared_mem)
+        try:
+            self.raw.kernel(*shapes, packed, int(shared_mem), stream_of(stream))
+        except cp.cuda.driver.CUDADriverError as error:
+            raise self._refused(error, shapes, shared_mem) from None
+
+    def _allow(self, shared_mem: int) -> None:
+        try:
+            self.raw.max_dynamic_shared_size_bytes = int(shared_mem)
+        except cupy().cuda.driver.CUDADriverError as error:
+            raise self._refused(error, (), shared_mem) from None
+
+    def _refused(self, error: Exception, shapes: Any, shared_mem: int) -> LaunchError:
+        limit = self.raw.max_threads_per_block
+        return LaunchError(
+            f"the GPU refuses to launch {self.name}",
+            value=f"{shapes}, {shared_mem} B of shared memory",
+            rule=str(error),
+            remedy=f"it takes {self.registers} registers a thread, at most {limit} threads a block",
+        )
+
+    def __repr__(self) -> str:
+        return f"<gpu.Kernel {self.name}({', '.join(self.parameters)}): {self.registers} registers>"
+
+
+class Module:
+    """Device code compiled for the current device. `kernels` lists its kernels' names."""
+
+    def __init__(self, code: str, raw: Any, kernels: list[tuple[str, str]], name: str) -> None:
+        self.name = name
+        self._code = code
+        self._raw = raw
+        self._spaces = dict(kernels)
+        self._loaded: dict[tuple[int, str], Kernel] = {}
+
+    @property
+    def kernels(self) -> list[str]:
+        """Names, in the order of the source."""
+        return list(self._spaces)
+
+    def get_function(self, name: str) -> Kernel:
+        """A kernel by its name; BadArgument when the source has none."""
+        if name not in self._spaces:
+            raise BadArgument("no such kernel", value=name, rule=f"{self.name} has {', '.join(self.kernels)}",
+                              remedy="see Module.kernels")  # fmt: skip
+        here = int(cupy().cuda.Device().id), name
+        if here not in self._loaded:
+            full = "::".join(part for part in (self._spaces[name], name) if part)
+            self._loaded[here] = Kernel(name, parameters(self._code, name), self._raw.get_function(full))
+        return self._loaded[here]
+
+    def __repr__(self) -> str:
+        return f"<gpu.Module of {', '.join(self.kernels)}>"
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(code: str, key: str, name: str, first_line: int, options: tuple[str, ...]) -> Module:
+    cp = cupy()
+    kernels = find_kernels(code)
+    if not kernels:
+        raise BadArgument("no kernel in the source", value=name,
+                          rule="`RDMAKIT_KERNEL name(…)` or `__global__ void name(…)`, no template",
+                          remedy="give a template kernel a plain one that calls it")  # fmt: skip
+    file = name.replace("\\", "\\\\").replace('"', '\\"')
+    raw = cp.RawModule(
+        code=f'#line {first_line} "{file}"\n{code}',
+        # CuPy knows compiled code by its source and options: the key tells it of headers.
+        options=("-std=c++17", *options, f"-DRDMAKIT_SOURCE_KEY={key}"),
+        backend="nvrtc",
+        name_expressions=["::".join(part for part in (space, kernel) if part) for kernel, space in kernels],
+    )
+    try:
+        raw.compile()
+    except cp.cuda.compiler.CompileException as error:
+        log = error.get_message() if hasattr(error, "get_message") else str(error)
+        raise CompileError(f"NVRTC does not compile {name}", log=log, remedy="read the log") from None
+    return Module(code, raw, kernels, name)
+
+
+def compile_source(
+    code: str,
+    *,
+    name: str = "kernel.cu",
+    first_line: int | None = None,
+    include_dirs: Sequence[str] = (),
+    defines: Sequence[str] = (),
+    options: Sequence[str] = (),
+) -> Module:
+    """Compile CUDA C++ for the current device and load it.
+
+    Kernels are `RDMAKIT_KERNEL name(…)` or `__global__ void name(…)`. `include_dirs`: before rdmakit's own; `defines`:
+    "NAME" or "NAME=value"; `options`: NVRTC's. Compiled once for each content of the source and of every header that it
+    includes, here and in CuPy's cache on disk. CompileError carries the log; NotAvailable without CuPy and a GPU.
+    """
+    if not isinstance(code, str):
+        raise BadArgument("device code is a string", value=type(code).__name__, rule="str",
+                          remedy="read a file with Path(…).read_text()")  # fmt: skip
+    if first_line is None:
+        first_line = cell_line(code)
+    directories = [*(str(Path(directory).resolve()) for directory in include_dirs), rdmakit.get_include()]
+    given = [*options, *(f"-D{define}" for define in defines), *(f"-I{directory}" for directory in directories)]
+    device = cupy().cuda.Device()
+    key = f"{source_key(code, directories)}_{device.compute_capability}"
+    return _compiled(code, key, name, first_line, tuple(given))
+
+
+def stock_module(stem: str) -> Module:
+    """A file of cuda/kernels, by its name without `.cu`. BadArgument when there is none."""
+    directory = Path(rdmakit.get_include(), "kernels")
+    path = directory / f"{stem}.cu"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in directory.glob("*.cu")))
+        raise BadArgument("no such file of kernels", value=stem, rule=f"one of {known}", remedy="see cuda/kernels")
+    return compile_source(path.read_text(encoding="utf-8"), name=f"kernels/{path.name}", first_line=1)
+
+
+def stock_kernel(name: str) -> Kernel:
+    """A kernel of cuda/kernels. BadArgument when there is none of that name."""
+    directory = Path(rdmakit.get_include(), "kernels")
+    known = {k: p.stem for p in directory.glob("*.cu") for k, _ in find_kernels(p.read_text(encoding="utf-8"))}
+    if name not in known:
+        raise BadArgument("no such stock kernel", value=name, rule=f"cuda/kernels has {', '.join(sorted(known))}",
+                          remedy="compile a source of your own with gpu.compile_source(code)")  # fmt: skip
+    return stock_module(known[name]).get_function(name)
