@@ -139,11 +139,19 @@ RDMAKIT_DEVICE u32 float_to_e4m3(float value) {
     return sign | smaller(((rounded >> 20) - ((127 - 7) << 3)), 0x7eu);
 }
 
+// Rounded by itself: compilers for GPUs would fuse it with the addition behind it, and sums would not be those of NumPy.
+RDMAKIT_DEVICE float product(float a, float b) {
+#if RDMAKIT_GPU
+    return __fmul_rn(a, b);
+#else
+    return a * b;
+#endif
+}
 // Sources of one row of a float sum: x scaled by w.
 RDMAKIT_DEVICE void add_scaled_bf16(Sum8& sum, const Vec16& x, float w) {
     for (int i = 0; i < 4; ++i) {
-        sum.v[2 * i] += w * bf16_to_float(x.w[i] & 0xffff);
-        sum.v[2 * i + 1] += w * bf16_to_float(x.w[i] >> 16);
+        sum.v[2 * i] += product(w, bf16_to_float(x.w[i] & 0xffff));
+        sum.v[2 * i + 1] += product(w, bf16_to_float(x.w[i] >> 16));
     }
 }
 

@@ -1,6 +1,6 @@
 """Compiled device code: modules, and kernels that are launched like CuPy's.
 
-Leans on arguments and the C++ world (kernel entries).
+Leans on device.arguments and the C++ world (kernel entries).
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from rdmakit.device.arguments import pack
 from rdmakit.emu._world import kernel_entry
-from rdmakit.emu.arguments import pack
 from rdmakit.errors import BadArgument, BadState, LaunchError
 
 if TYPE_CHECKING:
@@ -33,6 +33,16 @@ def _dim3(what: str, given: Shape) -> tuple[int, int, int]:
                           remedy="pass a number, or a tuple as CUDA's dim3")
     x, y, z = (*(int(n) for n in parts), 1, 1)[:3]
     return x, y, z
+
+
+def _laid_out(packed: Sequence[bytes]) -> tuple[bytes, tuple[int, ...]]:
+    """One range of bytes, and where each argument begins: aligned as anything but an over-aligned struct asks for."""
+    found, offsets = bytearray(), []
+    for one in packed:
+        found += bytes(-len(found) % 16)
+        offsets.append(len(found))
+        found += one
+    return bytes(found), tuple(offsets)
 
 
 class Kernel:
@@ -77,12 +87,13 @@ class Kernel:
                 rule="a launch needs GPUs",
                 remedy="kernel.bind(world), or compile with world.compile(…)",
             )
-        packed, offsets, keep = pack(self.name, self.types, args)
+        packed, keep = pack(self.name, self.types, args)
+        arguments, offsets = _laid_out(packed)
         world._launch(
             self._entry,
             _dim3("grid", grid),
             _dim3("block", block),
-            packed,
+            arguments,
             offsets,
             int(shared_mem),
             int(rank),

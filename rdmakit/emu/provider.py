@@ -14,7 +14,6 @@ import numpy as np
 from rdmakit.device import AsyncEvent, Device, Refused
 from rdmakit.device.provider import Bytes, CqQueue, QpQueues, QpRequest
 from rdmakit.emu._world import VerbRefused, rq_stride
-from rdmakit.emu.memory import aligned_array
 from rdmakit.errors import BadArgument
 from rdmakit.layout import CQE_INITIAL_OP_OWN, SEND_WQE_BB
 
@@ -61,7 +60,7 @@ class EmulatedHca:
 
     def memory(self, nbytes: int, label: str) -> Bytes:
         """Zeroed, aligned, and known to reports as `label`."""
-        found = aligned_array(nbytes)
+        found = self.world.allocate(nbytes)
         self.world.addresses.add(found, label)
         return found
 
@@ -81,9 +80,9 @@ class EmulatedHca:
 
     # ---- CQ
     def create_cq(self, log_entries: int, cqe_bytes: int, collapsed: bool, overrun_ignore: bool, label: str) -> CqQueue:
-        ring = aligned_array(cqe_bytes << log_entries, alignment=_PAGE)
+        ring = self.world.allocate(cqe_bytes << log_entries, alignment=_PAGE)
         ring[cqe_bytes - 1 :: cqe_bytes] = CQE_INITIAL_OP_OWN
-        dbrec = aligned_array(8)
+        dbrec = self.world.allocate(8)
         cqn = self._verb(
             self._core.create_cq,
             log_entries,
@@ -112,10 +111,10 @@ class EmulatedHca:
             known = ", ".join(DOORBELL_MODES)
             raise BadArgument("no such doorbell mode", value=request.doorbell, rule=f"one of {known}",
                               remedy="leave it out for the device's own")
-        sq = aligned_array(SEND_WQE_BB << request.log_sq_wqebbs, alignment=_PAGE)
+        sq = self.world.allocate(SEND_WQE_BB << request.log_sq_wqebbs, alignment=_PAGE)
         stride = rq_stride(request.max_recv_sge) if request.max_recv_sge else 0
-        rq = aligned_array(stride << request.log_rq_wqes, alignment=_PAGE) if stride else None
-        dbrec = aligned_array(8)
+        rq = self.world.allocate(stride << request.log_rq_wqes, alignment=_PAGE) if stride else None
+        dbrec = self.world.allocate(8)
         qpn = self._verb(
             self._core.create_qp,
             {

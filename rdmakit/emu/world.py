@@ -19,7 +19,7 @@ from rdmakit.emu._world import World as Core
 from rdmakit.emu.addresses import AddressBook
 from rdmakit.emu.faults import FAULT_NAMES, NO_FAULTS, Faults, faults_of
 from rdmakit.emu.hang import ENDLESS, device_fault, endless_error, hang_error, rank_died
-from rdmakit.emu.memory import aligned_array
+from rdmakit.emu.memory import ALIGNMENT, aligned_array
 from rdmakit.emu.provider import EVENT_NAMES, EmulatedHca
 from rdmakit.emu.runs import LaunchTime, Run
 from rdmakit.emu.topology import POLICIES, Rank, Topology
@@ -48,6 +48,8 @@ class World:
     >>> len(world.ranks), world.rank(3), world.open(1).device.where
     (4, Rank(index=3, host=1, local=1, nics=(1,)), 'host 1')
     """
+
+    _provider: type[EmulatedHca] = EmulatedHca
 
     def __init__(
         self,
@@ -110,7 +112,7 @@ class World:
     # ---- devices and ranks
     def open(self, host: int = 0, nic: int = 0) -> Context:
         """A context on NIC `nic` of host `host`. BadArgument when there is none."""
-        opened = Context(EmulatedHca(self, *self._device(host, nic)))
+        opened = Context(self._provider(self, *self._device(host, nic)))
         self._contexts = [known for known in self._contexts if known() is not None] + [weakref.ref(opened)]
         return opened
 
@@ -197,12 +199,22 @@ class World:
         >>> World().array((2, 3), np.float32, 1.5)[1]
         array([1.5, 1.5, 1.5], dtype=float32)
         """
-        found = aligned_array(shape, dtype)
+        found = self.allocate(shape, dtype)
         if not (np.isscalar(fill) and fill == 0):
             found[...] = fill
         if name:
             self.addresses.add(found, name)
         return found
+
+    def allocate(
+        self, shape: int | tuple[int, ...], dtype: Any = np.uint8, alignment: int = ALIGNMENT
+    ) -> np.ndarray[Any, Any]:
+        """Where all memory of this world comes from, rings and handles included: zeroed, aligned, C-contiguous."""
+        return aligned_array(shape, dtype, alignment)
+
+    def reachable(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """What kernels can read of a caller's array: itself here, a copy where GPUs are real."""
+        return array
 
     # ---- kernels
     def compile(self, code: str, *, lanes: int | None = None, name: str = "kernel.cu") -> Module:
@@ -261,7 +273,7 @@ class World:
         counts = self.fault_counts
         self._running = True
         try:
-            outcome = self._core.run()
+            outcome = self._drive()
         finally:
             self._running = False
             self._pending.clear()
@@ -280,6 +292,10 @@ class World:
             raise rank_died(self.dead_ranks, hang) if self.dead_ranks else hang
         faults = {name: n - counts.get(name, 0) for name, n in self.fault_counts.items() if n != counts.get(name, 0)}
         return Run(ended, self._core.now_ns() - before, faults)
+
+    def _drive(self) -> int:
+        """Run all launches and HCAs; the outcome."""
+        return int(self._core.run())
 
     def _require_idle(self) -> None:
         if self._running:

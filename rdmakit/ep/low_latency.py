@@ -171,7 +171,11 @@ class LowLatencyBuffer:
                 f"rank {r}: another top-k than the buffer's", value=topk_idx.shape[1], rule=f"{self.topk}",
                 remedy="make another buffer, or fill the row up with -1"
             )
-        return np.ascontiguousarray(topk_idx, np.int32)
+        return self._reachable(np.ascontiguousarray(topk_idx, np.int32))
+
+    def _reachable(self, array: Array) -> Array:
+        found: Array = self.world.reachable(array)
+        return found
 
     def dispatch(
         self,
@@ -205,7 +209,7 @@ class LowLatencyBuffer:
         for r in range(self.ranks):
             self._launch(
                 "ll_dispatch_send",
-                [self.rank_pods[r], x[r], chosen[r], len(x[r]), self.epoch, int(use_fp8)],
+                [self.rank_pods[r], self._reachable(x[r]), chosen[r], len(x[r]), self.epoch, int(use_fp8)],
                 r,
             )
         results, handles, pods = [], [], []
@@ -295,14 +299,16 @@ class LowLatencyBuffer:
         epoch = self.combine_epoch
         for r in range(self.ranks):
             h = handles[r]
-            self._launch("ll_combine_send", [self.rank_pods[r], y[r], h.source, h.choice, h.ranges, epoch], r)
+            rows = self._reachable(y[r])
+            self._launch("ll_combine_send", [self.rank_pods[r], rows, h.source, h.choice, h.ranges, epoch], r)
         out = [self.world.array((handles[r].tokens, self.hidden), BF16) for r in range(self.ranks)]
+        weights = [self._reachable(topk_weights[r]) for r in range(self.ranks)]
 
         def receive() -> None:
             for r in range(self.ranks):
                 self._launch(
                     "ll_combine_receive",
-                    [self.rank_pods[r], out[r], chosen[r], topk_weights[r], handles[r].tokens, epoch],
+                    [self.rank_pods[r], out[r], chosen[r], weights[r], handles[r].tokens, epoch],
                     r,
                 )
             self.mesh.run()

@@ -188,10 +188,11 @@ class NormalBuffer:
         """
         for name, values in (("x", x), ("topk_idx", topk_idx), ("topk_weights", topk_weights)):
             self._each(name, values)
-        rows = [self._split(x[r], r) for r in range(self.ranks)]
-        chosen, weights = [], []
+        rows, chosen, weights, reach = [], [], [], self.world.reachable
         for r in range(self.ranks):
-            check_topk_idx(topk_idx[r], self.experts, len(rows[r][0]))
+            q, scales = self._split(x[r], r)
+            rows.append((reach(q), None if scales is None else reach(scales)))
+            check_topk_idx(topk_idx[r], self.experts, len(q))
             check_topk_weights(topk_weights[r], topk_idx[r])
             if topk_idx[r].shape[1] != self.topk:
                 raise BadArgument(
@@ -200,8 +201,8 @@ class NormalBuffer:
                     rule=f"{self.topk}",
                     remedy="make another buffer, or fill the row up with -1",
                 )
-            chosen.append(np.ascontiguousarray(topk_idx[r], np.int32))
-            weights.append(topk_weights[r])
+            chosen.append(reach(np.ascontiguousarray(topk_idx[r], np.int32)))
+            weights.append(reach(topk_weights[r]))
         self.epoch += 1
         handles = self._exchange(chosen) if handles is None else self._reuse(handles, chosen)
         self.dispatched += 1
@@ -314,14 +315,14 @@ class NormalBuffer:
                     remedy="pass the recv_topk_weights of the dispatch, or leave topk_weights out",
                 )
         self.combine_epoch += 1
-        out, out_weights, kept = [], [], []
+        out, out_weights, kept, reach = [], [], [], self.world.reachable
         for r in range(self.ranks):
             out.append(self.world.array((handles[r].tokens, self.hidden), BF16))
             out_weights.append(self.world.array((handles[r].tokens, self.topk), np.float32))
-            w = None if topk_weights is None else np.ascontiguousarray(topk_weights[r])
+            rows, w = reach(x[r]), None if topk_weights is None else reach(np.ascontiguousarray(topk_weights[r]))
             args = np.zeros(1, abi.COMBINE_INPUT)
             args[0] = (
-                x[r].ctypes.data,
+                rows.ctypes.data,
                 w.ctypes.data if w is not None else 0,
                 out[r].ctypes.data,
                 out_weights[r].ctypes.data,
@@ -335,7 +336,7 @@ class NormalBuffer:
                 [self.rank_pods[r], handles[r].plan[0], args[0], self.scratch[r]],
                 r,
             )
-            kept.append(w)  # the launch holds its address only
+            kept.append((rows, w))  # the launch holds their addresses only
         self.mesh.run()
         return out, (out_weights if topk_weights is not None else None)
 

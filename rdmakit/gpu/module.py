@@ -15,7 +15,7 @@ import numpy as np
 import rdmakit
 from rdmakit.device.source import cell_line, find_kernels, parameters
 from rdmakit.errors import BadArgument, CompileError, LaunchError
-from rdmakit.gpu.arguments import pack
+from rdmakit.gpu.arguments import device_pointer, pack_for
 from rdmakit.gpu.cuda import cupy, parameter_sizes, stream_of
 from rdmakit.gpu.headers import source_key
 
@@ -71,7 +71,17 @@ class Kernel:
         default CuPy's current one. BadArgument for wrong arguments, LaunchError for a shape or memory that the GPU
         refuses.
         """
-        packed = pack(self.name, self.parameters, self.sizes, args)
+        packed, _ = self.packed(args)
+        self.launch(grid, block, packed, shared_mem=shared_mem, stream=stream)
+
+    def packed(self, args: Sequence[Any], pointer: Any = device_pointer) -> tuple[tuple[np.void, ...], list[Any]]:
+        """Arguments checked and packed, for `launch`, and what to keep alive. `pointer`: what passes for a pointer."""
+        return pack_for(self.name, self.parameters, self.sizes, args, pointer)
+
+    def launch(
+        self, grid: Shape, block: Shape, packed: tuple[np.void, ...], *, shared_mem: int = 0, stream: Any = None
+    ) -> None:
+        """Launch it with arguments that `packed` has made; they can be used again."""
         shapes = _dim3("grid", grid), _dim3("block", block)
         cp = cupy()
         if shared_mem > 48 * 1024 and self.raw.max_dynamic_shared_size_bytes < shared_mem:

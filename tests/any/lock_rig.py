@@ -68,7 +68,7 @@ class Transfers:
 
     def launch(self, *, send=True, receive=True, count=None, warps=4):
         count = self.count if count is None else count
-        senders, receivers = handles(self.locks)
+        senders, receivers = handles(self.locks, self.world.array)
         blocks = -(-len(self.locks) // warps)
         shape = ((blocks,), (32 * warps,))
         assert count == self.count or len(self.locks) == 1, "rows are count apart"

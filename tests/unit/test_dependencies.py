@@ -20,7 +20,7 @@ PYTHON = {
     "device": {"errors", "layout"},
     "emu": ENGINES,
     "verbs": ENGINES,
-    "gpu": ENGINES,
+    "gpu": ENGINES | {"emu"},
     "channels": SIGNALS | {"signal"},
     "signal": SIGNALS | {"channels"},
     "ep": SIGNALS | {"channels", "signal"},

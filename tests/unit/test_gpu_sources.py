@@ -14,12 +14,16 @@ from hypothesis import strategies as st
 import rdmakit
 from rdmakit import gpu
 from rdmakit.device import RemoteMemory
+from rdmakit.device.arguments import FLOAT, POINTER, VALUE, kind_of
 from rdmakit.device.source import find_kernels, parameters
 from rdmakit.errors import BadArgument, NotAvailable
-from rdmakit.gpu import arguments
-from rdmakit.gpu.arguments import pack
+from rdmakit.gpu.arguments import pack_for
 
 INCLUDE = Path(rdmakit.get_include())
+
+
+def pack(kernel, parameters, sizes, values):
+    return pack_for(kernel, parameters, sizes, values)[0]
 
 
 def test_the_key_changes_with_every_header_and_only_then(tmp_path):
@@ -62,8 +66,8 @@ def test_parameters_are_those_that_the_cpu_runner_knows(path):
     for kernel, _ in find_kernels(code):
         texts = parameters(code, kernel)
         types = rdmakit.World().stock_kernel(kernel).types
-        kinds = ["pointer" if kind == 0 else "float" if kind == 2 else "value" for kind, _ in types]
-        assert [arguments._kind(text) for text in texts] == kinds
+        kinds = [kind if kind in (POINTER, FLOAT) else VALUE for kind, _ in types]
+        assert [kind_of(text) for text in texts] == kinds
 
 
 def test_parameters_of_odd_forms():
@@ -117,11 +121,11 @@ def test_integers_fit_or_are_refused(value, nbytes):
         ("int* p", 8, -1, "pointer of the device's"),
         ("int* p", 8, True, "pointer of the device's"),
         ("float* p", 8, Array((4, 4), (32, 4)), "with gaps.*C-contiguous"),
-        ("int n", 4, 1.5, "wrong type.*integer of 4 bytes"),
-        ("int n", 4, "7", "wrong type"),
+        ("int n", 4, 1.5, "must be an integer"),
+        ("int n", 4, "7", "must be an integer"),
         ("float x", 4, "7", "must be a float"),
         ("float x", 4, 1e300, "does not fit"),
-        ("Watch w", 24, 7, "wrong type.*struct of 24 bytes"),
+        ("Watch w", 24, 7, "must be a struct of 24 bytes"),
         ("Watch w", 24, b"1234", "another size.*24 bytes"),
     ],
 )
@@ -133,7 +137,7 @@ def test_what_does_not_fit_is_refused(text, size, value, said):
 def test_the_number_of_arguments_is_checked():
     with pytest.raises(BadArgument, match="takes 2 arguments"):
         pack("k", ["int n", "int m"], [4, 4], [1])
-    with pytest.raises(BadArgument, match="are no list"):
+    with pytest.raises(BadArgument, match="arguments of k"):
         pack("k", ["int n"], [4], "7")
 
 
@@ -154,5 +158,7 @@ def test_without_a_gpu_it_says_what_is_missing():
         gpu.compile_source("RDMAKIT_KERNEL k(int* p) { *p = 1; }")
     with pytest.raises(NotAvailable, match="World"):
         gpu.pinned_report()
+    with pytest.raises(NotAvailable, match="World"):
+        gpu.World(hosts=2)
     with pytest.raises(BadArgument, match="cuda/kernels has"):
         gpu.stock_kernel("no_such")

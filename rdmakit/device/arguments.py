@@ -1,38 +1,55 @@
-"""Python values as kernel arguments: packed bytes that the kernel's entry unpacks by its own types.
+"""Python values as kernel arguments: bytes that fit the kernel's own types, whatever runs it.
 
-Leans on device (MR, handles) and NumPy. Kinds and sizes are those of `rdmakit::cpu::ArgumentType` (cpu.cuh).
+Leans on mr, handle, report and NumPy. Kinds are those of `rdmakit::cpu::ArgumentType` (cpu.cuh), and `VALUE` where
+only the size is known. Which arrays kernels can reach, each backend says (`host_pointer` is the CPU runner's answer).
 """
 
 from __future__ import annotations
 
 import ctypes
+import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from rdmakit.device import MR, DeviceHandle, MemorySlice, RemoteMemory, Report
 from rdmakit.device.buffer import byte_view, from_dlpack
+from rdmakit.device.handle import DeviceHandle
+from rdmakit.device.mr import MR, MemorySlice, RemoteMemory
+from rdmakit.device.report import Report
 from rdmakit.errors import BadArgument
 
-__all__ = ["pack"]
+__all__ = ["FLOAT", "POINTER", "VALUE", "Pointer", "host_pointer", "kind_of", "pack", "refuse"]
 
-_POINTER, _INTEGER, _FLOAT, _STRUCT = range(4)
-_KIND_NAMES = ("a pointer", "an integer", "a float", "a struct")
+POINTER, INTEGER, FLOAT, STRUCT, VALUE = range(5)
+_KIND_NAMES = ("a pointer", "an integer", "a float", "a struct", "an integer or a struct")
+Pointer = Callable[[str, Any], tuple[int, Any]]  # (what it is called, the value) → its address, what to keep alive
 
 
-def _refuse(what: str, value: Any, rule: str, remedy: str | None = None) -> BadArgument:
+def refuse(what: str, value: Any, rule: str, remedy: str | None = None) -> BadArgument:
     shown = f"{type(value).__name__} {value!r}" if np.isscalar(value) else type(value).__name__
     return BadArgument(what, value=shown, rule=rule, remedy=remedy)
 
 
-def _pointer(where: str, value: Any) -> tuple[int, Any]:
+def kind_of(parameter: str) -> int:
+    """POINTER, FLOAT or VALUE, by a parameter's text in the source; aliases of floats are taken for VALUE.
+
+    >>> [kind_of(text) for text in ("const float* p", "float by", "u32 n")] == [POINTER, FLOAT, VALUE]
+    True
+    """
+    if "*" in parameter:
+        return POINTER
+    return FLOAT if re.search(r"\b(?:float|double)\b", parameter) else VALUE
+
+
+def host_pointer(where: str, value: Any) -> tuple[int, Any]:
+    """Memory of this process. BadArgument for what is none, or has gaps."""
     if value is None:
         return 0, None
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         if not 0 <= int(value) < 1 << 64:
-            raise _refuse(f"{where} is no address", value, "0 … 2**64 − 1")
+            raise refuse(f"{where} is no address", value, "0 … 2**64 − 1")
         return int(value), None
     if isinstance(value, (MR, MemorySlice)):
         region = value.mr if isinstance(value, MemorySlice) else value
@@ -52,7 +69,7 @@ def _pointer(where: str, value: Any) -> tuple[int, Any]:
                 remedy="pass np.ascontiguousarray(array), or the base array and its strides",
             )
         return int(array.ctypes.data), (value, byte_view(array))
-    raise _refuse(
+    raise refuse(
         f"{where} must be a pointer",
         value,
         "an array, an MR, a DLPack tensor, an address as int, or None for null",
@@ -64,10 +81,10 @@ def _integer(where: str, value: Any, nbytes: int) -> bytes:
     if isinstance(value, (np.ndarray, np.generic)) and value.ndim == 0:
         value = value.item()
     if not isinstance(value, int):
-        raise _refuse(f"{where} must be an integer", value, f"an int that fits {nbytes} bytes")
+        raise refuse(f"{where} must be an integer", value, f"an int that fits {nbytes} bytes")
     bits = 8 * nbytes
     if not -(1 << bits - 1) <= value < 1 << bits:
-        raise _refuse(f"{where} does not fit", value, f"{nbytes} bytes: −2**{bits - 1} … 2**{bits} − 1")
+        raise refuse(f"{where} does not fit", value, f"{nbytes} bytes: −2**{bits - 1} … 2**{bits} − 1")
     return (value & (1 << bits) - 1).to_bytes(nbytes, "little")
 
 
@@ -75,13 +92,13 @@ def _float(where: str, value: Any, nbytes: int) -> bytes:
     if isinstance(value, (np.ndarray, np.generic)) and value.ndim == 0:
         value = value.item()
     if not isinstance(value, (int, float)) or isinstance(value, bool):
-        raise _refuse(f"{where} must be a float", value, f"a float of {nbytes} bytes")
+        raise refuse(f"{where} must be a float", value, f"a float of {nbytes} bytes")
     if nbytes not in (4, 8):
-        raise _refuse(f"{where} has an unsupported width", value, f"{nbytes}-byte floats are not supported")
+        raise refuse(f"{where} has an unsupported width", value, f"{nbytes}-byte floats are not supported")
     try:
         return struct.pack("<f" if nbytes == 4 else "<d", value)
     except OverflowError:
-        raise _refuse(f"{where} does not fit", value, "a float of 4 bytes") from None
+        raise refuse(f"{where} does not fit", value, "a float of 4 bytes") from None
 
 
 def _struct(where: str, value: Any, nbytes: int) -> tuple[bytes, Any]:
@@ -98,7 +115,7 @@ def _struct(where: str, value: Any, nbytes: int) -> tuple[bytes, Any]:
     elif isinstance(value, ctypes.Structure):
         raw = bytes(memoryview(value).cast("B"))
     else:
-        raise _refuse(
+        raise refuse(
             f"{where} must be a struct of {nbytes} bytes",
             value,
             "a NumPy structured scalar, a device handle, an MR or mr.remote(), a ctypes Structure or bytes",
@@ -114,20 +131,30 @@ def _struct(where: str, value: Any, nbytes: int) -> tuple[bytes, Any]:
     return raw, value
 
 
+_STRUCTS = (DeviceHandle, Report, RemoteMemory, MR, MemorySlice, np.void, bytes, bytearray, ctypes.Structure)
+
+
+def _is_struct(value: Any) -> bool:
+    return isinstance(value, _STRUCTS) or (isinstance(value, np.ndarray) and value.dtype.names is not None)
+
+
 def pack(
-    kernel: str, types: Sequence[tuple[int, int]], arguments: Sequence[Any]
-) -> tuple[bytes, tuple[int, ...], list[Any]]:
-    """Packed bytes, the offset of each argument in them, and the objects to keep alive until the launch has
-    run.
+    kernel: str,
+    types: Sequence[tuple[int, int]],
+    arguments: Sequence[Any],
+    pointer: Pointer = host_pointer,
+    names: Sequence[str] = (),
+) -> tuple[list[bytes], list[Any]]:
+    """The bytes of each argument, and the objects to keep alive until the launch has run.
 
-    BadArgument names the argument when its number, kind, size or range is wrong.
+    `types`: (kind, bytes) of each parameter; `names`: what to call them besides their numbers. BadArgument names the
+    argument when its number, kind, size or range is wrong.
 
-    >>> packed, offsets, _ = pack("k", [(1, 4), (2, 4)], [7, 0.5])
-    >>> packed[:4].hex(), offsets
-    ('07000000', (0, 16))
+    >>> pack("k", [(1, 4), (2, 4)], [7, 0.5])[0]
+    [b'\\x07\\x00\\x00\\x00', b'\\x00\\x00\\x00?']
     """
     if isinstance(arguments, (str, bytes, np.ndarray)) or not isinstance(arguments, Sequence):
-        raise _refuse(f"arguments of {kernel}", arguments, "a tuple or list, one value for each parameter")
+        raise refuse(f"arguments of {kernel}", arguments, "a tuple or list, one value for each parameter")
     if len(arguments) != len(types):
         raise BadArgument(
             f"{kernel} takes {len(types)} arguments",
@@ -135,21 +162,22 @@ def pack(
             rule=", ".join(f"{_KIND_NAMES[kind]} of {nbytes} B" for kind, nbytes in types) or "none",
             remedy="pass one for each parameter of the kernel, in its order",
         )
-    packed, offsets, keep = bytearray(), [], []
+    packed: list[bytes] = []
+    keep: list[Any] = []
     for number, ((kind, nbytes), value) in enumerate(zip(types, arguments, strict=True)):
-        where = f"argument {number} of {kernel}"
-        packed += bytes(-len(packed) % 16)  # as aligned as anything but an over-aligned struct asks for
-        offsets.append(len(packed))
-        if kind == _POINTER:
-            address, alive = _pointer(where, value)
-            packed += address.to_bytes(8, "little")
+        where = f"argument {number} of {kernel}" + (f" ({names[number]})" if names else "")
+        if kind == VALUE:
+            kind = STRUCT if nbytes not in (1, 2, 4, 8) or _is_struct(value) else INTEGER
+        if kind == POINTER:
+            address, alive = pointer(where, value)
+            packed.append(address.to_bytes(8, "little"))
             keep.append(alive)
-        elif kind == _INTEGER:
-            packed += _integer(where, value, nbytes)
-        elif kind == _FLOAT:
-            packed += _float(where, value, nbytes)
+        elif kind == INTEGER:
+            packed.append(_integer(where, value, nbytes))
+        elif kind == FLOAT:
+            packed.append(_float(where, value, nbytes))
         else:
             raw, alive = _struct(where, value, nbytes)
-            packed += raw
+            packed.append(raw)
             keep.append(alive)
-    return bytes(packed), tuple(offsets), keep
+    return packed, keep

@@ -1,0 +1,74 @@
+"""Page-locked memory of the host, handed out as NumPy arrays: GPUs reach it at the addresses that NumPy shows.
+
+Leans on cuda.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from rdmakit.device import MR, DeviceHandle, MemorySlice, Report
+from rdmakit.device.arguments import refuse
+from rdmakit.errors import BadArgument
+from rdmakit.gpu.cuda import cupy
+
+__all__ = ["Arena"]
+
+
+class Arena:
+    """`nbytes` of page-locked memory. Arrays keep it alive; what is given back is not given out again."""
+
+    def __init__(self, nbytes: int) -> None:
+        self._memory = np.frombuffer(cupy().cuda.alloc_pinned_memory(nbytes), np.uint8, nbytes)
+        self.begin = int(self._memory.ctypes.data)
+        self.size = nbytes
+        self.used = 0
+
+    def array(self, shape: int | tuple[int, ...], dtype: Any, alignment: int) -> np.ndarray[Any, Any]:
+        """A zeroed C-contiguous array at a multiple of `alignment` bytes. BadArgument when nothing is left."""
+        kind = np.dtype(dtype)
+        dims = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+        nbytes = math.prod(dims) * kind.itemsize
+        start = self.used + -(self.begin + self.used) % alignment
+        if start + nbytes > self.size:
+            raise BadArgument(
+                "the world's page-locked memory is used up",
+                value=nbytes,
+                rule=f"{self.size - self.used} of {self.size} bytes are left",
+                remedy="gpu.World(memory=…), in bytes",
+            )
+        self.used = start + nbytes
+        found: np.ndarray[Any, Any] = self._memory[start : start + nbytes].view(kind).reshape(dims)
+        found.view(np.uint8).reshape(-1)[...] = 0
+        return found
+
+    def holds(self, array: np.ndarray[Any, Any]) -> bool:
+        """Whether all of an array lies in here."""
+        first = int(array.ctypes.data)
+        return self.begin <= first and first + array.nbytes <= self.begin + self.size
+
+    def pointer(self, where: str, value: Any) -> tuple[int, Any]:
+        """The address of what lies in here. BadArgument for memory that GPUs do not reach."""
+        if value is None:
+            return 0, None
+        if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+            return int(value), None
+        if isinstance(value, (MR, MemorySlice)):
+            region = value.mr if isinstance(value, MemorySlice) else value
+            region._require_open()
+            return self._checked(where, value, value.address)
+        if isinstance(value, (DeviceHandle, Report)):
+            return self._checked(where, value, int(value.array.ctypes.data))
+        if isinstance(value, np.ndarray) and value.flags.c_contiguous:
+            return self._checked(where, value, int(value.ctypes.data))
+        raise refuse(f"{where} must be a pointer", value, "a C-contiguous array, an MR, an address, or None for null",
+                     "make it with world.array(…)")  # fmt: skip
+
+    def _checked(self, where: str, value: Any, address: int) -> tuple[int, Any]:
+        if not self.begin <= address <= self.begin + self.size:
+            raise refuse(f"{where} is memory that GPUs do not reach", value, "memory of this world",
+                         "make it with world.array(…)")  # fmt: skip
+        return address, value

@@ -1,0 +1,219 @@
+"""Real GPUs that ring real doorbells, with no NIC: the emulated HCAs run in this thread and answer them.
+
+Leans on the emulator's world (HCAs, fabric, verbs), on arena and module. All memory is page-locked memory of the host:
+queues, doorbell records, payload. A GPU's kernel writes WQEs there and stores to its doorbell register; this thread
+sees the store, lets the HCA execute what it finds, and the GPU polls the CQE that the HCA has written. So the fences
+and acquires of the device code meet a real memory system, and an agent of system scope. It tests; it is not fast.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rdmakit.device.provider import QpQueues, QpRequest
+from rdmakit.emu.memory import ALIGNMENT
+from rdmakit.emu.provider import EmulatedHca
+from rdmakit.emu.runs import LaunchTime, Run
+from rdmakit.emu.world import World as EmulatedWorld
+from rdmakit.errors import HangError
+from rdmakit.gpu.arena import Arena
+from rdmakit.gpu.cuda import cupy
+from rdmakit.gpu.module import Kernel, Module, Shape, compile_source, stock_kernel
+
+__all__ = ["BoundKernel", "BoundModule", "World"]
+
+_DONE = 0
+_REGISTERS = 4096
+_PATIENCE_S = 60.0  # for kernels whose own waits are bounded by 10 s
+
+
+class _AnsweredHca(EmulatedHca):
+    """An emulated HCA whose doorbell registers are words that this process polls."""
+
+    world: World
+
+    def create_qp(self, request: QpRequest) -> QpQueues:
+        made = super().create_qp(request)
+        return made._replace(doorbell=self.world._register(self.index, made.doorbell))
+
+    def ring(self, doorbell: int, value: int) -> None:
+        super().ring(self.world._behind(doorbell), value)
+
+
+class BoundKernel:
+    """A kernel that is queued for GPU `rank` of a world, and launched by `world.run()`."""
+
+    def __init__(self, world: World, kernel: Kernel) -> None:
+        self.world = world
+        self.kernel = kernel
+        self.name = kernel.name
+
+    def __call__(
+        self,
+        grid: Shape,
+        block: Shape,
+        args: Sequence[Any] = (),
+        *,
+        shared_mem: int = 0,
+        rank: int = 0,
+        stream: int = 0,
+    ) -> None:
+        """As with the CPU runner: launches of one rank and stream run in order, all others at the same time."""
+        self.world.rank(rank)
+        packed, keep = self.kernel.packed(args, self.world.arena.pointer)
+        self.world._queue(_Launch(self.kernel, grid, block, packed, shared_mem, rank, stream, keep))
+
+    def __repr__(self) -> str:
+        return f"{self.kernel!r} in {self.world!r}"
+
+
+class BoundModule:
+    """A compiled module whose kernels are queued in a world."""
+
+    def __init__(self, world: World, module: Module) -> None:
+        self.world = world
+        self.module = module
+
+    @property
+    def kernels(self) -> list[str]:
+        """Names, in the order of the source."""
+        return self.module.kernels
+
+    def get_function(self, name: str) -> BoundKernel:
+        """A kernel by its name; BadArgument when the source has none."""
+        return BoundKernel(self.world, self.module.get_function(name))
+
+
+@dataclass
+class _Launch:
+    kernel: Kernel
+    grid: Shape
+    block: Shape
+    packed: tuple[np.void, ...]
+    shared_mem: int
+    rank: int
+    stream: int
+    keep: list[Any]
+
+
+class World(EmulatedWorld):
+    """Hosts, HCAs and fabric of the emulator, and GPUs that are real: rank r is GPU r, or shares one with others.
+
+    Takes what `rdmakit.World` takes, but for `policy`; `memory` bytes are page-locked at once. All ranks of a GPU have
+    to fit on it at the same time, since they wait for one another. NotAvailable without CuPy and a GPU.
+    """
+
+    _provider = _AnsweredHca
+
+    def __init__(self, hosts: int = 1, gpus_per_host: int = 1, *, memory: int = 256 << 20, **options: Any) -> None:
+        cp = cupy()
+        self.arena = Arena(memory)
+        super().__init__(hosts, gpus_per_host, policy="fast", **options)
+        self._registers = self.arena.array(_REGISTERS, np.uint64, 4096)
+        self._rung = np.zeros(0, np.uint64)
+        self._places: list[tuple[int, int]] = []  # of each register: its HCA, and the register behind it
+        self._queued: list[_Launch] = []
+        self._streams: dict[tuple[int, int], Any] = {}
+        self._gpus = cp.cuda.runtime.getDeviceCount()
+
+    # ---- memory and registers
+    def allocate(
+        self, shape: int | tuple[int, ...], dtype: Any = np.uint8, alignment: int = ALIGNMENT
+    ) -> np.ndarray[Any, Any]:
+        """Page-locked memory of the world's."""
+        return self.arena.array(shape, dtype, alignment)
+
+    def reachable(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The array itself if it lies in the world's memory, else a copy that does."""
+        if self.arena.holds(array):
+            return array
+        copy = self.allocate(array.shape, array.dtype)
+        copy[...] = array
+        return copy
+
+    def _register(self, hca: int, behind: int) -> int:
+        """A word for each queue pair: in memory, unlike at a NIC, a later store would hide an earlier one."""
+        self._places.append((hca, behind))
+        self._rung = np.append(self._rung, np.uint64(0))
+        return int(self._registers[len(self._places) - 1 :].ctypes.data)
+
+    def _behind(self, register: int) -> int:
+        index = (register - int(self._registers.ctypes.data)) // 8
+        return self._places[index][1] if 0 <= index < len(self._places) else register
+
+    # ---- kernels
+    def compile(self, code: str, *, lanes: int | None = None, name: str = "kernel.cu") -> Any:
+        """Compile device code for the GPUs; `lanes` are always 32."""
+        return BoundModule(self, compile_source(code, name=name))
+
+    def stock_kernel(self, name: str) -> Any:
+        """A kernel of cuda/kernels, by name."""
+        return BoundKernel(self, stock_kernel(name))
+
+    def _queue(self, launch: _Launch) -> None:
+        self._require_idle()
+        self._queued.append(launch)
+
+    # ---- running
+    def _answer(self) -> bool:
+        """Pass on what has been stored to doorbell registers; whether there was any."""
+        count = len(self._places)
+        now = self._registers[:count].copy()
+        changed = np.nonzero(now != self._rung)[0]
+        for index in changed:
+            hca, behind = self._places[index]
+            self._core.mmio_write64(hca, behind, int(now[index]))
+        self._rung = now
+        return changed.size != 0
+
+    def _drive(self) -> int:
+        cp = cupy()
+        queued, self._queued = self._queued, []
+        under_way: list[tuple[_Launch, Any, Any]] = []
+        for launch in queued:
+            with cp.cuda.Device(launch.rank % self._gpus):
+                key = launch.rank, launch.stream
+                if key not in self._streams:
+                    self._streams[key] = cp.cuda.Stream(non_blocking=True)
+                stream = self._streams[key]
+                begin, end = cp.cuda.Event(), cp.cuda.Event()
+                begin.record(stream)
+                launch.kernel.launch(
+                    launch.grid, launch.block, launch.packed, shared_mem=launch.shared_mem, stream=stream
+                )
+                end.record(stream)
+            under_way.append((launch, begin, end))
+        deadline = time.monotonic() + _PATIENCE_S
+        waits = [end for _, _, end in under_way]
+        while waits:
+            self._answer()
+            self._core.run()
+            waits = [end for end in waits if not end.done]
+            if waits and time.monotonic() > deadline:
+                raise HangError(
+                    "kernels have not ended", rule=f"their waits are bounded: {_PATIENCE_S:g} s are enough",
+                    value=", ".join(sorted({launch.kernel.name for launch, _, end in under_way if not end.done})),
+                    remedy="see the reports of their handles; a loop without a bound needs one",
+                )  # fmt: skip
+        while self._answer():
+            self._core.run()
+        self._core.run()
+        self._times = [
+            LaunchTime(launch.kernel.name, launch.rank, 0.0, 1e6 * cp.cuda.get_elapsed_time(begin, end))
+            for launch, begin, end in under_way
+        ]
+        return _DONE
+
+    def run(self) -> Run:
+        """Launch what is queued and answer doorbells until all of it has ended and every HCA is idle.
+
+        Times are measured: each launch's own duration, from 0. HangError when kernels do not end within a minute; one
+        that has given up leaves its report, as on any GPU (`handle.report.raise_for_status()`).
+        """
+        done = super().run()
+        return Run(self._times, 0, done.faults)
