@@ -109,6 +109,22 @@ class Transfers:
         return self.source[k, i, : self.lengths[k, i]].tobytes()
 
 
+def thousands_under_way(world, way, rng):
+    """64 queue pairs on two ports: 4096 transfers sent and not signed off, then those signed off, then 8192 more."""
+    pds = world.open(0).alloc_pd(), world.open(1).alloc_pd()
+    options = {**WAYS[way], "strategy": way.split("-")[0], "slots": 64, "max_payload": 256}
+    locks = [SequenceLock(*pds, port=1 + k % 2, channel=k, **options) for k in range(64)]
+    first = Transfers(world, locks, rng.integers(0, 257, (64, 64)), rng)
+    first.launch(receive=False)
+    assert sum(lock.in_flight for lock in locks) == 4096
+    first.launch(send=False)
+    first.check()
+    then = Transfers(world, locks, rng.integers(0, 257, (64, 128)), rng)
+    then.launch()
+    then.check()
+    return pds
+
+
 def put_by_hand(lock, ticket, payload, *, slot=None, epoch=None, qpn=None, signal=True, spoil=0):
     """What a sender's NIC would do to the receiver's memory, byte by byte; each argument is a way to lie.
 

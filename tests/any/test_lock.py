@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from lock_rig import WAYS, Transfers, make_lock, make_world
+from lock_rig import WAYS, Transfers, make_lock, make_world, thousands_under_way
 
 from rdmakit.errors import BadArgument, LaunchError
 from rdmakit.signal import SequenceLock, Strategy, cost
@@ -106,17 +106,7 @@ def test_sums_instead_of_copies(way, seed, rng):
 def test_thousands_under_way_over_64_queue_pairs_and_two_ports(way, seed, rng):
     """4096 transfers sent and not signed off; then 8192 more, any order across queue pairs, strict order inside."""
     world = make_world("timed" if way == "amo" else "explore", seed)
-    pds = world.open(0).alloc_pd(), world.open(1).alloc_pd()
-    options = {**WAYS[way], "strategy": way.split("-")[0], "slots": 64, "max_payload": 256}
-    locks = [SequenceLock(*pds, port=1 + k % 2, channel=k, **options) for k in range(64)]
-    first = Transfers(world, locks, rng.integers(0, 257, (64, 64)), rng)
-    first.launch(receive=False)
-    assert sum(lock.in_flight for lock in locks) == 4096
-    first.launch(send=False)
-    first.check()
-    then = Transfers(world, locks, rng.integers(0, 257, (64, 128)), rng)
-    then.launch()
-    then.check()
+    pds = thousands_under_way(world, way, rng)
     ports = [port.counters["xmit_payload"] for port in pds[0].context.ports]
     assert min(ports) > 0.4 * sum(ports), f"both ports carry their half: {ports}"
 

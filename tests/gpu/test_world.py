@@ -5,11 +5,12 @@ All ranks share the GPUs that there are. The rigs, inputs and truths are those o
 
 from __future__ import annotations
 
-import ml_dtypes
 import numpy as np
 import pytest
-from lock_rig import WAYS, Transfers, make_lock
+from lock_rig import WAYS, Transfers, make_lock, thousands_under_way
 from moe import failures, make_inputs
+from test_ep_low_latency import rows_for, wrong_sums
+from test_ep_normal import round_trip
 
 import rdmakit
 from rdmakit import gpu
@@ -18,7 +19,6 @@ from rdmakit.ep import reference, verify
 from rdmakit.ep.low_latency import LowLatencyBuffer
 from rdmakit.ep.normal import NormalBuffer
 from rdmakit.errors import BadArgument, HangError
-from rdmakit.signal import SequenceLock
 
 pytestmark = pytest.mark.gpu
 
@@ -65,17 +65,7 @@ def test_every_strategy_delivers(way, seed, rng):
 @pytest.mark.parametrize("way", ["amo", "imm", "eager-crc", "write"])
 def test_thousands_under_way_over_64_queue_pairs_and_two_ports(way, seed, rng):
     world = gpu.World(hosts=2, seed=seed, data_in_order=True)
-    pds = world.open(0).alloc_pd(), world.open(1).alloc_pd()
-    options = {**WAYS[way], "strategy": way.split("-")[0], "slots": 64, "max_payload": 256}
-    locks = [SequenceLock(*pds, port=1 + k % 2, channel=k, **options) for k in range(64)]
-    first = Transfers(world, locks, rng.integers(0, 257, (64, 64)), rng)
-    first.launch(receive=False)
-    assert sum(lock.in_flight for lock in locks) == 4096
-    first.launch(send=False)
-    first.check()
-    then = Transfers(world, locks, rng.integers(0, 257, (64, 128)), rng)
-    then.launch()
-    then.check()
+    thousands_under_way(world, way, rng)
 
 
 @pytest.mark.parametrize(("hosts", "gpus"), [(1, 2), (2, 1), (2, 2)])
@@ -88,13 +78,8 @@ def test_normal_dispatch_and_combine(hosts, gpus, fp8, seed):
         tokens = [max(most - 7 * r * turn, 0) for r in range(ranks)]
         x, idx, weights = make_inputs(tokens, 256, experts, 4, seed + turn)
         sent = [reference.quantize_fp8(rows) for rows in x] if fp8 else x
-        got = buffer.dispatch(sent, idx, weights)
-        assert not failures(verify.check_dispatched(got, sent, idx, weights, experts))
-        rng = np.random.default_rng(seed + turn)
-        y = [rng.standard_normal((g.handle.received, 256), np.float32).astype(ml_dtypes.bfloat16) for g in got]
-        back = [g.recv_topk_weights for g in got]
-        out, out_weights = buffer.combine(y, [g.handle for g in got], back)
-        assert not failures(verify.check_combined(out, y, idx, experts, gpus, out_weights, back))
+        _, bad = round_trip(world, buffer, sent, idx, weights, experts, seed + turn)
+        assert not bad
 
 
 @pytest.mark.parametrize(("hosts", "gpus"), [(1, 2), (2, 1), (2, 2)])
@@ -107,12 +92,9 @@ def test_low_latency_dispatch_and_combine(hosts, gpus, fp8, seed):
         x, idx, weights = make_inputs([max(most - 5 * r * turn, 0) for r in range(ranks)], 256, experts, 4, seed + turn)
         got, handles, _ = buffer.dispatch(x, idx, use_fp8=fp8)
         assert not failures(verify.check_low_latency(got, x, idx, experts, most, fp8))
-        rng = np.random.default_rng(seed + turn)
-        y = [rng.standard_normal(g.packed_recv_x.shape, np.float32).astype(ml_dtypes.bfloat16) for g in got]
+        y = rows_for(got, seed + turn)
         out, _ = buffer.combine(y, handles, idx, weights)
-        for r, mine in enumerate(out):
-            want = reference.low_latency_combine(y, got, idx[r], weights[r], r, experts)
-            assert want.tobytes() == mine.tobytes()
+        assert not wrong_sums(out, y, got, idx, weights, experts)
 
 
 def test_a_peer_that_is_late_is_reported(seed):
