@@ -28,7 +28,7 @@ demo: $(VENV)/.demo
 	@$(PY) -m rdmakit demo
 
 test: $(VENV)/.test
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto
 
 explore: $(VENV)/.test
 	$(PY) -m pytest -m explore

@@ -22,6 +22,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     given = config.getoption("--seed")
     config.stash[SEED] = random.SystemRandom().getrandbits(32) if given is None else given
+    config.option.seed = config.stash[SEED]  # pytest-xdist hands options on to its workers
 
 
 def pytest_report_header(config: pytest.Config) -> str:

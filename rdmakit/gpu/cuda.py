@@ -58,8 +58,10 @@ def parameter_sizes(function: int) -> tuple[int, ...]:
         if code == _INVALID_VALUE:
             return tuple(sizes)
         if code != 0:
-            raise LaunchError("the driver does not tell a kernel's parameters", value=f"CUresult {code}",
-                              remedy="look for an earlier error on this device")  # fmt: skip
+            raise LaunchError(
+                "the driver does not tell a kernel's parameters", value=f"CUresult {code}",
+                rule="cuFuncGetParamInfo of a loaded kernel", remedy="look for an earlier error on this device",
+            )  # fmt: skip
         sizes.append(size.value)
 
 

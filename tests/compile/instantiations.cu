@@ -333,6 +333,6 @@ RDMAKIT_KERNEL use_ll(LlRank ll, Memory m) {
     m.keep(ll_message_bytes(ll, fp8)).keep(ll_message(ll, m.bytes, fp8).scales).keep(same_host(ll, a));
     m.keep(ll_slot(ll, n, a, a, a)).keep(ll_count(ll, n, a, a)).keep(ll_partial(ll, n, a, a));
     m.keep(check_queues(ll)).keep(ll_qp(ll, a, a).qpn).keep(ll_heap(ll, a, n)).keep(ll_send(ll, a, a, n, n, 64)).keep(ll_signal(ll, a, a, n, 1));
-    m.keep(float_bits(m.any<float>())).keep(float_to_e4m3(m.any<float>()));
+    m.keep(product(m.any<float>(), m.any<float>())).keep(float_bits(m.any<float>())).keep(float_to_e4m3(m.any<float>()));
     add_scaled_bf16(m.any<Sum8>(4), m.any<Vec16>(), m.any<float>());
 }

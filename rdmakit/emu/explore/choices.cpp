@@ -132,7 +132,8 @@ u32 Choices::choose(ChoiceKind kind, u32 count) {
 bool Choices::fault(double probability) {
     if (probability <= 0 || (fault_bound != 0 && faults_ >= fault_bound)) return false;
     u32 value = 0;
-    if (search_ == Search::random || search_ == Search::pct) value = uniform(random_) < probability * fault_weight_ ? 1 : 0;
+    const double weighed = probability < 1 ? probability * fault_weight_ : 1;  // what always happens, always happens
+    if (search_ == Search::random || search_ == Search::pct) value = uniform(random_) < weighed ? 1 : 0;
     value = decide(value, 2);
     faults_ += value;
     return value != 0;
