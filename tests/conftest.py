@@ -20,9 +20,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    given = config.getoption("--seed")
+    of_all = getattr(config, "workerinput", {}).get("seed")  # in one of the processes of pytest-xdist
+    given = config.getoption("--seed") if of_all is None else of_all
     config.stash[SEED] = random.SystemRandom().getrandbits(32) if given is None else given
-    config.option.seed = config.stash[SEED]  # pytest-xdist hands options on to its workers
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node) -> None:
+    node.workerinput["seed"] = node.config.stash[SEED]
 
 
 def pytest_report_header(config: pytest.Config) -> str:
