@@ -16,7 +16,7 @@ from rdmakit.ep import reference, verify
 from rdmakit.ep.low_latency import LowLatencyBuffer
 from rdmakit.ep.normal import NormalBuffer
 
-MANY = [10, pytest.param(300, marks=pytest.mark.explore)]
+MANY = [10, pytest.param(200, marks=pytest.mark.explore)]
 
 
 @pytest.mark.parametrize("schedules", MANY)
