@@ -1,6 +1,6 @@
 """Device code read as text: the kernels that a source defines, their parameters, the cell that it stands in.
 
-Leans on the standard library: every backend that compiles device code reads it in the same way.
+Leans on errors: every backend that compiles device code reads it in the same way.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 import linecache
 import re
 
-__all__ = ["blanked", "cell_line", "find_kernels", "namespaces", "parameters"]
+from rdmakit.errors import BadArgument
+
+__all__ = ["blanked", "cell_line", "find_kernels", "namespaces", "parameters", "require_kernels"]
 
 _BOUNDS = r"(?:__launch_bounds__\s*\([^)]*\)\s*)?"
 _KERNEL = re.compile(
@@ -65,6 +67,22 @@ def find_kernels(code: str) -> list[tuple[str, str]]:
         spaces = namespaces(scan, kernel.start())
         found.setdefault(kernel["name"], "::".join(spaces or []))
     return list(found.items())
+
+
+def require_kernels(code: str, name: str) -> list[tuple[str, str]]:
+    """`find_kernels` of a source called `name`; BadArgument when it is no string or has none."""
+    if not isinstance(code, str):
+        raise BadArgument("device code is a string", value=type(code).__name__, rule="str",
+                          remedy="read a file with Path(…).read_text()")
+    kernels = find_kernels(code)
+    if not kernels:
+        raise BadArgument(
+            "no kernel in the source",
+            value=name,
+            rule="`RDMAKIT_KERNEL name(…)` or `__global__ void name(…)`, no template",
+            remedy="give a template kernel a plain one that calls it",
+        )
+    return kernels
 
 
 def parameters(code: str, kernel: str) -> tuple[str, ...]:

@@ -22,7 +22,7 @@ from rdmakit.errors import BadArgument
 if TYPE_CHECKING:
     from rdmakit.emu.module import Kernel, Module
 
-__all__ = ["build_stock", "compile_source", "stock_kernel", "stock_kernels"]
+__all__ = ["build_stock", "compile_source", "stock_kernel", "stock_kernels", "stock_path"]
 
 _POLICIES = {"fast": 0, "timed": 1, "explore": 2}
 _loaded: dict[Path, Module] = {}
@@ -117,13 +117,18 @@ def stock_kernels() -> dict[str, Path]:
     return {name: path for path in _stock_files() for name in _kernels_of(path, path.stat().st_mtime_ns)}
 
 
-def stock_kernel(name: str, policy: str = "fast") -> Kernel:
-    """A kernel of cuda/kernels: from the wheel, the cache, or compiled now. BadArgument if unknown."""
+def stock_path(name: str) -> Path:
+    """The file of cuda/kernels that defines a kernel; BadArgument if none does."""
     known = stock_kernels()
     if name not in known:
         raise BadArgument("no such stock kernel", value=name, rule=f"cuda/kernels has {', '.join(sorted(known))}",
                           remedy="compile a source of your own with world.compile(code)")
-    return _load(_stock_recipe(known[name], _policy(policy))).get_function(name)
+    return known[name]
+
+
+def stock_kernel(name: str, policy: str = "fast") -> Kernel:
+    """A kernel of cuda/kernels: from the wheel, the cache, or compiled now. BadArgument if unknown."""
+    return _load(_stock_recipe(stock_path(name), _policy(policy))).get_function(name)
 
 
 def build_stock(directory: Path) -> int:

@@ -1,6 +1,6 @@
 """Compiled device code: modules, and kernels that are launched like CuPy's.
 
-Leans on device.arguments and the C++ world (kernel entries).
+Leans on device.arguments, device.launch and the C++ world (kernel entries).
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from rdmakit.device.arguments import pack
+from rdmakit.device.launch import Shape, dim3
 from rdmakit.emu._world import kernel_entry
-from rdmakit.errors import BadArgument, BadState, LaunchError
+from rdmakit.errors import BadArgument, BadState
 
 if TYPE_CHECKING:
     from rdmakit.emu.world import World
@@ -23,16 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["Kernel", "Module"]
 
 _POLICY_NAMES = ("fast", "timed", "explore")
-Shape = int | Sequence[int]
-
-
-def _dim3(what: str, given: Shape) -> tuple[int, int, int]:
-    parts = (given,) if isinstance(given, (int, np.integer)) else tuple(given)
-    if not 1 <= len(parts) <= 3 or not all(isinstance(n, (int, np.integer)) and 0 < n < 1 << 31 for n in parts):
-        raise LaunchError(f"bad {what}", value=given, rule="one to three positive integers",
-                          remedy="pass a number, or a tuple as CUDA's dim3")
-    x, y, z = (*(int(n) for n in parts), 1, 1)[:3]
-    return x, y, z
 
 
 def _laid_out(packed: Sequence[bytes]) -> tuple[bytes, tuple[int, ...]]:
@@ -91,8 +80,8 @@ class Kernel:
         arguments, offsets = _laid_out(packed)
         world._launch(
             self._entry,
-            _dim3("grid", grid),
-            _dim3("block", block),
+            dim3("grid", grid),
+            dim3("block", block),
             arguments,
             offsets,
             int(shared_mem),

@@ -1,6 +1,6 @@
 """Device code made ready for g++: `extern __shared__` rewritten, an export appended for each kernel.
 
-Leans on device.source and errors. Lines keep their numbers, so that the compiler's messages point at the source as its
+Leans on device.source. Lines keep their numbers, so that the compiler's messages point at the source as its
 author wrote it.
 """
 
@@ -9,8 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from rdmakit.device.source import blanked, find_kernels, namespaces
-from rdmakit.errors import BadArgument
+from rdmakit.device.source import blanked, namespaces, require_kernels
 
 __all__ = ["PreparedSource", "prepare"]
 
@@ -68,17 +67,7 @@ def prepare(code: str, name: str, first_line: int = 1) -> PreparedSource:
     >>> prepared.kernels, prepared.raw, "RDMAKIT_EXPORT(put)" in prepared.text
     (('put',), False, True)
     """
-    if not isinstance(code, str):
-        raise BadArgument("device code is a string", value=type(code).__name__, rule="str",
-                          remedy="read a file with Path(…).read_text()")
-    kernels = find_kernels(code)
-    if not kernels:
-        raise BadArgument(
-            "no kernel in the source",
-            value=name,
-            rule="`RDMAKIT_KERNEL name(…)` or `__global__ void name(…)`, no template",
-            remedy="give a template kernel a plain one that calls it",
-        )
+    kernels = require_kernels(code, name)
     exports = []
     for kernel, space in kernels:
         export = f"RDMAKIT_EXPORT({kernel})"

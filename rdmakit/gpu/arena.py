@@ -1,6 +1,6 @@
 """Page-locked memory of the host, handed out as NumPy arrays: GPUs reach it at the addresses that NumPy shows.
 
-Leans on cuda.
+Leans on cuda and device.arguments.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from rdmakit.device import MR, DeviceHandle, MemorySlice, Report
-from rdmakit.device.arguments import refuse
+from rdmakit.device.arguments import host_pointer, refuse
 from rdmakit.errors import BadArgument
 from rdmakit.gpu.cuda import cupy
 
@@ -51,24 +50,10 @@ class Arena:
         return self.begin <= first and first + array.nbytes <= self.begin + self.size
 
     def pointer(self, where: str, value: Any) -> tuple[int, Any]:
-        """The address of what lies in here. BadArgument for memory that GPUs do not reach."""
-        if value is None:
-            return 0, None
-        if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
-            return int(value), None
-        if isinstance(value, (MR, MemorySlice)):
-            region = value.mr if isinstance(value, MemorySlice) else value
-            region._require_open()
-            return self._checked(where, value, value.address)
-        if isinstance(value, (DeviceHandle, Report)):
-            return self._checked(where, value, int(value.array.ctypes.data))
-        if isinstance(value, np.ndarray) and value.flags.c_contiguous:
-            return self._checked(where, value, int(value.ctypes.data))
-        raise refuse(f"{where} must be a pointer", value, "a C-contiguous array, an MR, an address, or None for null",
-                     "make it with world.array(…)")  # fmt: skip
-
-    def _checked(self, where: str, value: Any, address: int) -> tuple[int, Any]:
-        if not self.begin <= address <= self.begin + self.size:
+        """The address of what lies in here, or an address as it is. BadArgument for memory that GPUs do not reach."""
+        address, alive = host_pointer(where, value)
+        given = value is None or isinstance(value, (int, np.integer))
+        if not given and not self.begin <= address <= self.begin + self.size:
             raise refuse(f"{where} is memory that GPUs do not reach", value, "memory of this world",
                          "make it with world.array(…)")  # fmt: skip
-        return address, value
+        return address, alive

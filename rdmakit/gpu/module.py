@@ -1,6 +1,6 @@
 """Compiled device code on a GPU: modules, and kernels that are launched on any stream.
 
-Leans on headers, arguments, cuda and CuPy's RawModule.
+Leans on headers, arguments, cuda, CuPy's RawModule, and on emu.compile for where kernels of ours are.
 """
 
 from __future__ import annotations
@@ -13,24 +13,15 @@ from typing import Any
 import numpy as np
 
 import rdmakit
-from rdmakit.device.source import cell_line, find_kernels, parameters
+from rdmakit.device.launch import Shape, dim3
+from rdmakit.device.source import cell_line, parameters, require_kernels
+from rdmakit.emu.compile import stock_kernels, stock_path
 from rdmakit.errors import BadArgument, CompileError, LaunchError
 from rdmakit.gpu.arguments import device_pointer, pack_for
 from rdmakit.gpu.cuda import cupy, parameter_sizes, stream_of
 from rdmakit.gpu.headers import source_key
 
 __all__ = ["Kernel", "Module", "compile_source", "stock_kernel", "stock_module"]
-
-Shape = int | Sequence[int]
-
-
-def _dim3(what: str, given: Shape) -> tuple[int, ...]:
-    parts = (given,) if isinstance(given, (int, np.integer)) else tuple(given)
-    if not 1 <= len(parts) <= 3 or not all(isinstance(n, (int, np.integer)) and 0 < n < 1 << 31 for n in parts):
-        raise LaunchError(f"bad {what}", value=given, rule="one to three positive integers",
-                          remedy="pass a number, or a tuple as CUDA's dim3")  # fmt: skip
-    return tuple(int(n) for n in parts)
-
 
 class Kernel:
     """A kernel of a `Module`: `kernel(grid, block, args, shared_mem=…, stream=…)` launches it on the current device.
@@ -82,7 +73,7 @@ class Kernel:
         self, grid: Shape, block: Shape, packed: tuple[np.void, ...], *, shared_mem: int = 0, stream: Any = None
     ) -> None:
         """Launch it with arguments that `packed` has made; they can be used again."""
-        shapes = _dim3("grid", grid), _dim3("block", block)
+        shapes = dim3("grid", grid), dim3("block", block)
         cp = cupy()
         if shared_mem > 48 * 1024 and self.raw.max_dynamic_shared_size_bytes < shared_mem:
             self._allow(shared_mem)
@@ -113,7 +104,7 @@ class Kernel:
 class Module:
     """Device code compiled for the current device. `kernels` lists its kernels' names."""
 
-    def __init__(self, code: str, raw: Any, kernels: list[tuple[str, str]], name: str) -> None:
+    def __init__(self, code: str, raw: Any, kernels: tuple[tuple[str, str], ...], name: str) -> None:
         self.name = name
         self._code = code
         self._raw = raw
@@ -141,13 +132,10 @@ class Module:
 
 
 @functools.lru_cache(maxsize=256)
-def _compiled(code: str, key: str, name: str, first_line: int, options: tuple[str, ...]) -> Module:
+def _compiled(
+    code: str, kernels: tuple[tuple[str, str], ...], key: str, name: str, first_line: int, options: tuple[str, ...]
+) -> Module:
     cp = cupy()
-    kernels = find_kernels(code)
-    if not kernels:
-        raise BadArgument("no kernel in the source", value=name,
-                          rule="`RDMAKIT_KERNEL name(…)` or `__global__ void name(…)`, no template",
-                          remedy="give a template kernel a plain one that calls it")  # fmt: skip
     file = name.replace("\\", "\\\\").replace('"', '\\"')
     raw = cp.RawModule(
         code=f'#line {first_line} "{file}"\n{code}',
@@ -179,33 +167,29 @@ def compile_source(
     "NAME" or "NAME=value"; `options`: NVRTC's. Compiled once for each content of the source and of every header that it
     includes, here and in CuPy's cache on disk. CompileError carries the log; NotAvailable without CuPy and a GPU.
     """
-    if not isinstance(code, str):
-        raise BadArgument("device code is a string", value=type(code).__name__, rule="str",
-                          remedy="read a file with Path(…).read_text()")  # fmt: skip
+    kernels = tuple(require_kernels(code, name))
     if first_line is None:
         first_line = cell_line(code)
     directories = [*(str(Path(directory).resolve()) for directory in include_dirs), rdmakit.get_include()]
     given = [*options, *(f"-D{define}" for define in defines), *(f"-I{directory}" for directory in directories)]
     device = cupy().cuda.Device()
     key = f"{source_key(code, directories)}_{device.compute_capability}"
-    return _compiled(code, key, name, first_line, tuple(given))
+    return _compiled(code, kernels, key, name, first_line, tuple(given))
+
+
+def _stock(path: Path) -> Module:
+    return compile_source(path.read_text(encoding="utf-8"), name=f"kernels/{path.name}", first_line=1)
 
 
 def stock_module(stem: str) -> Module:
     """A file of cuda/kernels, by its name without `.cu`. BadArgument when there is none."""
-    directory = Path(rdmakit.get_include(), "kernels")
-    path = directory / f"{stem}.cu"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in directory.glob("*.cu")))
-        raise BadArgument("no such file of kernels", value=stem, rule=f"one of {known}", remedy="see cuda/kernels")
-    return compile_source(path.read_text(encoding="utf-8"), name=f"kernels/{path.name}", first_line=1)
+    known = {path.stem: path for path in stock_kernels().values()}
+    if stem not in known:
+        raise BadArgument("no such file of kernels", value=stem, rule=f"one of {', '.join(sorted(known))}",
+                          remedy="see cuda/kernels")  # fmt: skip
+    return _stock(known[stem])
 
 
 def stock_kernel(name: str) -> Kernel:
     """A kernel of cuda/kernels. BadArgument when there is none of that name."""
-    directory = Path(rdmakit.get_include(), "kernels")
-    known = {k: p.stem for p in directory.glob("*.cu") for k, _ in find_kernels(p.read_text(encoding="utf-8"))}
-    if name not in known:
-        raise BadArgument("no such stock kernel", value=name, rule=f"cuda/kernels has {', '.join(sorted(known))}",
-                          remedy="compile a source of your own with gpu.compile_source(code)")  # fmt: skip
-    return stock_module(known[name]).get_function(name)
+    return _stock(stock_path(name)).get_function(name)

@@ -1,6 +1,6 @@
 """Memory of the host that kernels write: a report lies there, so that the host can read it while a kernel still runs.
 
-Leans on cuda and device.
+Leans on arena and device.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from rdmakit.device.report import REPORT, Report
-from rdmakit.gpu.cuda import cupy
+from rdmakit.gpu.arena import Arena
 
 __all__ = ["pinned_report"]
 
@@ -19,7 +19,4 @@ def pinned_report() -> Report:
     Give its `address` to kernels by `Watch.report`; it can be read at any time, without synchronisation. NotAvailable
     without CuPy and a GPU.
     """
-    pinned = cupy().cuda.alloc_pinned_memory(REPORT.itemsize)
-    memory = np.frombuffer(pinned, np.uint8, REPORT.itemsize)
-    memory[:] = 0
-    return Report(memory)
+    return Report(Arena(REPORT.itemsize).array(REPORT.itemsize, np.uint8, 8))

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from rdmakit.device.launch import Shape
 from rdmakit.device.provider import QpQueues, QpRequest
 from rdmakit.emu.memory import ALIGNMENT
 from rdmakit.emu.provider import EmulatedHca
@@ -23,7 +24,7 @@ from rdmakit.emu.world import World as EmulatedWorld
 from rdmakit.errors import HangError
 from rdmakit.gpu.arena import Arena
 from rdmakit.gpu.cuda import cupy
-from rdmakit.gpu.module import Kernel, Module, Shape, compile_source, stock_kernel
+from rdmakit.gpu.module import Kernel, Module, compile_source, stock_kernel
 
 __all__ = ["BoundKernel", "BoundModule", "World"]
 

@@ -1,6 +1,6 @@
 """The very files that the emulator runs, on a GPU: compiled by NVRTC through CuPy, their results against NumPy.
 
-What needs a NIC below the doorbell waits for an HCA that GPUs can ring; here run the kernels that need none.
+Here run the kernels that need no NIC, and what launches them; what rings doorbells is in test_world.py.
 """
 
 from __future__ import annotations
@@ -23,15 +23,6 @@ cupy = pytest.importorskip("cupy", reason="CuPy is not installed (pip install cu
 
 pytestmark = pytest.mark.gpu
 KERNELS = sorted((Path(rdmakit.get_include()) / "kernels").glob("*.cu"))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def device():
-    try:
-        if cupy.cuda.runtime.getDeviceCount() == 0:
-            pytest.skip("no CUDA device")
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        pytest.skip(f"no CUDA device: {error}")
 
 
 @pytest.mark.parametrize("path", KERNELS, ids=lambda p: p.stem)
