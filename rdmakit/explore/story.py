@@ -18,7 +18,7 @@ from rdmakit.explore.trace import BARRIER, FENCE, LOAD, NOTE, STORE, Step, Trace
 if TYPE_CHECKING:
     from rdmakit.explore.explorer import Explorer
 
-__all__ = ["PRE", "Story", "Told", "tell"]
+__all__ = ["NOTHING_STALE", "PRE", "Story", "Told", "tell"]
 
 PRE = "white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere"  # JupyterLab would break words anywhere
 
@@ -254,6 +254,12 @@ def _without_repeats(lines: list[Told]) -> list[Told]:
     return found
 
 
+NOTHING_STALE = (
+    "nobody saw an old value and nothing raced: it is not about visibility, but about what was concluded from the "
+    "newest values there were"
+)
+
+
 # ---- what it comes to ----------------------------------------------------------------------------------------------
 def _reasons(explorer: Explorer, trace: Trace, racing: list[Step | None]) -> list[str]:
     """Who saw an old value though a newer one was there; which accesses nothing orders."""
@@ -274,4 +280,4 @@ def _reasons(explorer: Explorer, trace: Trace, racing: list[Step | None]) -> lis
             first, second = sorted(step["number"] for step in racing if step is not None)
             between = f"; here step {first} came before step {second} by luck"
         found.append(f"{explorer.race()}{between}")
-    return found
+    return found or [NOTHING_STALE]
