@@ -30,6 +30,7 @@ namespace rdmakit {
                      asm volatile("atom." OP(sys) TYPE " %0, [%1], %2;" : REG_OUT(OUT) : "l"(P), REG(V) : "memory"))
 #define RDMAKIT_ADD(SCOPE) "relaxed." #SCOPE ".add."
 #define RDMAKIT_MAX(SCOPE) "relaxed." #SCOPE ".max."
+#define RDMAKIT_OR(SCOPE) "relaxed." #SCOPE ".or."
 #define RDMAKIT_SWAP(SCOPE) "acq_rel." #SCOPE ".exch."
 #define RDMAKIT_SWAP_ACQUIRE(SCOPE) "acquire." #SCOPE ".exch."
 #define RDMAKIT_SWAP_RELEASE(SCOPE) "release." #SCOPE ".exch."
@@ -169,6 +170,13 @@ template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T fetch_max(T* p, T valu
     return host::update(p, [value](T old) { return larger(old, value); }, host::access(cpu::Order::relaxed, S), site);
 #endif
 }
+template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T fetch_or(T* p, T value, [[maybe_unused]] Site site = Site::here()) {  // relaxed
+#if RDMAKIT_GPU
+    RDMAKIT_UPDATE(RDMAKIT_OR, "b")
+#else
+    return host::update(p, [value](T old) { return old | value; }, host::access(cpu::Order::relaxed, S), site);
+#endif
+}
 template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T exchange(T* p, T value, [[maybe_unused]] Site site = Site::here()) {  // acquire and release
 #if RDMAKIT_GPU
     RDMAKIT_UPDATE(RDMAKIT_SWAP, "b")
@@ -244,6 +252,24 @@ RDMAKIT_DEVICE void store_stream(Vec16* p, const Vec16& v, [[maybe_unused]] Site
     host::store(p, v, host::access(cpu::Order::plain, Scope::cta), site);
 #endif
 }
+
+// ---- number formats -----------------------------------------------------------------------------------------------
+// Two floats as BF16, or as E4M3 that saturates, in one instruction; nearest even. Elsewhere numbers.cuh does it by hand.
+#if RDMAKIT_GPU && defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+#define RDMAKIT_CONVERTS 1
+RDMAKIT_DEVICE u32 convert_bf16x2(float low, float high) {
+    u32 pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+RDMAKIT_DEVICE u32 convert_e4m3x2(float low, float high) {
+    u16 pair;
+    asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+#else
+#define RDMAKIT_CONVERTS 0
+#endif
 
 // ---- time -------------------------------------------------------------------------------------------------------
 RDMAKIT_DEVICE u64 time_ns() {

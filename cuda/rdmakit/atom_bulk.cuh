@@ -157,6 +157,14 @@ RDMAKIT_DEVICE void proxy_fence([[maybe_unused]] Site site = Site::here()) {
 #endif
 #endif
 }
+// The same for bytes of shared memory alone, which is much sooner done: it does not wait for stores to global memory.
+RDMAKIT_DEVICE void proxy_fence_shared([[maybe_unused]] Site site = Site::here()) {
+#if RDMAKIT_GPU
+    RDMAKIT_BULK_ASM("fence.proxy.async.shared::cta;" ::: "memory");
+#else
+    proxy_fence(site);
+#endif
+}
 
 #if RDMAKIT_GPU
 #undef RDMAKIT_BULK_ASM

@@ -9,14 +9,20 @@
 #define RDMAKIT_DEVICE __device__ __forceinline__
 #define RDMAKIT_NOINLINE __device__ __noinline__
 #define RDMAKIT_KERNEL extern "C" __global__ void
+#define RDMAKIT_GRID_CONSTANT const __grid_constant__  // a struct by value whose address is taken: else each thread copies it
+#define RDMAKIT_LAUNCH_BOUNDS(...) __launch_bounds__(__VA_ARGS__)  // threads a block, blocks that share an SM
 #define RDMAKIT_NO_UNROLL _Pragma("unroll 1")
+#define RDMAKIT_UNROLL _Pragma("unroll")  // where an array has to stay in registers
 #define RDMAKIT_UNWATCHED
 #else
 #define RDMAKIT_GPU 0
 #define RDMAKIT_DEVICE inline
 #define RDMAKIT_NOINLINE __attribute__((noinline)) inline
 #define RDMAKIT_KERNEL extern "C" void
+#define RDMAKIT_GRID_CONSTANT const
+#define RDMAKIT_LAUNCH_BOUNDS(...)
 #define RDMAKIT_NO_UNROLL
+#define RDMAKIT_UNROLL
 #define RDMAKIT_UNWATCHED __attribute__((no_sanitize("thread")))  // accesses that are no part of any protocol
 #endif
 
@@ -76,6 +82,14 @@ template <class T> RDMAKIT_DEVICE constexpr T smaller(T a, T b) { return b < a ?
 template <class T> RDMAKIT_DEVICE constexpr T larger(T a, T b) { return a < b ? b : a; }
 template <class T> RDMAKIT_DEVICE constexpr T ceil_div(T a, T b) { return (a + b - 1) / b; }
 template <class T> RDMAKIT_DEVICE constexpr T round_up(T a, T b) { return ceil_div(a, b) * b; }
+
+RDMAKIT_DEVICE u32 count_ones(u32 v) {
+#if RDMAKIT_GPU
+    return static_cast<u32>(__popc(v));
+#else
+    return static_cast<u32>(__builtin_popcount(v));
+#endif
+}
 
 RDMAKIT_DEVICE constexpr u16 swap_bytes(u16 v) { return static_cast<u16>((v >> 8) | (v << 8)); }
 RDMAKIT_DEVICE u32 swap_bytes(u32 v) {

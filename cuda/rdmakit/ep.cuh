@@ -1,4 +1,4 @@
-// rdmakit/ep.cuh — what the MoE kernels share: ranks and rails, the symmetric heap, token records, BF16 sums.
+// rdmakit/ep.cuh — what the MoE kernels share: ranks and rails, the symmetric heap, token records.
 // Layer: ep (leans on channel, warp).
 //
 // Ranks are numbered host by host: rank = host * local_ranks + local. Ranks of one host reach each other's heap by
@@ -6,6 +6,7 @@
 // crosses to a host once, on the rail of its source, and is forwarded there to every rank that needs it.
 #pragma once
 #include "channel.cuh"
+#include "numbers.cuh"
 #include "warp.cuh"
 
 namespace rdmakit {
@@ -169,44 +170,6 @@ RDMAKIT_DEVICE Status wait_starts(const EpRank& ep, u64 epoch) {
         if (s != Status::ok) return s;
     }
     return Status::ok;
-}
-
-// ---- BF16 --------------------------------------------------------------------------------------------------------
-RDMAKIT_DEVICE float bf16_to_float(u32 bits) {
-    const u32 word = bits << 16;
-    float value;
-    static_assert(sizeof value == sizeof word, "");
-#if RDMAKIT_GPU
-    value = __uint_as_float(word);
-#else
-    std::memcpy(&value, &word, 4);
-#endif
-    return value;
-}
-// Round to nearest even; a NaN stays a NaN.
-RDMAKIT_DEVICE u32 float_to_bf16(float value) {
-    u32 word;
-#if RDMAKIT_GPU
-    word = __float_as_uint(value);
-#else
-    std::memcpy(&word, &value, 4);
-#endif
-    if ((word & 0x7fffffffu) > 0x7f800000u) return (word >> 16) | 0x40;
-    return (word + 0x7fff + ((word >> 16) & 1)) >> 16;
-}
-struct Sum8 {
-    float v[8];
-};
-RDMAKIT_DEVICE void add_bf16(Sum8& sum, const Vec16& x) {
-    for (int i = 0; i < 4; ++i) {
-        sum.v[2 * i] += bf16_to_float(x.w[i] & 0xffff);
-        sum.v[2 * i + 1] += bf16_to_float(x.w[i] >> 16);
-    }
-}
-RDMAKIT_DEVICE Vec16 to_bf16(const Sum8& sum) {
-    Vec16 x;
-    for (int i = 0; i < 4; ++i) x.w[i] = float_to_bf16(sum.v[2 * i]) | (float_to_bf16(sum.v[2 * i + 1]) << 16);
-    return x;
 }
 
 }  // namespace rdmakit

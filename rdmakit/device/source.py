@@ -12,7 +12,7 @@ from rdmakit.errors import BadArgument
 
 __all__ = ["blanked", "cell_line", "find_kernels", "namespaces", "parameters", "require_kernels"]
 
-_BOUNDS = r"(?:__launch_bounds__\s*\([^)]*\)\s*)?"
+_BOUNDS = r"(?:(?:__launch_bounds__|RDMAKIT_LAUNCH_BOUNDS)\s*\([^)]*\)\s*)?"
 _KERNEL = re.compile(
     rf"(?:__global__\s+{_BOUNDS}void\s+{_BOUNDS}|RDMAKIT_KERNEL\s+{_BOUNDS})(?P<name>[A-Za-z_]\w*)\s*\("
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -10,9 +9,8 @@ import numpy as np
 import pytest
 
 import rdmakit
+from rdmakit.emu.compile import stock_path
 from rdmakit.ep import routing
-
-KERNELS = Path(rdmakit.get_include()) / "kernels"
 
 # policy, lanes a fibre, hosts, GPUs a host. Thousands of fibres whose every access is a choice take a minute and are
 # for `make explore`; the scenarios ep-* of rdmakit.explore go through many schedules of fewer.
@@ -27,10 +25,8 @@ class ThreadWorld(rdmakit.World):
     """A world whose stock kernels run with a fibre for each thread: lanes diverge, shuffle and vote for real."""
 
     def stock_kernel(self, name: str) -> Any:
-        stem = {"ep": name, "ll": "_".join(name.split("_")[:2])}[name.split("_")[0]]
-        return self.compile((KERNELS / f"{stem}.cu").read_text(), lanes=32, name=f"{stem}.cu").get_function(
-            name
-        )
+        path = stock_path(name)
+        return self.compile(path.read_text(), lanes=32, name=path.name).get_function(name)
 
 
 def make_world(lanes: int, **options: Any) -> rdmakit.World:

@@ -1,0 +1,105 @@
+// nvl_notify.cu — before a dispatch: every rank tells every other how many tokens it sends to whom, so that each writer
+// knows the final row of each of its tokens, and the host how much will come.
+#include <rdmakit/nvl.cuh>
+
+namespace rdmakit {
+// What the host waits for, in memory of its own.
+struct NvlCounts {
+    u64 epoch;        // written last
+    i32 rows;         // that will come
+    i32 experts[1];   // [local experts] rows of each, rounded up to the alignment
+};
+struct NvlNotifyInput {
+    const u8* is_in_rank;            // [tokens][ranks]
+    const i32* tokens_per_expert;    // [experts]
+    i32* positions;                  // out [tokens][ranks]: index among this rank's tokens to that rank, or -1
+    i32* prefix;                     // out [ranks][ranks]: tokens of sources up to and including s to d
+    NvlCounts* counts;
+    u32 tokens, experts, alignment, unused;
+};
+constexpr u32 kNotifyWarps = 32;
+
+struct NvlScan {
+    i32 of_warp[kNotifyWarps][kMaxNvlRanks];
+    i32 total[kMaxNvlRanks];
+};
+}  // namespace rdmakit
+
+// One block of at most 1024 threads.
+RDMAKIT_KERNEL RDMAKIT_LAUNCH_BOUNDS(1024, 1) nvl_notify_dispatch(RDMAKIT_GRID_CONSTANT rdmakit::NvlRank nvl, RDMAKIT_GRID_CONSTANT rdmakit::NvlNotifyInput in) {
+    using namespace rdmakit;
+    RDMAKIT_SHARED(NvlScan, scan);
+    RDMAKIT_SHARED(u32, failed);
+    if (!layout_matches(nvl.layout_version, nvl.watch, "NvlRank of another layout version")) return;
+    const u64 epoch = nvl_epoch(nvl, NvlKind::notify);
+    const u32 me = static_cast<u32>(block_rank()), step = static_cast<u32>(block_size());
+    const u32 ranks = nvl.ranks, local_experts = in.experts / ranks;
+    const u32 warp = static_cast<u32>(warp_id()), warps = static_cast<u32>(warps_in_block());
+    if (me == 0) failed = 0;
+
+    // Each warp has a run of tokens. Count those to each rank, learn how many come before the run, hand places out.
+    const u32 begin = static_cast<u32>(static_cast<u64>(in.tokens) * warp / warps);
+    const u32 end = static_cast<u32>(static_cast<u64>(in.tokens) * (warp + 1) / warps);
+    const u32 lane = static_cast<u32>(lane_id());
+    const auto goes = [&](u32 t, u32 r) { return t < end && in.is_in_rank[static_cast<u64>(t) * ranks + r] != 0; };
+    for (u32 r = 0; r < ranks; ++r) {
+        i32 mine = 0;
+        RDMAKIT_NO_UNROLL
+        for (u32 t = begin + lane; t < end; t += kLanes) mine += goes(t, r) ? 1 : 0;
+        mine = warp_sum(mine);
+        if (lane == 0) scan.of_warp[warp][r] = mine;
+    }
+    block_sync();
+    for (u32 r = 0; r < ranks; ++r) {
+        i32 before = 0, all = 0;
+        for (u32 w = lane; w < warps; w += kLanes) {
+            before += w < warp ? scan.of_warp[w][r] : 0;
+            all += scan.of_warp[w][r];
+        }
+        before = warp_sum(before);
+        all = warp_sum(all);
+        if (warp == 0 && lane == 0) scan.total[r] = all;
+        RDMAKIT_NO_UNROLL
+        for (u32 t0 = begin; t0 < end; t0 += kLanes) {
+            const u32 t = t0 + lane, mask = warp_ballot(goes(t, r));
+            const i32 place = before + static_cast<i32>(count_ones(mask & ((1u << lane) - 1)));
+            if (t < end) in.positions[static_cast<u64>(t) * ranks + r] = (mask >> lane & 1) != 0 ? place : -1;
+            before += static_cast<i32>(count_ones(mask));
+        }
+    }
+    block_sync();
+
+    // A row of counts: this rank's tokens to each rank, then those for each expert of the rank that reads.
+    const u64 rows = nvl.at.counts + (epoch & 1) * ranks * nvl.at.count_bytes;
+    const u32 words = ranks + local_experts;
+    for (u32 i = me; i < ranks * words; i += step) {
+        const u32 to = i / words, w = i % words;
+        const i32 value = w < ranks ? scan.total[w] : in.tokens_per_expert[to * local_experts + w - ranks];
+        nvl_at<i32>(nvl, to, rows + nvl.rank * nvl.at.count_bytes)[w] = value;
+    }
+    block_sync();
+    Status status = Status::ok;
+    for (u32 r = me; r < ranks; r += step) nvl_tell(nvl, nvl.at.counted, r, epoch);
+    for (u32 r = me; r < ranks && status == Status::ok; r += step) {
+        status = nvl_wait(nvl, nvl.at.counted, r, epoch, "a rank's counts of a dispatch");
+    }
+    if (!nvl_all_ok(&failed, status)) return;
+
+    const auto row = [&](u32 source) { return nvl_at<const i32>(nvl, nvl.rank, rows + source * nvl.at.count_bytes); };
+    for (u32 d = me; d < ranks; d += step) {
+        i32 sum = 0;
+        for (u32 s = 0; s < ranks; ++s) {
+            sum += row(s)[d];
+            in.prefix[s * ranks + d] = sum;
+        }
+        if (d == nvl.rank) in.counts->rows = sum;
+    }
+    for (u32 e = me; e < local_experts; e += step) {
+        u32 sum = 0;
+        for (u32 s = 0; s < ranks; ++s) sum += static_cast<u32>(row(s)[ranks + e]);
+        in.counts->experts[e] = static_cast<i32>(round_up(sum, in.alignment));
+    }
+    block_sync();
+    if (me == 0) store_release<Scope::sys>(&in.counts->epoch, epoch);
+    nvl_end(nvl, NvlKind::notify, epoch);
+}

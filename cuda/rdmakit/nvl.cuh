@@ -1,0 +1,168 @@
+// rdmakit/nvl.cuh — what MoE kernels share whose ranks reach each other's memory by loads and stores (NVLink, or one GPU).
+// Layer: ep (leans on bulk, warp).
+//
+// A rank's *heap* is memory that every rank has mapped; offsets mean the same on all. Operations are collective and come
+// in one order on every rank. Each kind counts its *epochs* in the rank's own memory, so that a launch has no argument
+// that changes and can be replayed from a CUDA graph. Words of a heap are written by one rank each, with the epoch as
+// their value, and are never cleared: who waits, waits until the word has come that far.
+#pragma once
+#include "bulk.cuh"
+
+namespace rdmakit {
+
+constexpr u32 kMaxNvlRanks = 8;
+constexpr u32 kMaxTopk = 32;
+constexpr u32 kNvlWarps = 16;       // of a block that moves rows, at most
+constexpr u32 kNvlWarpBytes = 320;  // of shared memory for what a warp that moves rows keeps beside the rows
+
+// Kinds of operations, each with its own epochs.
+enum class NvlKind : u32 { layout = 0, barrier, notify, dispatch, combine, ll_dispatch_send, ll_dispatch_receive, ll_combine_send,
+                           ll_combine_receive, count };
+
+struct NvlProgress {
+    u64 epoch;       // of the last operation of its kind that has ended
+    u32 finished;    // blocks of the one under way that are at its end
+    u32 unused;
+};
+
+// What a rank tells another at the beginning of an operation: where things lie in its heap. The epoch is written last.
+struct NvlOffer {
+    u64 epoch;
+    u64 x, scales, topk, weights, source;
+    u64 unused[2];
+};
+
+// Offsets of the words that ranks exchange. Indexed by the rank that writes.
+struct NvlHeap {
+    u64 barrier;          // [ranks] u64
+    u64 counts;           // [2][ranks] rows of `count_bytes`, by the epoch's parity
+    u64 counted;          // [ranks] u64: epoch whose row of counts has come
+    u64 dispatch_offer;   // [ranks] NvlOffer: where each rank receives
+    u64 arrived;          // [ranks] u64: epochs of dispatch for which that rank has written everything
+    u64 combine_offer;    // [ranks] NvlOffer: where each rank's rows lie
+    u64 taken;            // [ranks] u64: epochs of combine for which that rank has read all our rows
+    u64 count_bytes;
+};
+
+struct NvlRank {
+    u32 layout_version;
+    u32 rank, ranks, unused;
+    u8* heaps[kMaxNvlRanks];
+    NvlHeap at;
+    NvlProgress* progress;     // [NvlKind::count], this rank's own
+    Watch watch;
+};
+
+template <class T> RDMAKIT_DEVICE T* nvl_at(const NvlRank& nvl, u32 rank, u64 offset) {
+    return reinterpret_cast<T*>(nvl.heaps[rank] + offset);
+}
+RDMAKIT_DEVICE NvlProgress& nvl_progress(const NvlRank& nvl, NvlKind kind) { return nvl.progress[static_cast<u32>(kind)]; }
+// The epoch of the operation that this kernel is, the same in all blocks: it moves on only when all have ended.
+RDMAKIT_DEVICE u64 nvl_epoch(const NvlRank& nvl, NvlKind kind) { return load_relaxed<Scope::gpu>(&nvl_progress(nvl, kind).epoch) + 1; }
+
+// Waits for a rank's word in our own heap to reach `epoch`.
+RDMAKIT_DEVICE Status nvl_wait(const NvlRank& nvl, u64 words, u32 from, u64 epoch, const char* what, Site site = Site::here(),
+                               Site place = Site::here()) {
+    u64 seen = 0;
+    return wait_until<Scope::sys>(nvl_at<u64>(nvl, nvl.rank, words) + from, [epoch](u64 v) { return v >= epoch; }, nvl.watch,
+                                  Subject{what, epoch, 0, from, 0}, &seen, site, place);
+}
+// Sets our word in the heap of rank `to`, behind all that this thread has written or seen.
+RDMAKIT_DEVICE void nvl_tell(const NvlRank& nvl, u64 words, u32 to, u64 epoch, Site site = Site::here()) {
+    store_release<Scope::sys>(nvl_at<u64>(nvl, to, words) + nvl.rank, epoch, site);
+}
+
+// All threads of all blocks, at the end: what a block has written is ordered before what the last one tells others. True
+// in the block that ends last. `last` is a word of shared memory. S: who is to see it.
+template <Scope S = Scope::sys> RDMAKIT_DEVICE bool nvl_last_block(const NvlRank& nvl, NvlKind kind, u32* last) {
+    block_sync();
+    if (block_rank() == 0) {
+        fence<S>();
+        const u32 before = fetch_add<Scope::gpu>(&nvl_progress(nvl, kind).finished, 1u);
+        fence<S>();
+        *last = before + 1 == static_cast<u32>(blocks_in_grid()) ? 1 : 0;
+    }
+    block_sync();
+    return *last != 0;
+}
+// The last block, all threads: the operation has ended.
+RDMAKIT_DEVICE void nvl_end(const NvlRank& nvl, NvlKind kind, u64 epoch) {
+    block_sync();
+    if (block_rank() != 0) return;
+    NvlProgress& p = nvl_progress(nvl, kind);
+    store_relaxed<Scope::gpu>(&p.finished, 0u);
+    store_relaxed<Scope::gpu>(&p.epoch, epoch);
+}
+
+// The same where nothing is told behind it: all blocks have read the epoch, and what they wrote is for later kernels.
+RDMAKIT_DEVICE bool nvl_last_quietly(const NvlRank& nvl, NvlKind kind) {
+    block_sync();
+    if (block_rank() != 0) return false;
+    NvlProgress& p = nvl_progress(nvl, kind);
+    if (fetch_add<Scope::gpu>(&p.finished, 1u) + 1 != static_cast<u32>(blocks_in_grid())) return false;
+    store_relaxed<Scope::gpu>(&p.finished, 0u);
+    return true;
+}
+// One thread of each destination: publish an offer there.
+RDMAKIT_DEVICE void nvl_offer(const NvlRank& nvl, u64 offers, u32 to, const NvlOffer& offer, u64 epoch) {
+    NvlOffer* const slot = nvl_at<NvlOffer>(nvl, to, offers) + nvl.rank;
+    slot->x = offer.x;
+    slot->scales = offer.scales;
+    slot->topk = offer.topk;
+    slot->weights = offer.weights;
+    slot->source = offer.source;
+    store_release<Scope::sys>(&slot->epoch, epoch);
+}
+// One thread a rank: wait for its offer of this epoch.
+RDMAKIT_DEVICE Status nvl_offered(const NvlRank& nvl, u64 offers, u32 from, u64 epoch, const char* what, Site site = Site::here(),
+                                  Site place = Site::here()) {
+    const NvlOffer* const slot = nvl_at<NvlOffer>(nvl, nvl.rank, offers) + from;
+    u64 seen = 0;
+    return wait_until<Scope::sys>(&slot->epoch, [epoch](u64 v) { return v >= epoch; }, nvl.watch,
+                                  Subject{what, epoch, 0, from, 0}, &seen, site, place);
+}
+
+// All threads: whether no thread of the block has failed. `failed` is a word of shared memory that is 0 before.
+RDMAKIT_DEVICE bool nvl_all_ok(u32* failed, Status mine) {
+    if (mine != Status::ok) store_relaxed<Scope::cta>(failed, 1u);
+    block_sync();
+    return load_relaxed<Scope::cta>(failed) == 0;
+}
+
+// Where a warp's tokens go, in shared memory: read in batches ahead of need, so that nobody waits for each one's words.
+// Token i of the warp is token first + i * step of the rank.
+constexpr u32 kNvlBatch = 4;
+struct NvlPlaces {
+    i32 at[2][kNvlBatch][kMaxNvlRanks];
+};
+struct NvlItinerary {
+    NvlPlaces& places;
+    const i32* positions;      // [tokens][ranks]
+    u32 ranks, first, step, tokens;
+
+    RDMAKIT_DEVICE u32 count() const { return first < tokens ? ceil_div(tokens - first, step) : 0; }
+    RDMAKIT_DEVICE u32 token(u32 i) const { return first + i * step; }
+    RDMAKIT_DEVICE const i32* to(u32 i) const { return places.at[i / kNvlBatch % 2][i % kNvlBatch]; }  // [ranks]
+    // All lanes, at each token in order: places of this batch of tokens and of the next are known.
+    RDMAKIT_DEVICE void arrive(u32 i) const {
+        if (i == 0) read(0);
+        if (i % kNvlBatch == 0) read(i + kNvlBatch);
+    }
+
+  private:
+    RDMAKIT_DEVICE void read(u32 i) const {
+        warp_sync();
+        for (u32 w = static_cast<u32>(lane_id()); w < kNvlBatch * ranks; w += kLanes) {
+            const u32 n = w / ranks, r = w % ranks;
+            places.at[i / kNvlBatch % 2][n][r] = i + n < count() ? positions[static_cast<u64>(token(i + n)) * ranks + r] : -1;
+        }
+        warp_sync();
+    }
+};
+
+// First row at destination `to` of those that source `from` sends it: `prefix` [ranks][ranks] i32 sums over sources.
+RDMAKIT_DEVICE u32 nvl_first_row(const NvlRank& nvl, const i32* prefix, u32 from, u32 to) {
+    return from == 0 ? 0 : static_cast<u32>(prefix[(from - 1) * nvl.ranks + to]);
+}
+
+}  // namespace rdmakit

@@ -1,0 +1,122 @@
+"""What the NVLink engine asks of whatever runs its kernels: heaps that all ranks reach, launches, a wait.
+
+Leans on device. `WorldLink` is a rank of an emulated world; `rdmakit.gpu.peer.PeerLink` is a GPU.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from rdmakit.device.report import Report
+
+__all__ = ["Link", "WorldLink"]
+
+
+class Link(Protocol):
+    """One rank's end. Addresses are ints; `stream` is a cudaStream_t as int, or whatever the backend calls one."""
+
+    rank: int
+    ranks: int
+    heaps: list[int]  # address of every rank's heap, as this rank reaches it
+    heap_bytes: int
+    report: Report
+    blocks: int  # that are resident together, one on each SM
+    shared_bytes: int  # of a block, at most
+    warps: int  # of a block that moves rows, at most
+    threads: int  # of a block of the low-latency kernels
+    sharing: int  # of those blocks on each SM
+
+    def memory(self, nbytes: int) -> tuple[int, Any]:
+        """Zeroed memory of this rank's own: its address, and what keeps it alive."""
+
+    def host_memory(self, nbytes: int) -> np.ndarray[Any, Any]:
+        """Zeroed memory of the host that kernels write and the host reads, uint8; its address is the same for both."""
+
+    def launch(
+        self, kernel: str, grid: int, block: int, args: Sequence[Any], *, shared_mem: int = 0, stream: int = 0
+    ) -> None:
+        """Queue a kernel of cuda/kernels; it waits for nothing."""
+
+    def copy(self, to: int, source: int, nbytes: int, stream: int = 0) -> None:
+        """Queue a copy within this rank's memory."""
+
+    def clear(self, address: int, nbytes: int, stream: int = 0) -> None:
+        """Queue zeroing this rank's memory."""
+
+    def wait(self, done: Callable[[], bool], what: str) -> None:
+        """Return once `done()` holds; raise when the report says that something failed, or HangError in the end."""
+
+    def mark(self) -> Any:
+        """A mark of all that the caller's current stream has been given so far."""
+
+    def after(self, marks: Sequence[Any], stream: int) -> None:
+        """What is queued on `stream` from now on comes after these marks."""
+
+    def close(self) -> None:
+        """Give back what it holds."""
+
+
+class WorldLink:
+    """A rank of an emulated world (one host): kernels run when somebody waits, or when the world is run."""
+
+    def __init__(self, world: Any, rank: int, heaps: Sequence[np.ndarray[Any, Any]], *, blocks: int = 4) -> None:
+        self.world = world
+        self.rank, self.ranks = rank, len(heaps)
+        self.heaps = [int(heap.ctypes.data) for heap in heaps]
+        self.heap_bytes = heaps[rank].nbytes
+        self._kept: list[Any] = [heaps]
+        self.report = Report(self.host_memory(_report_bytes()))
+        self.blocks = blocks
+        self.shared_bytes = 64 << 10
+        self.warps, self.threads, self.sharing = 4, 128, 1
+
+    def memory(self, nbytes: int) -> tuple[int, Any]:
+        """Zeroed memory of the world's."""
+        array = self.world.array((nbytes,), np.uint8)
+        return int(array.ctypes.data), array
+
+    def host_memory(self, nbytes: int) -> np.ndarray[Any, Any]:
+        """The same."""
+        array: np.ndarray[Any, Any] = self.world.array((nbytes,), np.uint8)
+        self._kept.append(array)
+        return array
+
+    def launch(
+        self, kernel: str, grid: int, block: int, args: Sequence[Any], *, shared_mem: int = 0, stream: int = 0
+    ) -> None:
+        """Queue it; the rank's launches run in order."""
+        self.world.stock_kernel(kernel)(grid, block, tuple(args), shared_mem=shared_mem, rank=self.rank, stream=stream)
+
+    def copy(self, to: int, source: int, nbytes: int, stream: int = 0) -> None:
+        """At once: what is to be copied has to be there, not queued."""
+        ctypes.memmove(to, source, nbytes)
+
+    def clear(self, address: int, nbytes: int, stream: int = 0) -> None:
+        """At once, as copy."""
+        ctypes.memset(address, 0, nbytes)
+
+    def wait(self, done: Callable[[], bool], what: str) -> None:
+        """Run the world."""
+        if not done():
+            self.world.run()
+        self.report.raise_for_status()
+
+    def mark(self) -> Any:
+        """Nothing runs behind the caller's back."""
+        return None
+
+    def after(self, marks: Sequence[Any], stream: int) -> None:
+        """See mark."""
+
+    def close(self) -> None:
+        """Arrays belong to the world."""
+
+
+def _report_bytes() -> int:
+    from rdmakit.device.report import REPORT
+
+    return int(REPORT.itemsize)

@@ -1,0 +1,98 @@
+"""Where things lie in an NVLink heap: the words that ranks exchange, the low-latency region, a dispatch's block.
+
+Leans on ep.heap, ep.nvl_abi, errors. Offsets are the same on every rank, but for blocks: a rank says where they are.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from rdmakit.ep import nvl_abi as abi
+from rdmakit.ep.heap import ALIGNMENT, HeapLayout
+from rdmakit.errors import BadArgument
+
+if TYPE_CHECKING:
+    from rdmakit.ep.nvlink import Nvlink
+
+__all__ = ["Block", "Control", "LowLatencyRegion", "low_latency_bytes"]
+
+
+class Control:
+    """The words at the beginning of a heap (struct NvlHeap of nvl.cuh)."""
+
+    def __init__(self, ranks: int, max_experts: int) -> None:
+        layout = HeapLayout()
+        row = -(-4 * (ranks + -(-max_experts // ranks)) // ALIGNMENT) * ALIGNMENT
+        for name, nbytes in (
+            ("barrier", 8 * ranks), ("counts", 2 * ranks * row), ("counted", 8 * ranks),
+            ("dispatch_offer", abi.OFFER.itemsize * ranks), ("arrived", 8 * ranks),
+            ("combine_offer", abi.OFFER.itemsize * ranks), ("taken", 8 * ranks),
+        ):  # fmt: skip
+            layout.add(name, nbytes)
+        self.offset = {**layout.offset, "count_bytes": row}
+        self.nbytes = layout.nbytes
+
+
+def _low_latency(ranks: int, max_tokens: int, hidden: int) -> HeapLayout:
+    layout = HeapLayout()
+    slots = 2 * ranks * max_tokens
+    # Words that are waited for come first, so that another shape of data does not move them into what was data.
+    for name, nbytes in (
+        ("chosen", 16 * ranks), ("received", 8 * ranks), ("weighed", 16 * ranks), ("combined", 8 * ranks),
+        ("sent", 8 * slots), ("summed", 8 * slots),
+        ("choices", 4 * slots * abi.MAX_TOPK), ("weights", 4 * slots * abi.MAX_TOPK),
+        ("messages", slots * (-(-2 * hidden // 128) * 128)), ("sums", slots * 2 * hidden),
+    ):  # fmt: skip
+        layout.add(name, nbytes)
+    return layout
+
+
+def low_latency_bytes(ranks: int, max_tokens: int, hidden: int) -> int:
+    """Bytes of a heap that low-latency operations of this size need.
+
+    >>> low_latency_bytes(2, 128, 7168) < 16 << 20
+    True
+    """
+    return _low_latency(ranks, max_tokens, hidden).nbytes
+
+
+class LowLatencyRegion:
+    """`nbytes` of a heap from `begin` on (struct NvlLlHeap of nvl_ll.cuh)."""
+
+    def __init__(self, begin: int, nbytes: int, ranks: int) -> None:
+        self.begin, self.nbytes, self.ranks = begin, nbytes, ranks
+
+    def offsets(self, max_tokens: int, hidden: int) -> dict[str, int]:
+        """Where everything lies for calls of this size. BadArgument when it does not fit."""
+        layout = _low_latency(self.ranks, max_tokens, hidden)
+        if layout.nbytes > self.nbytes:
+            raise BadArgument(
+                "low-latency calls of this size do not fit the buffer",
+                value=f"{max_tokens} tokens x {hidden} on {self.ranks} ranks: {layout.nbytes} bytes",
+                rule=f"at most {self.nbytes} bytes",
+                remedy="num_rdma_bytes=Buffer.get_low_latency_rdma_size_hint(…) with these numbers",
+            )
+        return {name: self.begin + offset for name, offset in layout.offset.items()}
+
+
+class Block:
+    """What one dispatch brings, in the rank's heap: addresses of x, scales, topk, weights, source; room for `rows`."""
+
+    def __init__(self, engine: Nvlink, rows: int, row_bytes: int, scale_bytes: int, topk: int) -> None:
+        layout = HeapLayout()
+        sizes = {"x": row_bytes, "scales": scale_bytes, "topk": 8 * topk, "weights": 4 * topk, "source": 4}
+        for name, nbytes in sizes.items():
+            layout.add(name, rows * nbytes)
+        offset, self.marks = engine.pool.take(layout.nbytes)
+        base = engine.link.heaps[engine.rank] + offset
+        self.rows, self.nbytes = rows, layout.nbytes
+        self.x, self.scales, self.topk, self.weights, self.source = (base + layout.offset[name] for name in sizes)
+        self._finalizer = weakref.finalize(self, _give_back, engine.pool, engine.link, offset)
+
+    def __repr__(self) -> str:
+        return f"<Block of {self.rows} rows, {self.nbytes} B at {self.x:#x}>"
+
+
+def _give_back(pool: Any, link: Any, offset: int) -> None:
+    pool.give(offset, link.mark())

@@ -1,0 +1,308 @@
+"""MoE dispatch and combine among ranks that reach each other's memory: one rank's engine, on any `Link`.
+
+Leans on ep.link, ep.pool, ep.nvl_abi, ep.nvl_memory; the device code is cuda/kernels/nvl_*.cu. Everything is queued on a
+stream and nothing is synchronised, but for `counts()`. Memory is given by address. Operations are collective and come in
+one order on every rank. `rdmakit.ep.Buffer` puts tensors on top.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from rdmakit.device.handle import LAYOUT_VERSION
+from rdmakit.ep import nvl_abi as abi
+from rdmakit.ep.link import Link
+from rdmakit.ep.nvl_memory import Block, Control, LowLatencyRegion
+from rdmakit.ep.pool import Pool
+from rdmakit.errors import BadArgument, BadState
+
+__all__ = ["Nvlink", "chunk_of"]
+
+DISPATCH_CHUNK = 8192  # bytes: large enough for bulk copies at speed, small enough for several under way in each warp
+COMBINE_CHUNK = 4096  # what a warp keeps of its own rank's row while it waits for the others: 8 vectors a lane
+WORD_WARPS = 4  # of a block, that move choices, weights and scales
+SLOTS, STAGES = 4, 4  # kNvlSlots of nvl_dispatch.cu, kNvlStages of nvl_combine.cu
+NOTIFY_THREADS = 1024
+LAYOUT_THREADS = 256
+SEND, RECEIVE = 1, 2
+
+
+def chunk_of(row_bytes: int, limit: int = DISPATCH_CHUNK) -> int:
+    """The largest part of a row, in whole equal parts, that is a multiple of 16 and at most `limit` bytes.
+
+    >>> chunk_of(14336), chunk_of(4096)
+    (7168, 4096)
+    """
+    units = row_bytes // 16
+    if row_bytes % 16 or units == 0:
+        raise BadArgument("rows of a size that bulk copies cannot move", value=row_bytes, rule="a multiple of 16 bytes",
+                          remedy="pad hidden to a multiple of 128")  # fmt: skip
+    parts = -(-row_bytes // limit)
+    while units % parts:
+        parts += 1
+    return row_bytes // parts
+
+
+@dataclass
+class _Grid:
+    blocks: int
+    row_warps: int
+    warps: int
+    chunk: int
+    shared: int
+
+
+class Nvlink:
+    """One rank's side of dispatch and combine.
+
+    `low_latency_bytes` of the heap are for the low-latency operations, what is left for what dispatches bring.
+    """
+
+    def __init__(self, link: Link, *, low_latency_bytes: int = 0, timeout_ns: int = 0, max_experts: int = 4096) -> None:
+        if not 1 <= link.ranks <= abi.MAX_RANKS:
+            raise BadArgument("too many ranks for one NVLink domain", value=link.ranks, rule=f"1 … {abi.MAX_RANKS}",
+                              remedy="use groups of fewer ranks")  # fmt: skip
+        self.link, self.rank, self.ranks = link, link.rank, link.ranks
+        self.max_experts = max_experts
+        self.control = Control(link.ranks, max_experts)
+        begin = self.control.nbytes
+        self.ll_region = LowLatencyRegion(begin, low_latency_bytes, link.ranks)
+        begin += low_latency_bytes
+        if begin > link.heap_bytes:
+            raise BadArgument("the heap is too small", value=link.heap_bytes, rule=f"{begin} bytes and what dispatches bring",
+                              remedy="more num_nvl_bytes")  # fmt: skip
+        self.pool = Pool(begin, link.heap_bytes - begin)
+        self._kept: list[Any] = []
+        self._counts = link.host_memory(16 + 4 * max_experts)
+        self._counts_epoch = 0
+        self._scratch = self._own(4 * (max_experts + link.ranks))
+        self.pod = np.zeros((), abi.RANK)
+        self.pod["layout_version"], self.pod["rank"], self.pod["ranks"] = LAYOUT_VERSION, link.rank, link.ranks
+        self.pod["heaps"][: link.ranks] = link.heaps
+        for name in abi.HEAP.names or ():
+            self.pod["at"][name] = self.control.offset[name]
+        self.pod["progress"] = self._own(abi.KINDS * abi.PROGRESS.itemsize)
+        self.pod["watch"]["report"], self.pod["watch"]["rank"] = link.report.address, link.rank
+        self.pod["watch"]["timeout_ns"] = timeout_ns
+        self._local_experts = 0
+        self._ll: np.ndarray[Any, Any] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Nvlink rank {self.rank} of {self.ranks}: {self.pool.nbytes} B for dispatches, {self.pool.used} B out>"
+
+    def _own(self, nbytes: int) -> int:
+        address, alive = self.link.memory(nbytes)
+        self._kept.append(alive)
+        return address
+
+    # ---- normal
+    def barrier(self, stream: int = 0) -> None:
+        """All ranks meet on their streams."""
+        self.link.launch("nvl_barrier", 1, 32, (self.pod[()],), stream=stream)
+
+    def layout(
+        self, topk_idx: int, tokens: int, topk: int, experts: int, tokens_per_rank: int, tokens_per_expert: int,
+        is_in_rank: int, stream: int = 0,
+    ) -> None:  # fmt: skip
+        """Counts of a routing: int64 [tokens, topk] → int32 [ranks], int32 [experts], bool [tokens, ranks]."""
+        self._check_experts(experts)
+        self._check_topk(topk)
+        pod = np.zeros((), abi.LAYOUT_INPUT)
+        blocks = max(1, min(64, -(-tokens // 64), self.link.blocks))
+        pod[()] = (
+            topk_idx,
+            tokens_per_rank,
+            tokens_per_expert,
+            is_in_rank,
+            self._scratch,
+            tokens,
+            topk,
+            experts,
+            self.ranks,
+        )
+        shared = 4 * (experts + self.ranks)
+        self.link.launch(
+            "nvl_dispatch_layout", blocks, LAYOUT_THREADS, (self.pod[()], pod[()]), shared_mem=shared, stream=stream
+        )
+
+    def notify(
+        self, is_in_rank: int, tokens: int, tokens_per_expert: int, experts: int, expert_alignment: int, positions: int,
+        prefix: int, stream: int = 0,
+    ) -> None:  # fmt: skip
+        """Exchange counts: positions int32 [tokens, ranks], prefix int32 [ranks, ranks]; `counts()` waits for the rest."""
+        self._check_experts(experts)
+        pod = np.zeros((), abi.NOTIFY_INPUT)
+        pod[()] = (is_in_rank, tokens_per_expert, positions, prefix, int(self._counts.ctypes.data), tokens, experts,
+                   expert_alignment, 0)  # fmt: skip
+        self._local_experts = experts // self.ranks
+        self._counts_epoch += 1
+        self.link.launch("nvl_notify_dispatch", 1, NOTIFY_THREADS, (self.pod[()], pod[()]), stream=stream)
+
+    def counts(self) -> tuple[int, list[int]]:
+        """Rows that the last notified dispatch brings, and those of each local expert; the host waits for them."""
+        epoch = self._counts[:8].view(np.uint64)
+        self.link.wait(lambda: int(epoch[0]) >= self._counts_epoch, "the counts of a dispatch")
+        words = self._counts[8:].view(np.int32)
+        return int(words[0]), words[1 : 1 + self._local_experts].tolist()
+
+    def receive_block(self, rows: int, row_bytes: int, scale_bytes: int, topk: int, stream: int = 0) -> Block:
+        """Room for what one dispatch brings; dropping it gives it back. BadArgument when the heap is used up."""
+        block = Block(self, rows, row_bytes, scale_bytes, topk)
+        self.link.after(block.marks, stream)
+        return block
+
+    def dispatch(
+        self, x: int, row_bytes: int, scales: int, scale_bytes: int, topk_idx: int, topk_weights: int, topk: int,
+        experts: int, tokens: int, positions: int, prefix: int, received: Block, rows: int, num_sms: int, stream: int = 0,
+    ) -> None:  # fmt: skip
+        """Send rows of `row_bytes` (and `scale_bytes` of scales) to where the ranks receive; `topk` 0: no choices."""
+        grid = self._grid(row_bytes, DISPATCH_CHUNK, SLOTS, min(WORD_WARPS, self.link.warps), num_sms)
+        pod = np.zeros((), abi.DISPATCH_INPUT)
+        self._here(pod["here"], received)
+        for name, value in (
+            ("x", x), ("scales", scales), ("topk", topk_idx), ("weights", topk_weights), ("positions", positions),
+            ("prefix", prefix), ("tokens", tokens), ("row_bytes", row_bytes), ("scale_words", scale_bytes // 4),
+            ("topk_count", topk), ("experts", experts), ("rows", rows if topk else 0), ("chunk_bytes", grid.chunk),
+            ("row_warps", grid.row_warps),
+        ):  # fmt: skip
+            pod[name] = value
+        self._launch_rows("nvl_dispatch", grid, pod, stream)
+
+    def combine(
+        self, x: int, rows: int, hidden: int, topk_weights: int, topk: int, positions: int, prefix: int, tokens: int,
+        out: int, out_weights: int, bias_0: int, bias_1: int, num_sms: int, stream: int = 0,
+    ) -> list[Any]:  # fmt: skip
+        """Add up each token's rows, BF16 [rows, hidden] on every rank; what is returned must live until it has run.
+
+        `x` and `topk_weights` may lie anywhere; memory of a `Block` is read where it is, other memory is copied there.
+        """
+        grid = self._grid(2 * hidden, COMBINE_CHUNK, STAGES * (self.ranks - 1), 0, num_sms)
+        pod = np.zeros((), abi.COMBINE_INPUT)
+        kept: list[Any] = []
+        for name, address, nbytes in (("x", x, 2 * rows * hidden), ("weights", topk_weights, 4 * rows * topk)):
+            if address == 0:
+                continue
+            offset = address - self.link.heaps[self.rank]
+            if not self.pool.holds(offset, nbytes):
+                block = self.receive_block(1, nbytes, 0, 0, stream)
+                self.link.copy(block.x, address, nbytes, stream)
+                offset = block.x - self.link.heaps[self.rank]
+                kept.append(block)
+            pod["here"][name] = offset
+        for name, value in (
+            ("positions", positions), ("prefix", prefix), ("out", out), ("out_weights", out_weights), ("tokens", tokens),
+            ("hidden", hidden), ("topk_count", topk), ("chunk_bytes", grid.chunk),
+        ):  # fmt: skip
+            pod[name] = value
+        pod["bias"] = bias_0, bias_1
+        self._launch_rows("nvl_combine", grid, pod, stream)
+        return kept
+
+    # ---- low latency
+    def ll_configure(self, max_tokens: int, hidden: int, experts: int, topk: int, stream: int = 0) -> None:
+        """Lay the low-latency region out; another shape than before is a collective, and cleans it."""
+        self._check_experts(experts)
+        self._check_topk(topk)
+        shape = max_tokens, hidden, experts, topk
+        if (
+            self._ll is not None
+            and tuple(int(self._ll[name]) for name in ("max_tokens", "hidden", "experts", "topk")) == shape
+        ):
+            return
+        offsets = self.ll_region.offsets(max_tokens, hidden)
+        fresh = self._ll is not None
+        self._ll = np.zeros((), abi.LL)
+        self._ll["nvl"] = self.pod
+        for name in abi.LL_HEAP.names or ():
+            self._ll["ll"][name] = offsets[name]
+        self._ll["max_tokens"], self._ll["hidden"], self._ll["experts"], self._ll["topk"] = shape
+        if fresh:
+            self.ll_clean(stream)
+
+    def ll_clean(self, stream: int = 0) -> None:
+        """Zero the low-latency region's words on every rank: a collective."""
+        region = self.ll_region
+        self.barrier(stream)
+        self.link.clear(self.link.heaps[self.rank] + region.begin, region.nbytes, stream)
+        self.barrier(stream)
+
+    def ll_dispatch(
+        self, x: int, topk_idx: int, tokens: int, use_fp8: bool, round_scale: bool, use_ue8m0: bool, out_x: int,
+        out_scales: int, out_count: int, src_info: int, layout_range: int, row_map: int, statistics: int = 0,
+        wait_statistics: int = 0, phases: int = SEND | RECEIVE, stream: int = 0,
+    ) -> None:  # fmt: skip
+        """Low-latency dispatch, as cuda/kernels/nvl_ll_dispatch.cu says; `phases`: 1 sends, 2 receives."""
+        ll = self._configured()
+        if wait_statistics:
+            raise BadArgument("no statistics of waiting", value="dispatch_wait_recv_cost_stats", rule="not supported",
+                              remedy="leave it out")  # fmt: skip
+        pod = np.zeros((), abi.LL_DISPATCH_INPUT)
+        pod[()] = (x, topk_idx, out_x, out_scales, out_count, src_info, layout_range, row_map, statistics, tokens,
+                   int(use_fp8), int(round_scale), int(use_ue8m0), phases, 0)  # fmt: skip
+        local, blocks = int(ll["experts"]) // self.ranks, self.link.blocks * self.link.sharing
+        words = -(-(local + -(-local // blocks) * self.ranks) // 4) * 4
+        hidden = int(ll["hidden"])
+        shared = 4 * words + 2 * hidden + hidden // 8 * 4
+        self.link.launch(
+            "nvl_ll_dispatch", blocks, self.link.threads, (ll[()], pod[()]), shared_mem=shared, stream=stream
+        )
+
+    def ll_combine(
+        self, x: int, topk_idx: int, topk_weights: int, row_map: int, tokens: int, out: int,
+        phases: int = SEND | RECEIVE, stream: int = 0,
+    ) -> None:  # fmt: skip
+        """Low-latency combine, as cuda/kernels/nvl_ll_combine.cu says."""
+        ll = self._configured()
+        pod = np.zeros((), abi.LL_COMBINE_INPUT)
+        pod[()] = (x, row_map, topk_idx, topk_weights, out, tokens, phases)
+        blocks = self.link.blocks * self.link.sharing
+        self.link.launch("nvl_ll_combine", blocks, self.link.threads, (ll[()], pod[()]), stream=stream)
+
+    def close(self) -> None:
+        """Give the heap back; the engine is of no use afterwards."""
+        self.link.close()
+
+    # ---- parts
+    def _configured(self) -> np.ndarray[Any, Any]:
+        if self._ll is None:
+            raise BadState("no low-latency region", value="ll_configure was not called", rule="it says where things lie",
+                           remedy="call ll_configure first")  # fmt: skip
+        return self._ll
+
+    def _here(self, offer: Any, received: Block) -> None:
+        heap = self.link.heaps[self.rank]
+        for name in ("x", "scales", "topk", "weights", "source"):
+            offer[name] = getattr(received, name) - heap
+
+    def _grid(self, row_bytes: int, chunk_limit: int, slots: int, others: int, num_sms: int) -> _Grid:
+        """`slots` chunks for each warp that moves rows; `others`: warps that do something else."""
+        room = self.link.shared_bytes - others * abi.WARP_BYTES
+        limit = chunk_limit
+        while limit > 512 and min(self.link.warps, 4) * (slots * chunk_of(row_bytes, limit) + abi.WARP_BYTES) > room:
+            limit //= 2
+        chunk = chunk_of(row_bytes, limit)
+        each = slots * chunk + abi.WARP_BYTES
+        warps = min(self.link.warps, room // each)
+        if warps < 1:
+            raise BadArgument("rows too long for shared memory", value=row_bytes, rule=f"{slots} parts in {room} B",
+                              remedy="hidden with more factors of two")  # fmt: skip
+        blocks = max(1, min(num_sms, self.link.blocks))
+        return _Grid(blocks, warps, warps + others, chunk, warps * each + others * abi.WARP_BYTES)
+
+    def _launch_rows(self, kernel: str, grid: _Grid, pod: Any, stream: int) -> None:
+        args = self.pod[()], pod[()]
+        self.link.launch(kernel, grid.blocks, 32 * grid.warps, args, shared_mem=grid.shared, stream=stream)
+
+    def _check_experts(self, experts: int) -> None:
+        if experts % self.ranks or not 0 < experts <= self.max_experts:
+            raise BadArgument("experts that do not fit", value=experts, rule=f"a multiple of {self.ranks}, at most {self.max_experts}",
+                              remedy="pad the experts, or make the engine with more max_experts")  # fmt: skip
+
+    def _check_topk(self, topk: int) -> None:
+        if not 0 < topk <= abi.MAX_TOPK:
+            raise BadArgument(
+                "too many choices", value=topk, rule=f"1 … {abi.MAX_TOPK}", remedy="fewer choices a token"
+            )

@@ -1,0 +1,189 @@
+"""A GPU's end of a group that reaches each other's memory: heaps mapped across processes (CUDA IPC) or within one.
+
+Leans on cuda, arena, module, pinned. Whoever makes a group brings the rendezvous: a function that gathers one object of
+every rank (torch.distributed's, mpi4py's). Source: CUDA Runtime API, "Memory Management", cudaIpcGetMemHandle.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from rdmakit.errors import BadArgument, HangError, NotAvailable
+from rdmakit.gpu.arena import Arena
+from rdmakit.gpu.cuda import cupy
+from rdmakit.gpu.module import Kernel, stock_kernel
+from rdmakit.gpu.pinned import pinned_report
+
+__all__ = ["PeerLink", "links_in_one_process"]
+
+_PATIENCE_S = 30.0  # for kernels whose own waits are bounded by 10 s
+_STATIC_SHARED = 600  # what our kernels declare besides their dynamic shared memory, at most
+_DEVICE_TO_DEVICE = 3  # cudaMemcpyDeviceToDevice
+
+
+class PeerLink:
+    """One rank: its heap of `nbytes`, and every other's as this GPU reaches it.
+
+    `gather(value)`: the list of all ranks' values, in rank order, the same on all; it is called twice, collectively.
+    NotAvailable when a rank's GPU cannot be reached from this one.
+    """
+
+    def __init__(
+        self, rank: int, ranks: int, nbytes: int, gather: Callable[[Any], list[Any]], *, device: int | None = None
+    ) -> None:
+        cp = cupy()
+        self.rank, self.ranks, self.heap_bytes = rank, ranks, nbytes
+        self.device = int(cp.cuda.Device().id if device is None else device)
+        self.current_stream: Callable[[], int] = lambda: int(cp.cuda.get_current_stream().ptr)
+        self._kernels: dict[str, Kernel] = {}
+        self._owned: list[int] = []
+        self._opened: list[int] = []
+        with cp.cuda.Device(self.device):
+            attributes = cp.cuda.Device().attributes
+            self.blocks = int(attributes["MultiProcessorCount"])
+            self.shared_bytes = int(attributes["MaxSharedMemoryPerBlockOptin"]) - _STATIC_SHARED
+            self.warps, self.threads, self.sharing = 16, 512, 2
+            heap, _ = self.memory(nbytes)
+            self.report = pinned_report()
+            self._host: list[Any] = []
+            cp.cuda.Device().synchronize()
+            told = gather((os.getpid(), self.device, heap, cp.cuda.runtime.ipcGetMemHandle(heap)))
+            self.heaps = [heap if r == rank else self._reach(r, *said) for r, said in enumerate(told)]
+        gather(None)  # nobody writes before everybody has mapped
+
+    def _reach(self, rank: int, pid: int, device: int, address: int, handle: bytes) -> int:
+        cp = cupy()
+        runtime = cp.cuda.runtime
+        if pid == os.getpid():
+            if device != self.device:
+                if not runtime.deviceCanAccessPeer(self.device, device):
+                    raise NotAvailable(
+                        f"GPU {self.device} cannot reach GPU {device} of rank {rank}", value="no peer access",
+                        rule="NVLink, or PCIe with peer access", remedy="nvidia-smi topo -m shows which can",
+                    )  # fmt: skip
+                try:
+                    runtime.deviceEnablePeerAccess(device)
+                except runtime.CUDARuntimeError as error:
+                    if "AlreadyEnabled" not in str(error):
+                        raise
+            return address
+        try:
+            opened = int(runtime.ipcOpenMemHandle(handle))
+        except runtime.CUDARuntimeError as error:
+            raise NotAvailable(
+                f"the memory of rank {rank} cannot be mapped", value=str(error),
+                rule="CUDA IPC between processes of one host whose GPUs have peer access",
+                remedy="start all ranks of this group on one host, each seeing its own GPU and its peers'",
+            ) from None  # fmt: skip
+        self._opened.append(opened)
+        return opened
+
+    def memory(self, nbytes: int) -> tuple[int, Any]:
+        """Zeroed memory of this GPU; it lives until `close`."""
+        cp = cupy()
+        with cp.cuda.Device(self.device):
+            address = int(cp.cuda.runtime.malloc(max(nbytes, 1)))
+            cp.cuda.runtime.memset(address, 0, max(nbytes, 1))
+        self._owned.append(address)
+        return address, None
+
+    def host_memory(self, nbytes: int) -> np.ndarray[Any, Any]:
+        """Zeroed page-locked memory."""
+        array = Arena(nbytes + 64).array(nbytes, np.uint8, 64)
+        self._host.append(array)
+        return array
+
+    def launch(
+        self, kernel: str, grid: int, block: int, args: Sequence[Any], *, shared_mem: int = 0, stream: int = 0
+    ) -> None:
+        """Launch on `stream`; nothing is synchronised."""
+        with cupy().cuda.Device(self.device):
+            found = self._kernels.get(kernel)
+            if found is None:
+                found = self._kernels[kernel] = stock_kernel(kernel)
+                # All alike, so that an SM need not divide its memory anew between two of them.
+                found.raw.preferred_shared_memory_carveout = 100
+            found(grid, block, args, shared_mem=shared_mem, stream=stream)
+
+    def copy(self, to: int, source: int, nbytes: int, stream: int = 0) -> None:
+        """Queue a copy on this GPU."""
+        cupy().cuda.runtime.memcpyAsync(to, source, nbytes, _DEVICE_TO_DEVICE, stream)
+
+    def clear(self, address: int, nbytes: int, stream: int = 0) -> None:
+        """Queue zeroing."""
+        cupy().cuda.runtime.memsetAsync(address, 0, nbytes, stream)
+
+    def wait(self, done: Callable[[], bool], what: str) -> None:
+        """Poll, without a call of CUDA's, so that nothing is synchronised."""
+        deadline = time.monotonic() + _PATIENCE_S
+        turns = 0
+        while not done():
+            turns += 1
+            if turns % 1024:
+                continue
+            self.report.raise_for_status()
+            if time.monotonic() > deadline:
+                raise HangError(f"{what} did not come", value=f"{_PATIENCE_S:g} s", rule="every rank takes part, in the same order",
+                                remedy="look whether a rank has failed or left")  # fmt: skip
+
+    def mark(self) -> Any:
+        """An event behind what the caller's stream holds."""
+        cp = cupy()
+        with cp.cuda.Device(self.device):
+            event = cp.cuda.Event(disable_timing=True)
+            event.record(cp.cuda.ExternalStream(self.current_stream()))
+        return event
+
+    def after(self, marks: Sequence[Any], stream: int) -> None:
+        """Make `stream` wait for events."""
+        for event in marks:
+            cupy().cuda.runtime.streamWaitEvent(stream, event.ptr)
+
+    def abort(self) -> None:
+        """Make every kernel of this rank's that waits give up: its waits end with the status `aborted`."""
+        self.report.array["state"] = 2
+        self.report.array["status"] = 3
+
+    def close(self) -> None:
+        """Unmap other heaps, free our own memory. Every rank should be through with it: meet them first."""
+        cp = cupy()
+        runtime = cp.cuda.runtime
+        with cp.cuda.Device(self.device):
+            cp.cuda.Device().synchronize()
+            for address in self._opened:
+                runtime.ipcCloseMemHandle(address)
+            for address in self._owned:
+                runtime.free(address)
+        self._opened, self._owned = [], []
+
+    def __repr__(self) -> str:
+        return f"<PeerLink rank {self.rank} of {self.ranks}: GPU {self.device}, {self.heap_bytes} B>"
+
+
+def links_in_one_process(ranks: int, nbytes: int, *, gpus: int | None = None) -> list[PeerLink]:
+    """A link for each of `ranks` ranks in this process, rank r on GPU r modulo the number of GPUs.
+
+    Ranks that share a GPU wait for each other's kernels: give each a stream of its own, and few blocks.
+    """
+    count = int(cupy().cuda.runtime.getDeviceCount()) if gpus is None else gpus
+    if ranks < 1:
+        raise BadArgument("no ranks", value=ranks, rule="one at least", remedy="links_in_one_process(2, nbytes)")
+    said: list[Any] = []
+    links = []
+    for rank in range(ranks):
+        # What the ranks before have said is known; the table is made whole below.
+        def gather(value: Any, rank: int = rank) -> list[Any]:
+            if value is not None:
+                said.append(value)
+            return [*said[:rank], value] if value is not None else []
+
+        links.append(PeerLink(rank, ranks, nbytes, gather, device=rank % count))
+    for link in links:
+        with cupy().cuda.Device(link.device):
+            link.heaps = [said[r][2] if r == link.rank else link._reach(r, *said[r]) for r in range(ranks)]
+    return links
