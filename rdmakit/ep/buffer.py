@@ -58,7 +58,7 @@ class Buffer(NormalCalls, LowLatencyCalls):
         self.explicitly_destroy = explicitly_destroy
         _refuse(allow_mnnvl=allow_mnnvl, use_fabric=use_fabric)
         if low_latency_mode and not allow_nvlink_for_low_latency_mode:
-            raise NotAvailable("allow_nvlink_for_low_latency_mode=False is not supported",
+            raise NotAvailable("allow_nvlink_for_low_latency_mode=False is not supported", value=False,
                                rule="rows go over NVLink; rdmakit drives no real NIC yet",
                                remedy="leave it True")  # fmt: skip
         check_positive(num_qps_per_rank=num_qps_per_rank)
@@ -87,7 +87,7 @@ class Buffer(NormalCalls, LowLatencyCalls):
     def destroy(self) -> None:
         """Give the memory back. Collective; the GPU is synchronised. BadState without `explicitly_destroy`."""
         if not self.explicitly_destroy:
-            raise BadState("destroy() of a Buffer that destroys itself", rule="explicitly_destroy=True",
+            raise BadState("destroy() of a Buffer that destroys itself", value=False, rule="explicitly_destroy=True",
                            remedy="drop the Buffer, or make it with explicitly_destroy=True")  # fmt: skip
         engine = self._engine()
         self._backend.synchronize()

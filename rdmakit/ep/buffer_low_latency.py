@@ -210,7 +210,7 @@ class LowLatencyCalls(BufferBase):
     def _low_latency_engine(self) -> Engine:
         engine = self._engine()
         if not self.low_latency_mode:
-            raise BadState("the Buffer has no low-latency mode", rule="low_latency_mode=True",
+            raise BadState("the Buffer has no low-latency mode", value=False, rule="low_latency_mode=True",
                            remedy="Buffer(group, num_rdma_bytes=Buffer.get_low_latency_rdma_size_hint(…), "
                                   "low_latency_mode=True)")  # fmt: skip
         return engine
@@ -218,7 +218,7 @@ class LowLatencyCalls(BufferBase):
     def _shrinkable(self) -> tuple[Engine, int]:
         engine = self._low_latency_engine()
         if not self.enable_shrink:
-            raise BadState("ranks of this Buffer cannot be masked", rule="enable_shrink=True",
+            raise BadState("ranks of this Buffer cannot be masked", value=False, rule="enable_shrink=True",
                            remedy="Buffer(…, low_latency_mode=True, enable_shrink=True)")  # fmt: skip
         return engine, self._stream_address(self._backend.current_stream())
 
@@ -278,7 +278,7 @@ class LowLatencyCalls(BufferBase):
             def hook() -> None:
                 """Receive what the call has sent. Once."""
                 if not waiting:
-                    raise BadState("the hook was called twice", rule="a call is received once",
+                    raise BadState("the hook was called twice", value=2, rule="a call is received once",
                                    remedy="drop the hook after its call")  # fmt: skip
                 waiting.clear()
                 launch(RECEIVE)

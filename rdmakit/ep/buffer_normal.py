@@ -107,7 +107,9 @@ class NormalCalls(BufferBase):
             )
         else:
             if topk_idx is not None or topk_weights is not None:
-                raise BadArgument("a cached dispatch with top-k", rule="either handle or topk_idx and topk_weights",
+                given = "topk_weights" if topk_idx is None else "topk_idx"
+                raise BadArgument("a cached dispatch with top-k", value=given,
+                                  rule="either handle, or topk_idx and topk_weights",
                                   remedy="leave topk_idx and topk_weights out")  # fmt: skip
             prefix, src_idx, in_rank, positions = unpack_handle(self, handle)
             route = _Route(prefix, positions, in_rank, len(src_idx))

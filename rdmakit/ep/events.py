@@ -43,7 +43,8 @@ class EventOverlap:
     def current_stream_wait(self) -> None:
         """The current stream waits for the event; the host does not. BadState when there is none."""
         if self.event is None:
-            raise BadState("there is no event to wait for", rule="a call with async_finish=True returns one",
+            raise BadState("there is no event to wait for", value="event None",
+                           rule="a call with async_finish=True returns one",
                            remedy="pass async_finish=True, or do not wait: the stream has")  # fmt: skip
         self.event.current_stream_wait()
 

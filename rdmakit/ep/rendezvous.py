@@ -68,7 +68,7 @@ def introduce(group: Any = None, comm: Any = None) -> Rendezvous:
                               )  # fmt: skip
         return _Torch(group)
     if comm is None:
-        raise BadArgument("nobody to communicate with", rule="either group or comm", value=None,
+        raise BadArgument("nobody to communicate with", value="group None, comm None", rule="either group or comm",
                           remedy="Buffer(torch.distributed.group.WORLD, …) or Buffer(None, …, comm=MPI.COMM_WORLD)",
                           )  # fmt: skip
     if not callable(getattr(comm, "allgather", None)):

@@ -74,7 +74,8 @@ class Cuda:
 
     def __init__(self) -> None:
         if not torch().cuda.is_available():
-            raise NotAvailable("torch finds no GPU", rule="Buffer moves rows between NVIDIA GPUs",
+            raise NotAvailable("torch finds no GPU", value=torch().__version__,
+                               rule="Buffer moves rows between NVIDIA GPUs",
                                remedy="install a CUDA build of torch and look at nvidia-smi and CUDA_VISIBLE_DEVICES",
                                )  # fmt: skip
         self.kinds = Kinds()
