@@ -76,7 +76,7 @@ class Buffer(NormalCalls, LowLatencyCalls):
         self._backend = backend
         self.device = backend.device()
         self._comm_stream = backend.new_stream()
-        self._leases = Leases(backend)
+        self._leases = Leases(backend, self.device)
         self._low_latency_sizes = None
         self._channel_starts = backend.zeros((self.group_size, 1), backend.kinds.int32, self.device)
         self.runtime = engines.open_engine(

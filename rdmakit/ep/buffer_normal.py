@@ -90,7 +90,8 @@ class NormalCalls(BufferBase):
         each local expert, a list, rounded up to `expert_alignment` (empty with num_worst_tokens); the handle
         (rank_prefix_matrix, channel_prefix_matrix, recv_channel_prefix_matrix, recv_src_idx, is_token_in_rank,
         send_head), where both channel matrices have one channel; the event. With a handle, Nones between rows and
-        event. Rows lie in the Buffer's own memory: who holds the handle, or any result, holds them all.
+        event. Rows and their top-k lie in the Buffer's own memory, one block a call, and go back when all are dropped;
+        the handle does not hold them.
         """
         rows_x, scales = x if isinstance(x, tuple) else (x, None)
         num_sms = number_of_sms(self, config, self.num_sms)
@@ -116,14 +117,16 @@ class NormalCalls(BufferBase):
             check_rows(self, rows_x, scales, len(positions))
             crossing = self._crossing(previous_event, async_finish, allocate_on_comm_stream)
             self._leases.collect(self._comm_stream)
-        results = self._send(crossing, route, rows_x, scales, topk_idx, topk_weights, topk, experts, num_sms)
+        results = self._send(
+            crossing, route, rows_x, scales, topk_idx, topk_weights, topk, experts, num_sms, cached=handle is not None
+        )
         recv_x, recv_scales, recv_idx, recv_weights, recv_src_idx = results
         event = crossing.finish((
             rows_x, scales, topk_idx, topk_weights, num_tokens_per_expert, route.in_rank, route.positions, route.prefix,
             *results,
         ))  # fmt: skip
         result = recv_x if recv_scales is None else (recv_x, recv_scales)
-        if handle is not None or num_tokens_per_rank is None:
+        if num_tokens_per_rank is None or recv_src_idx is None:
             return result, None, None, None, None, event
         channel_prefix = num_tokens_per_rank.view(self.group_size, 1)
         made = (route.prefix, channel_prefix, self._channel_starts, recv_src_idx, route.in_rank, route.positions)
@@ -191,9 +194,11 @@ class NormalCalls(BufferBase):
 
     def _send(
         self, crossing: Crossing, route: _Route, x: Tensor, scales: Tensor | None, topk_idx: Tensor | None,
-        topk_weights: Tensor | None, topk: int, experts: int, num_sms: int,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor]:  # fmt: skip
-        """Move rows; what is received, as tensors over the engine's memory: x, scales, top-k and source indices."""
+        topk_weights: Tensor | None, topk: int, experts: int, num_sms: int, cached: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+        """Move rows; what is received, as tensors over the engine's memory: x, scales, top-k; and, for a handle, source
+        indices, in memory of torch's: handles live until the backward pass, and would hold every block.
+        """
         engine, kinds, rows = self._engine(), self._backend.kinds, route.rows
         stream = self._stream_address(self._comm_stream)
         packed = scales
@@ -214,13 +219,16 @@ class NormalCalls(BufferBase):
             return found
 
         with crossing.results():  # where no row came, results are memory of torch's
-            return (
-                wrap(received.x, (rows, x.shape[1]), x.dtype),
-                None if scales is None else wrap(received.scales, (rows, scales.shape[1]), scales.dtype),
-                wrap(received.topk_idx, (rows, topk), kinds.int64) if topk else None,
-                wrap(received.topk_weights, (rows, topk), kinds.float32) if topk else None,
-                wrap(received.src_idx, (rows,), kinds.int32),
-            )
+            recv_x = wrap(received.x, (rows, x.shape[1]), x.dtype)
+            recv_scales = None if scales is None else wrap(received.scales, (rows, scales.shape[1]), scales.dtype)
+            recv_idx = wrap(received.topk_idx, (rows, topk), kinds.int64) if topk else None
+            recv_weights = wrap(received.topk_weights, (rows, topk), kinds.float32) if topk else None
+            src_idx = None if cached else self._empty((rows,), kinds.int32)
+        if src_idx is not None:
+            inside = wrap(received.src_idx, (rows,), kinds.int32)
+            with self._backend.use(self._comm_stream):
+                src_idx.copy_(inside)
+        return recv_x, recv_scales, recv_idx, recv_weights, src_idx
 
 
 def _one_host(name: str, instead: str) -> NotAvailable:

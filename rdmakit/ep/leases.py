@@ -10,7 +10,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import Any
 
-from rdmakit.ep.tensors import Event, Stream
+from rdmakit.ep.tensors import Device, Event, Stream
 
 __all__ = ["Lease", "Leases"]
 
@@ -32,8 +32,9 @@ class Lease:
 class Leases:
     """The blocks that tensors of one Buffer hold or have held."""
 
-    def __init__(self, backend: Any) -> None:
+    def __init__(self, backend: Any, where: Device) -> None:
         self._backend = backend
+        self._where = where
         self._dropped: list[tuple[object, Event | None]] = []
         self._of_graphs: list[object] = []
 
@@ -46,7 +47,9 @@ class Leases:
     def dropped(self, owner: object) -> None:
         """No tensor holds the block any more; what the current stream has been given may still use it."""
         # An event of a captured stream means nothing outside its graph: None waits for the whole stream, later.
-        event = None if self._backend.capturing() else self._backend.record()
+        # The thread may be any, with another current device.
+        here = self._backend.current_stream(self._where)
+        event = None if self._backend.capturing() else self._backend.record(here)
         self._dropped.append((owner, event))
 
     def collect(self, comm_stream: Stream) -> None:

@@ -82,6 +82,10 @@ def check_topk(buffer: BufferBase, tokens: int, topk_idx: Any, topk_weights: Any
         raise BadArgument("num_worst_tokens cannot be used", value=num_worst_tokens,
                           rule="0, or positive with topk_idx and topk_weights: they tell which rows came",
                           remedy="pass topk_idx and topk_weights")  # fmt: skip
+    if not num_worst_tokens and buffer._backend.capturing():
+        raise BadState("dispatch waits for counts, which no CUDA graph can", value=num_worst_tokens,
+                       rule="num_worst_tokens > 0, or a handle, while a stream is captured",
+                       remedy="pass num_worst_tokens=num_ranks * max_tokens")  # fmt: skip
     if topk_idx is None:
         return 0
     kinds, where = buffer._backend.kinds, buffer.device

@@ -99,9 +99,9 @@ class Cuda:
         torch().cuda.synchronize()
 
     # ---- streams and events
-    def current_stream(self) -> Stream:
-        """torch's current stream on the current device."""
-        return torch().cuda.current_stream()
+    def current_stream(self, where: Device | None = None) -> Stream:
+        """torch's current stream of this thread on a device (default: the current one)."""
+        return torch().cuda.current_stream(where)
 
     def new_stream(self) -> Stream:
         """A stream that the GPU's scheduler prefers: communication goes before computation."""

@@ -13,6 +13,7 @@ from rdmakit.ep.config import Config  # noqa: E402
 from rdmakit.ep.layout import get_dispatch_layout  # noqa: E402
 from rdmakit.ep.numerics import quantize_fp8  # noqa: E402
 from rdmakit.ep.routing import uniform  # noqa: E402
+from rdmakit.errors import BadState  # noqa: E402
 
 TOKENS, HIDDEN, EXPERTS, TOPK = (5, 7), 256, 8, 3
 
@@ -278,13 +279,14 @@ def test_memory_goes_back_when_the_last_tensor_goes(rig, rng):
         del got
         gc.collect()
         case.dispatch(buffer, rank)
-        assert engine.returned == 0, "a view of rows and the handle hold the block"
-        del part, handle
+        assert engine.returned == 0, "a view of rows holds the block"
+        del part
         gc.collect()
         assert engine.returned == 0, "not before the communication stream waits"
         before = len(rig.cpu.log)
         case.dispatch(buffer, rank)
         waits = [entry for entry in rig.cpu.log[before:] if entry == ("comm", "waits for", "event of caller")]
+        assert len(handle[3]) == len(case.truth(rank).recv_x), "the handle does not hold it"
         return engine.returned, len(waits) >= 2
 
     assert rig.each(call) == [(2, True)] * 2
@@ -297,6 +299,8 @@ def test_memory_of_a_graph_stays(monkeypatch, rng):
     per_rank, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(idx, EXPERTS)
     arguments = {"num_tokens_per_rank": per_rank, "is_token_in_rank": in_rank, "num_tokens_per_expert": per_expert}
     rig.cpu.in_graph = True
+    with pytest.raises(BadState, match="num_worst_tokens > 0, or a handle"):
+        buffer.dispatch(x, **arguments)
     buffer.dispatch(x, **arguments, topk_idx=idx, topk_weights=torch.ones(4, 1), num_worst_tokens=4)
     rig.cpu.in_graph = False
     engine = buffer.runtime
