@@ -36,8 +36,9 @@ class Buffer(NormalCalls, LowLatencyCalls):
     `group`: a torch process group; or None, and `comm` an mpi4py communicator. Collective. `num_nvl_bytes`: for
     dispatch and combine (0: not used); `num_rdma_bytes`: for the low-latency calls, with `low_latency_mode`; see the
     size hints. `num_qps_per_rank` counts queue pairs to other hosts and changes nothing on one. `enable_shrink`: ranks
-    can be masked. `explicitly_destroy`: only `destroy()` gives the memory back. NotAvailable for `allow_mnnvl`,
-    `use_fabric`, `allow_nvlink_for_low_latency_mode=False`, and for a group that spans hosts.
+    can be masked. `explicitly_destroy`: only `destroy()` gives the memory back. `allow_mnnvl` allows what one host has
+    no need of. NotAvailable for `use_fabric`, `allow_nvlink_for_low_latency_mode=False` with the low-latency mode, and
+    for a group that spans hosts.
 
     Attributes: rank, group_size, group, num_nvl_bytes, num_rdma_bytes, low_latency_mode, runtime (the engine; None when
     destroyed), and of the class num_sms, what dispatch and combine use without a Config.
@@ -56,7 +57,10 @@ class Buffer(NormalCalls, LowLatencyCalls):
     ) -> None:  # fmt: skip
         self.runtime = None
         self.explicitly_destroy = explicitly_destroy
-        _refuse(allow_mnnvl=allow_mnnvl, use_fabric=use_fabric)
+        if use_fabric:
+            raise NotAvailable("use_fabric is not supported", value=use_fabric,
+                               rule="a Buffer serves the GPUs of one host, by CUDA's inter-process handles",
+                               remedy="leave use_fabric out")  # fmt: skip
         if low_latency_mode and not allow_nvlink_for_low_latency_mode:
             raise NotAvailable("allow_nvlink_for_low_latency_mode=False is not supported", value=False,
                                rule="rows go over NVLink; rdmakit drives no real NIC yet",
@@ -169,11 +173,3 @@ class Buffer(NormalCalls, LowLatencyCalls):
         address = engine.heap_address + offset * dtype.itemsize
         found: Tensor = self._backend.wrap(address, shape, dtype, self.device, engine)
         return found
-
-
-def _refuse(**flags: bool) -> None:
-    for name, value in flags.items():
-        if value:
-            raise NotAvailable(f"{name} is not supported", value=value,
-                               rule="a Buffer serves the GPUs of one host, by CUDA's inter-process handles",
-                               remedy=f"leave {name} out")  # fmt: skip

@@ -120,7 +120,7 @@ class Engine(Protocol):
     ) -> None:  # fmt: skip
         """Send every token to its rows. Collective.
 
-        `x` `[tokens, row_bytes]`, a multiple of 16 bytes; `scales` `[tokens, scale_bytes]`; `topk_idx` int64 and
+        `x` `[tokens, row_bytes]`, multiples of 16 bytes; `scales` `[tokens, scale_bytes]`, of 4; `topk_idx` int64 and
         `topk_weights` float32 `[tokens, topk]`. Where there is no top-k, `topk` is 0; of a cached dispatch `experts` is
         0 as well. `positions` and `prefix`: `notify`'s, of this call or an earlier one. Received indices are local
         experts or -1, their weights 0 where -1. `rows` is what `received` has room for; when it is more than come,
