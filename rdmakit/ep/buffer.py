@@ -82,10 +82,11 @@ class Buffer(NormalCalls, LowLatencyCalls):
         self._comm_stream = backend.new_stream()
         self._leases = Leases(backend, self.device)
         self._low_latency_sizes = None
+        self._to_fill, self._next_to_fill = [None, None], 0
         self._channel_starts = backend.zeros((self.group_size, 1), backend.kinds.int32, self.device)
         self.runtime = engines.open_engine(
             rendezvous, num_nvl_bytes=num_nvl_bytes, num_rdma_bytes=num_rdma_bytes if low_latency_mode else 0,
-            low_latency=low_latency_mode, enable_shrink=enable_shrink,
+            enable_shrink=enable_shrink, current_stream=lambda: int(backend.address(backend.current_stream())),
         )  # fmt: skip
 
     def destroy(self) -> None:
@@ -97,6 +98,7 @@ class Buffer(NormalCalls, LowLatencyCalls):
         self._backend.synchronize()
         self._rendezvous.barrier()  # no rank gives back what another still reads
         self._leases.forget()
+        self._to_fill = [None, None]
         self.runtime = None
         engine.close()
 

@@ -46,6 +46,8 @@ class LowLatencyCalls(BufferBase):
     """Low-latency calls. Collective. Results are the caller's; at most two calls may be between send and receive."""
 
     _low_latency_sizes: tuple[int, int, int, int] | None
+    _to_fill: list[Tensor | None]
+    _next_to_fill: int
 
     def clean_low_latency_buffer(self, num_max_dispatch_tokens_per_rank: int, hidden: int, num_experts: int) -> None:
         """Put the memory of low-latency calls into its first state. Collective, on the current stream.
@@ -128,16 +130,18 @@ class LowLatencyCalls(BufferBase):
         `x`: BF16 `[num_local_experts, rows, hidden]` in the rows of the dispatch whose `handle` this is; with
         `zero_copy` they are in `get_next_low_latency_combine_buffer(handle)` already, and `x` gives the shape.
         `topk_idx` int64 and `topk_weights` float32 `[num_tokens, num_topk]` as dispatched. `out`: where the result
-        goes, BF16 `[num_tokens, hidden]`; memory of its own otherwise. `combine_wait_recv_cost_stats`: int64
-        `[num_ranks]`, clocks waited are added. NotAvailable for `use_logfmt`. Returns the result, the event and the
-        hook, as dispatch does.
+        goes, BF16 `[num_tokens, hidden]`; memory of its own otherwise. NotAvailable for `use_logfmt` and
+        `combine_wait_recv_cost_stats`. Returns the result, the event and the hook, as dispatch does.
         """
         if use_logfmt:
             raise NotAvailable("use_logfmt is not supported", value=True, rule="rows come home as BF16",
                                remedy="leave use_logfmt out")  # fmt: skip
+        if combine_wait_recv_cost_stats is not None:
+            raise NotAvailable("combine_wait_recv_cost_stats is not supported", value="a tensor",
+                               rule="combine does not measure its waits", remedy="leave it out")  # fmt: skip
         engine, kinds = self._low_latency_engine(), self._backend.kinds
         _check_flags(False, False, False, async_finish, return_recv_hook)
-        src_info, layout_range, max_tokens, hidden, num_experts = self._handle(handle)
+        _, _, max_tokens, hidden, num_experts = self._handle(handle)
         local_experts = self._local_experts(num_experts)
         check_tensor("x", x, self.device, (kinds.bfloat16,), (local_experts, self.group_size * max_tokens, hidden))
         topk = int(handle.row_map.shape[2])
@@ -145,7 +149,6 @@ class LowLatencyCalls(BufferBase):
         tokens = len(topk_idx)
         self._check_sizes(tokens, max_tokens, hidden, FP8_BLOCK)
         check_tensor("topk_weights", topk_weights, self.device, (kinds.float32,), (tokens, topk))
-        self._check_waits("combine_wait_recv_cost_stats", combine_wait_recv_cost_stats)
         if out is not None:
             check_tensor("out", out, self.device, (kinds.bfloat16,), (tokens, hidden))
         if self._low_latency_sizes != (max_tokens, hidden, num_experts, topk):
@@ -156,34 +159,41 @@ class LowLatencyCalls(BufferBase):
         stream = self._way_out(return_recv_hook)
         combined = self._empty((tokens, hidden), kinds.bfloat16) if out is None else out
         where = self._stream_address(stream)
-        waits = combine_wait_recv_cost_stats
+        rows = self._filled(tuple(x.shape)) if zero_copy else x
 
         def launch(phases: int) -> None:
-            further = {} if waits is None else {"wait_statistics": int(waits.data_ptr())}
             engine.ll_combine(
-                x.data_ptr(), topk_idx.data_ptr(), topk_weights.data_ptr(), src_info.data_ptr(),
-                layout_range.data_ptr(), handle.row_map.data_ptr(), tokens, combined.data_ptr(), phases, zero_copy,
-                where, **further,
+                rows.data_ptr(), topk_idx.data_ptr(), topk_weights.data_ptr(), handle.row_map.data_ptr(), tokens,
+                combined.data_ptr(), phases, where,
             )  # fmt: skip
 
-        held = (x, topk_idx, topk_weights, src_info, layout_range, handle.row_map, combined, waits)
+        held = (rows, topk_idx, topk_weights, handle.row_map, combined)
         event, hook = self._launched(launch, stream, held, async_finish, return_recv_hook)
         return combined, event, hook
 
     def get_next_low_latency_combine_buffer(self, handle: RowsHandle) -> Tensor:
-        """Where the next `low_latency_combine(…, zero_copy=True)` sends from, to be filled by the caller.
+        """Where the next `low_latency_combine(…, zero_copy=True)` takes rows from, to be filled by the caller.
 
-        BF16 `[num_local_experts, num_ranks * num_max_dispatch_tokens_per_rank, hidden]`, memory of this Buffer.
+        BF16 `[num_local_experts, num_ranks * num_max_dispatch_tokens_per_rank, hidden]`, memory of this Buffer: two, in
+        turn, so that one may be filled while the other is still read.
         """
-        engine, kinds = self._low_latency_engine(), self._backend.kinds
+        self._low_latency_engine()
         _, _, max_tokens, hidden, num_experts = self._handle(handle)
         shape = (self._local_experts(num_experts), self.group_size * max_tokens, hidden)
-        address, nbytes = engine.ll_combine_buffer()
-        needed = shape[0] * shape[1] * shape[2] * int(kinds.bfloat16.itemsize)
-        if needed > nbytes:
-            raise BadState("the handle is of other sizes than the last dispatch", value=f"{needed} bytes",
-                           rule=f"{nbytes} bytes", remedy="ask for it before a dispatch of other sizes")  # fmt: skip
-        found: Tensor = self._backend.wrap(address, shape, kinds.bfloat16, self.device, engine)
+        found = self._to_fill[self._next_to_fill]
+        if found is None or tuple(found.shape) != shape:
+            found = self._empty(shape, self._backend.kinds.bfloat16)
+            self._to_fill[self._next_to_fill] = found
+        return found
+
+    def _filled(self, shape: tuple[int, ...]) -> Tensor:
+        """What get_next_low_latency_combine_buffer gave last; the other one is next."""
+        found = self._to_fill[self._next_to_fill]
+        if found is None or tuple(found.shape) != shape:
+            raise BadState("zero_copy without a filled buffer", value=shape,
+                           rule="rows are in get_next_low_latency_combine_buffer(handle) of the same handle",
+                           remedy="fill that first, or leave zero_copy out")  # fmt: skip
+        self._next_to_fill ^= 1
         return found
 
     # ---- masks

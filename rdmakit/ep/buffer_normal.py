@@ -155,15 +155,18 @@ class NormalCalls(BufferBase):
             topk = int(topk_weights.shape[1])
         bias_0, bias_1 = unpack_bias(self, bias, tokens, hidden)
         crossing = self._crossing(previous_event, async_finish, allocate_on_comm_stream)
+        self._leases.collect(self._comm_stream)
         with crossing.results():
             out = self._empty((tokens, hidden), kinds.bfloat16)
             out_weights = None if topk_weights is None else self._empty((tokens, topk), kinds.float32)
-        engine.combine(
-            x.data_ptr(), rows, hidden, address_of(topk_weights), topk, src_idx.data_ptr(), positions.data_ptr(),
-            prefix.data_ptr(), tokens, out.data_ptr(), address_of(out_weights), address_of(bias_0), address_of(bias_1),
-            num_sms, self._stream_address(self._comm_stream),
+        staged = engine.combine(
+            x.data_ptr(), rows, hidden, address_of(topk_weights), topk, positions.data_ptr(), prefix.data_ptr(), tokens,
+            out.data_ptr(), address_of(out_weights), address_of(bias_0), address_of(bias_1), num_sms,
+            self._stream_address(self._comm_stream),
         )  # fmt: skip
-        event = crossing.finish((x, topk_weights, bias_0, bias_1, src_idx, positions, prefix, out, out_weights))
+        event = crossing.finish((x, topk_weights, bias_0, bias_1, positions, prefix, out, out_weights))
+        for owner in staged:
+            self._leases.lease(owner)
         return out, out_weights, event
 
     def internode_dispatch(self, *_: Any, **__: Any) -> Any:
@@ -212,7 +215,7 @@ class NormalCalls(BufferBase):
             x.data_ptr(), row_bytes, address_of(packed), scale_bytes, address_of(topk_idx), address_of(topk_weights),
             topk, experts, len(x), route.positions.data_ptr(), route.prefix.data_ptr(), received, rows, num_sms, stream,
         )  # fmt: skip
-        lease = self._leases.lease(received.owner)
+        lease = self._leases.lease(received)
 
         def wrap(address: int, shape: tuple[int, ...], kind: Any) -> Tensor:
             found: Tensor = self._backend.wrap(address, shape, kind, self.device, lease)
@@ -221,11 +224,11 @@ class NormalCalls(BufferBase):
         with crossing.results():  # where no row came, results are memory of torch's
             recv_x = wrap(received.x, (rows, x.shape[1]), x.dtype)
             recv_scales = None if scales is None else wrap(received.scales, (rows, scales.shape[1]), scales.dtype)
-            recv_idx = wrap(received.topk_idx, (rows, topk), kinds.int64) if topk else None
-            recv_weights = wrap(received.topk_weights, (rows, topk), kinds.float32) if topk else None
+            recv_idx = wrap(received.topk, (rows, topk), kinds.int64) if topk else None
+            recv_weights = wrap(received.weights, (rows, topk), kinds.float32) if topk else None
             src_idx = None if cached else self._empty((rows,), kinds.int32)
         if src_idx is not None:
-            inside = wrap(received.src_idx, (rows,), kinds.int32)
+            inside = wrap(received.source, (rows,), kinds.int32)
             with self._backend.use(self._comm_stream):
                 src_idx.copy_(inside)
         return recv_x, recv_scales, recv_idx, recv_weights, src_idx

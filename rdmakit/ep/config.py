@@ -19,8 +19,8 @@ ALIGNMENT = 128
 MAX_NVLINK_RANKS = 8  # of one host
 HINT_TOKENS = 4096  # of one rank in one call: what the hints make room for
 META_BYTES = 256  # a row's top-k indices and weights (up to 16) and its source
-LOW_LATENCY_HEADER = 16  # DeepEP's message: source, then the row
-SIGNAL_BYTES = 8  # a count or flag of one expert
+LOW_LATENCY_META = 512  # a token's choices and weights (up to 32 of each), two signals, alignment
+SIGNALS = 1 << 16  # words that ranks wait for, and padding between regions
 
 
 @dataclass(frozen=True)
@@ -85,11 +85,12 @@ def get_low_latency_rdma_size_hint(
 ) -> int:
     """Bytes for `num_rdma_bytes` in low-latency mode: what dispatch and combine of BF16 rows need at most.
 
-    Twice (one call may still be read while the next arrives): rows to send and rows received, one for each expert and
-    token, and a signal for each expert.
+    Twice (one call may still be read while the next arrives): for each token of each rank a row that comes, a sum that
+    comes home, and what goes with them. A row crosses once for each rank, not once for each expert, so this is a
+    fraction of DeepEP's, and `num_experts` does not count.
 
-    >>> get_low_latency_rdma_size_hint(128, 7168, 8, 288) % 128
-    0
+    >>> get_low_latency_rdma_size_hint(128, 7168, 8, 288) >> 20
+    57
     """
     check_positive(
         num_max_dispatch_tokens_per_rank=num_max_dispatch_tokens_per_rank, hidden=hidden, num_ranks=num_ranks,
@@ -101,9 +102,8 @@ def get_low_latency_rdma_size_hint(
     if num_experts % num_ranks:
         raise BadArgument("experts cannot be split evenly over ranks", value=num_experts,
                           rule=f"num_experts % {num_ranks} == 0", remedy="pad the experts")  # fmt: skip
-    row = LOW_LATENCY_HEADER + 2 * hidden
-    rows = num_experts * num_max_dispatch_tokens_per_rank
-    return 2 * (2 * _aligned(rows * row) + _aligned(num_experts * SIGNAL_BYTES))
+    row = 2 * hidden + 2 * hidden + LOW_LATENCY_META
+    return _aligned(2 * num_ranks * num_max_dispatch_tokens_per_rank * row + SIGNALS)
 
 
 def _aligned(nbytes: int) -> int:

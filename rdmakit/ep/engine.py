@@ -8,6 +8,7 @@ CuPy.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from typing import Protocol
 
@@ -22,7 +23,12 @@ RECEIVE = 2
 
 
 class Received(Protocol):
-    """Memory for what one dispatch receives. Addresses; an absent part is 0."""
+    """Memory for what one dispatch receives, as addresses. The object holds it: when it goes, the engine has it back.
+
+    Buffer drops it only outside CUDA graphs, after the communication stream has been made to wait for those who used
+    the memory; so it may be given out again at once to a call on that stream, without another event. No other rank may
+    write there before a `notify` or `dispatch` of this rank that was enqueued later says so.
+    """
 
     @property
     def x(self) -> int:
@@ -33,29 +39,16 @@ class Received(Protocol):
         """`[rows, scale_bytes]`."""
 
     @property
-    def topk_idx(self) -> int:
-        """int64 `[rows, topk]`."""
+    def topk(self) -> int:
+        """int64 `[rows, topk]`, local experts."""
 
     @property
-    def topk_weights(self) -> int:
+    def weights(self) -> int:
         """float32 `[rows, topk]`."""
 
     @property
-    def src_idx(self) -> int:
+    def source(self) -> int:
         """int32 `[rows]`: which token of its source a row is."""
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether peers write here directly; otherwise rows are staged and copied."""
-
-    @property
-    def owner(self) -> object:
-        """Who holds the memory: when the last reference goes, the engine has it back.
-
-        Buffer drops it only after the communication stream has been made to wait for those who used the memory, so
-        it may be given out again at once to a call on that stream. No other rank may write there before a `notify`
-        or `dispatch` of this rank that was enqueued later says so.
-        """
 
 
 class Engine(Protocol):
@@ -111,7 +104,7 @@ class Engine(Protocol):
         """
 
     def receive_block(self, rows: int, row_bytes: int, scale_bytes: int, topk: int, stream: int) -> Received:
-        """Memory for `rows` rows (0 is allowed). Without room in the symmetric heap it comes from elsewhere."""
+        """Memory for `rows` rows (0 is allowed), without a call of CUDA's. BadArgument when the heap is used up."""
 
     def dispatch(
         self, x: int, row_bytes: int, scales: int, scale_bytes: int, topk_idx: int, topk_weights: int, topk: int,
@@ -124,17 +117,17 @@ class Engine(Protocol):
         `topk_weights` float32 `[tokens, topk]`. Where there is no top-k, `topk` is 0; of a cached dispatch `experts` is
         0 as well. `positions` and `prefix`: `notify`'s, of this call or an earlier one. Received indices are local
         experts or -1, their weights 0 where -1. `rows` is what `received` has room for; when it is more than come,
-        `received.topk_idx` of the rest is -1, and their weights 0.
+        `received.topk` of the rest is -1, and their weights 0.
         """
 
     def combine(
-        self, x: int, rows: int, hidden: int, topk_weights: int, topk: int, src_idx: int, positions: int, prefix: int,
-        tokens: int, out: int, out_weights: int, bias_0: int, bias_1: int, num_sms: int, stream: int,
-    ) -> None:  # fmt: skip
-        """Add up the rows of each of this rank's tokens. Collective.
+        self, x: int, rows: int, hidden: int, topk_weights: int, topk: int, positions: int, prefix: int, tokens: int,
+        out: int, out_weights: int, bias_0: int, bias_1: int, num_sms: int, stream: int,
+    ) -> Sequence[object]:  # fmt: skip
+        """Add up the rows of each of this rank's tokens. Collective. Returns what must live until it has run.
 
         `x` BF16 `[rows, hidden]`, in rows as `dispatch` received them (it may lie anywhere); `topk_weights` float32
-        `[rows, topk]`; `src_idx` int32 `[rows]`; `positions`, `prefix` as given to `dispatch`. Out: `out` BF16
+        `[rows, topk]`; `positions`, `prefix` as given to `dispatch`. Out: `out` BF16
         `[tokens, hidden]`, sums in float32, biases (BF16 `[tokens, hidden]`) added before rounding; `out_weights`
         float32 `[tokens, topk]`. A token that went nowhere is its bias, or 0.
         """
@@ -165,19 +158,15 @@ class Engine(Protocol):
         """
 
     def ll_combine(
-        self, x: int, topk_idx: int, topk_weights: int, src_info: int, layout_range: int, row_map: int, tokens: int,
-        out: int, phases: int, zero_copy: bool, stream: int, wait_statistics: int = 0,
-    ) -> None:  # fmt: skip
+        self, x: int, topk_idx: int, topk_weights: int, row_map: int, tokens: int, out: int, phases: int, stream: int
+    ) -> None:
         """Bring the rows home and add them up, weighted.
 
-        `x` BF16 `[local_experts, rows, hidden]`, not looked at when `zero_copy`: the rows are in `ll_combine_buffer`.
+        `x` BF16 `[local_experts, rows, hidden]`, in any memory of this GPU; `row_map` as `ll_dispatch` wrote it.
         `topk_idx`, `topk_weights` (float32) `[tokens, topk]`: of this rank's tokens. `out` BF16 `[tokens, hidden]`.
-        `wait_statistics` int64 `[ranks]`: clocks waited for each rank are added to it.
         """
 
-    def ll_combine_buffer(self) -> tuple[int, int]:
-        """Address and bytes of where the next `ll_combine` sends from: BF16 `[local_experts, rows, hidden]`."""
-
+    # ---- masks: an engine without them refuses `enable_shrink`
     def mask_update(self, rank: int, masked: bool, stream: int) -> None:
         """Send nothing to `rank` and wait for nothing from it, or do so again. Kernels mask who does not answer."""
 
@@ -192,11 +181,12 @@ class Engine(Protocol):
 
 
 def open_engine(
-    rendezvous: Rendezvous, *, num_nvl_bytes: int, num_rdma_bytes: int, low_latency: bool, enable_shrink: bool
-) -> Engine:
+    rendezvous: Rendezvous, *, num_nvl_bytes: int, num_rdma_bytes: int, enable_shrink: bool,
+    current_stream: Callable[[], int],
+) -> Engine:  # fmt: skip
     """The engine for these ranks and the current CUDA device. Collective.
 
-    NotAvailable where they span hosts: rdmakit drives no real NIC yet.
+    `current_stream`: the caller's, when asked. NotAvailable where ranks span hosts: rdmakit drives no real NIC yet.
     """
     hosts = rendezvous.all_gather(host_identity())
     if len(set(hosts)) > 1:
@@ -205,8 +195,8 @@ def open_engine(
             remedy="a group of one host's ranks; between hosts, rdmakit.World shows the protocol emulated",
             rank=rendezvous.rank,
         )  # fmt: skip
-    engine: Engine = import_module("rdmakit.ep.nvlink").NvlinkEngine(
-        rendezvous, num_nvl_bytes=num_nvl_bytes, num_rdma_bytes=num_rdma_bytes, low_latency=low_latency,
-        enable_shrink=enable_shrink,
+    engine: Engine = import_module("rdmakit.ep.nvlink").connect(
+        rendezvous, num_nvl_bytes=num_nvl_bytes, num_rdma_bytes=num_rdma_bytes, enable_shrink=enable_shrink,
+        current_stream=current_stream,
     )  # fmt: skip
     return engine

@@ -39,7 +39,7 @@ class Leases:
         self._of_graphs: list[object] = []
 
     def lease(self, owner: object) -> Lease:
-        """A lease on a block. One that a CUDA graph writes on every replay is never given back."""
+        """A lease on a block. One that a CUDA graph uses on every replay is never given back."""
         if self._backend.capturing():
             self._of_graphs.append(owner)
         return Lease(owner, self)

@@ -70,19 +70,15 @@ def test_defaults_of_the_program_do_not_matter():
 
 
 class Block:
-    """A slot of the engine's memory; the object is its own owner."""
+    """A slot of the engine's memory."""
 
-    symmetric, scales = True, 0
+    scales = 0
 
     def __init__(self, address, rows, row_bytes, topk):
         self.x = address
-        self.topk_idx = self.x + rows * row_bytes
-        self.topk_weights = self.topk_idx + 8 * topk * rows
-        self.src_idx = self.topk_weights + 4 * topk * rows
-
-    @property
-    def owner(self):
-        return self
+        self.topk = self.x + rows * row_bytes
+        self.weights = self.topk + 8 * topk * rows
+        self.source = self.weights + 4 * topk * rows
 
 
 class Copies:
@@ -120,12 +116,13 @@ class Copies:
     def dispatch(self, x, row_bytes, scales, scale_bytes, topk_idx, topk_weights, topk, experts, tokens, positions,
                  prefix, received, rows, num_sms, stream):  # fmt: skip
         self._copy(received.x, x, tokens * row_bytes, stream)
-        self._copy(received.topk_idx, topk_idx, 8 * topk * tokens, stream)
-        self._copy(received.topk_weights, topk_weights, 4 * topk * tokens, stream)
+        self._copy(received.topk, topk_idx, 8 * topk * tokens, stream)
+        self._copy(received.weights, topk_weights, 4 * topk * tokens, stream)
 
-    def combine(self, x, rows, hidden, topk_weights, topk, src_idx, positions, prefix, tokens, out, out_weights, bias_0,
-                bias_1, num_sms, stream):  # fmt: skip
+    def combine(self, x, rows, hidden, topk_weights, topk, positions, prefix, tokens, out, out_weights, bias_0, bias_1,
+                num_sms, stream):  # fmt: skip
         self._copy(out, x, 2 * hidden * tokens, stream)
+        return []
 
     def close(self):
         pass
@@ -147,7 +144,7 @@ class Alone:
 
 @pytest.fixture
 def buffer(monkeypatch):
-    monkeypatch.setattr(engines, "import_module", lambda name: SimpleNamespace(NvlinkEngine=Copies))
+    monkeypatch.setattr(engines, "import_module", lambda name: SimpleNamespace(connect=Copies))
     return Buffer(None, 1 << 20, explicitly_destroy=False, comm=Alone())
 
 

@@ -152,18 +152,12 @@ class Comm:
 
 
 class Block:
-    """What receive_block gives: its owner is itself."""
-
-    symmetric = True
+    """What receive_block gives."""
 
     def __init__(self, parts):
         self.parts = {name: np.full(max(1, nbytes), 0xEE, np.uint8) for name, nbytes in parts.items()}
         for name, memory in self.parts.items():
             setattr(self, name, memory.ctypes.data if parts[name] else 0)
-
-    @property
-    def owner(self):
-        return self
 
 
 class NumpyEngine:
@@ -171,11 +165,10 @@ class NumpyEngine:
 
     max_sms = 64
 
-    def __init__(self, meeting, rank, heap_bytes, low_latency_bytes, enable_shrink):
+    def __init__(self, meeting, rank, heap_bytes):
         self.meeting, self.rank, self.ranks = meeting, rank, meeting.ranks
         self._heap = np.zeros(heap_bytes, np.uint8)
         self.heap_address, self.heap_bytes = self._heap.ctypes.data, heap_bytes
-        self.low_latency_bytes, self.enable_shrink = low_latency_bytes, enable_shrink
         self.calls, self.returned, self.closed, self.sizes = [], 0, False, None
         self.masked = np.zeros(self.ranks, np.int32)
         self.sent = None
@@ -211,7 +204,7 @@ class NumpyEngine:
 
     def receive_block(self, rows, row_bytes, scale_bytes, topk, stream):
         self.calls.append(("receive_block", stream))
-        sizes = {"x": row_bytes, "scales": scale_bytes, "topk_idx": 8 * topk, "topk_weights": 4 * topk, "src_idx": 4}
+        sizes = {"x": row_bytes, "scales": scale_bytes, "topk": 8 * topk, "weights": 4 * topk, "source": 4}
         block = Block({name: rows * nbytes for name, nbytes in sizes.items()})
         weakref.finalize(block, self._take_back)
         return block
@@ -223,14 +216,14 @@ class NumpyEngine:
                  prefix, received, rows, num_sms, stream):  # fmt: skip
         self.calls.append(("dispatch", stream, num_sms))
         fields = {"x": (x, np.uint8, row_bytes), "scales": (scales, np.uint8, scale_bytes),
-                  "topk_idx": (topk_idx, np.int64, topk), "topk_weights": (topk_weights, np.float32, topk)}  # fmt: skip
+                  "topk": (topk_idx, np.int64, topk), "weights": (topk_weights, np.float32, topk)}  # fmt: skip
         mine = {name: view(at, kind, tokens, n).copy() for name, (at, kind, n) in fields.items()}
         everyone = self.exchange((mine, view(positions, np.int32, tokens, self.ranks).copy()))
         matrix = view(prefix, np.int32, self.ranks, self.ranks)
         out = {name: view(getattr(received, name), kind, rows, n) for name, (_, kind, n) in fields.items()}
-        out["topk_idx"][:] = -1
-        out["topk_weights"][:] = 0
-        source_token = view(received.src_idx, np.int32, rows)
+        out["topk"][:] = -1
+        out["weights"][:] = 0
+        source_token = view(received.source, np.int32, rows)
         for source, (fields_of, place) in enumerate(everyone):
             first = matrix[source - 1, self.rank] if source else 0
             for token in np.flatnonzero(place[:, self.rank] >= 0):
@@ -239,23 +232,22 @@ class NumpyEngine:
                 for name in ("x", "scales"):
                     out[name][row] = fields_of[name][token]
                 if topk:
-                    local = fields_of["topk_idx"][token] - self.rank * (experts // self.ranks)
+                    local = fields_of["topk"][token] - self.rank * (experts // self.ranks)
                     here = (local >= 0) & (local < experts // self.ranks)
-                    out["topk_idx"][row] = np.where(here, local, -1)
-                    out["topk_weights"][row] = np.where(here, fields_of["topk_weights"][token], 0)
+                    out["topk"][row] = np.where(here, local, -1)
+                    out["weights"][row] = np.where(here, fields_of["weights"][token], 0)
 
-    def combine(self, x, rows, hidden, topk_weights, topk, src_idx, positions, prefix, tokens, out, out_weights, bias_0,
-                bias_1, num_sms, stream):  # fmt: skip
+    def combine(self, x, rows, hidden, topk_weights, topk, positions, prefix, tokens, out, out_weights, bias_0, bias_1,
+                num_sms, stream):  # fmt: skip
         self.calls.append(("combine", stream, num_sms))
-        mine = [view(x, BF16, rows, hidden).copy(), view(topk_weights, np.float32, rows, topk).copy(),
-                view(src_idx, np.int32, rows).copy()]  # fmt: skip
-        everyone = self.exchange(mine)
+        staged = self.receive_block(rows, 2 * hidden, 0, 0, stream)
+        weights = view(topk_weights, np.float32, rows, topk)
+        everyone = self.exchange((view(x, BF16, rows, hidden).copy(), weights.copy()))
         place, matrix = view(positions, np.int32, tokens, self.ranks), view(prefix, np.int32, self.ranks, self.ranks)
         total, weights = np.zeros((tokens, hidden), np.float32), np.zeros((tokens, topk), np.float32)
         for token, rank in np.argwhere(place >= 0):
             row = (matrix[self.rank - 1, rank] if self.rank else 0) + place[token, rank]
-            rows_x, rows_weights, source_token = everyone[rank]
-            assert source_token[row] == token
+            rows_x, rows_weights = everyone[rank]
             total[token] += rows_x[row].astype(np.float32)
             weights[token] += rows_weights[row]
         for bias in filter(None, (bias_0, bias_1)):
@@ -263,13 +255,13 @@ class NumpyEngine:
         view(out, BF16, tokens, hidden)[:] = total.astype(BF16)
         if out_weights:
             view(out_weights, np.float32, tokens, topk)[:] = weights
+        return [staged]
 
     # ---- low latency
     def ll_configure(self, max_tokens, hidden, experts, topk):
         self.calls.append(("ll_configure", max_tokens, hidden, experts, topk))
         self.sizes = max_tokens, hidden, experts, topk
         self.local, self.rows = experts // self.ranks, self.ranks * max_tokens
-        self.combine_memory = np.zeros((self.local, self.rows, hidden), BF16)
 
     def ll_clean(self, stream):
         self.calls.append(("ll_clean", stream))
@@ -309,12 +301,11 @@ class NumpyEngine:
         if wait_statistics:
             view(wait_statistics, np.int64, self.ranks)[:] += 7
 
-    def ll_combine(self, x, topk_idx, topk_weights, src_info, layout_range, row_map, tokens, out, phases, zero_copy,
-                   stream, wait_statistics=0):  # fmt: skip
-        self.calls.append(("ll_combine", phases, stream, zero_copy))
+    def ll_combine(self, x, topk_idx, topk_weights, row_map, tokens, out, phases, stream):
+        self.calls.append(("ll_combine", phases, stream))
         max_tokens, hidden, _, topk = self.sizes
         if phases & SEND:
-            rows = self.combine_memory if zero_copy else view(x, BF16, self.local, self.rows, hidden)
+            rows = view(x, BF16, self.local, self.rows, hidden)
             where = view(row_map, np.int32, self.ranks, max_tokens, topk)
             self.home = self.exchange((rows.reshape(-1, hidden).copy(), where.copy()))
         if phases & RECEIVE:
@@ -324,11 +315,6 @@ class NumpyEngine:
                     row = rows[where[self.rank, token, choice]].astype(np.float32)
                     total[token] += weights[token, choice] * row
             view(out, BF16, tokens, hidden)[:] = total.astype(BF16)
-            if wait_statistics:
-                view(wait_statistics, np.int64, self.ranks)[:] += 9
-
-    def ll_combine_buffer(self):
-        return self.combine_memory.ctypes.data, self.combine_memory.nbytes
 
     def mask_update(self, rank, masked, stream):
         self.masked[rank] = masked
@@ -366,11 +352,11 @@ class Rig:
         self.ranks, self.cpu = ranks, Cpu()
         self._pool = ThreadPoolExecutor(ranks)
         monkeypatch.setattr(tensors, "backend", lambda: self.cpu)
-        monkeypatch.setattr(engines, "import_module", lambda name: SimpleNamespace(NvlinkEngine=self._engine))
+        monkeypatch.setattr(engines, "import_module", lambda name: SimpleNamespace(connect=self._engine))
 
-    def _engine(self, rendezvous, *, num_nvl_bytes, num_rdma_bytes, low_latency, enable_shrink):
-        heap = max(num_nvl_bytes, num_rdma_bytes)
-        return NumpyEngine(self.meeting, rendezvous.rank, heap, num_rdma_bytes, enable_shrink)
+    def _engine(self, rendezvous, *, num_nvl_bytes, num_rdma_bytes, enable_shrink, current_stream):
+        assert current_stream() == 1
+        return NumpyEngine(self.meeting, rendezvous.rank, num_nvl_bytes + num_rdma_bytes)
 
     def make(self, **arguments):
         """The Buffers, by rank; not those of an earlier call."""

@@ -118,12 +118,29 @@ def test_combine_weighs_and_adds(case, rig, zero_copy):
         combined, event, hook = buffer.low_latency_combine(
             recv_x, case.idx[rank], case.weights[rank], handle, zero_copy=zero_copy, out=out
         )
+        if zero_copy:
+            other = buffer.get_next_low_latency_combine_buffer(handle)
+            assert other.data_ptr() != place.data_ptr(), "one is filled while the other is read"
         assert combined is out and event.event is None and hook is None
         return combined
 
     for rank, combined in enumerate(rig.each(call)):
         weight = case.weights[rank].masked_fill(case.idx[rank] == -1, 0).sum(1, keepdim=True)
         assert calc_diff(combined.float().numpy(), (case.x[rank].float() * weight).numpy()) < 1e-5
+
+
+def test_zero_copy_needs_a_filled_buffer(case, rig):
+    def call(buffer, rank):
+        recv_x, _, handle, *_ = dispatch(case, buffer, rank, use_fp8=False)
+        arguments = recv_x, case.idx[rank], case.weights[rank], handle
+        with pytest.raises(BadState, match="zero_copy without a filled buffer"):
+            buffer.low_latency_combine(*arguments, zero_copy=True)
+        buffer.get_next_low_latency_combine_buffer(handle)
+        buffer.low_latency_combine(*arguments, zero_copy=True)
+        with pytest.raises(BadState, match="zero_copy without a filled buffer"):
+            buffer.low_latency_combine(*arguments, zero_copy=True)
+
+    rig.each(call)
 
 
 def test_hooks_send_first_and_receive_later(case, rig):
@@ -162,20 +179,20 @@ def test_an_event_holds_the_tensors(case, rig):
 def test_statistics_are_added_to(case, rig):
     received = [torch.full((LOCAL,), 100, dtype=torch.int32) for _ in range(RANKS)]
     waited = [torch.zeros(RANKS, dtype=torch.int64) for _ in range(RANKS)]
-    home = [torch.zeros(RANKS, dtype=torch.int64) for _ in range(RANKS)]
 
     def call(buffer, rank):
         recv_x, count, handle, *_ = dispatch(
             case, buffer, rank, use_fp8=False, cumulative_local_expert_recv_stats=received[rank],
             dispatch_wait_recv_cost_stats=waited[rank],
         )  # fmt: skip
-        buffer.low_latency_combine(recv_x, case.idx[rank], case.weights[rank], handle,
-                                   combine_wait_recv_cost_stats=home[rank])  # fmt: skip
+        with pytest.raises(NotAvailable, match="combine_wait_recv_cost_stats is not supported"):
+            buffer.low_latency_combine(recv_x, case.idx[rank], case.weights[rank], handle,
+                                       combine_wait_recv_cost_stats=waited[rank])  # fmt: skip
         return count
 
     for rank, count in enumerate(rig.each(call)):
         assert torch.equal(received[rank], count + 100)
-        assert waited[rank].tolist() == [7] * RANKS and home[rank].tolist() == [9] * RANKS
+        assert waited[rank].tolist() == [7] * RANKS
 
 
 def test_the_heap_is_laid_out_when_sizes_change(case, rig):
@@ -187,7 +204,7 @@ def test_the_heap_is_laid_out_when_sizes_change(case, rig):
         with pytest.raises(BadState, match="other sizes"):
             buffer.low_latency_combine(old[0], idx, case.weights[rank], old[2])
         with pytest.raises(BadState, match="other sizes"):
-            buffer.get_next_low_latency_combine_buffer(old[2])
+            buffer.low_latency_combine(old[0], idx, case.weights[rank], old[2], zero_copy=True)
         with pytest.raises(BadState, match=r"too small.*\n.*get_low_latency_rdma_size_hint\(600, 1024, 2, 8\)"):
             buffer.low_latency_dispatch(case.x[rank], idx, 600, EXPERTS)
         return [call[1:] for call in buffer.runtime.calls if call[0] in ("ll_configure", "ll_clean")]

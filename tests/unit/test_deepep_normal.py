@@ -292,6 +292,21 @@ def test_memory_goes_back_when_the_last_tensor_goes(rig, rng):
     assert rig.each(call) == [(2, True)] * 2
 
 
+def test_memory_that_combine_stages_goes_back(monkeypatch):
+    rig = Rig(monkeypatch, ranks=1)
+    (buffer,) = rig.make(num_nvl_bytes=1 << 20)
+    idx, x = torch.zeros(4, 1, dtype=torch.int64), torch.zeros(4, HIDDEN, dtype=torch.bfloat16)
+    per_rank, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(idx, EXPERTS)
+    handle = buffer.dispatch(x, None, per_rank, None, in_rank, per_expert)[4]
+    engine = buffer.runtime
+    buffer.combine(x, handle)
+    gc.collect()
+    assert engine.returned == 1, "dispatch's block; combine's not before the communication stream waits"
+    buffer.combine(x, handle)
+    gc.collect()
+    assert engine.returned == 2
+
+
 def test_memory_of_a_graph_stays(monkeypatch, rng):
     rig = Rig(monkeypatch, ranks=1)
     (buffer,) = rig.make(num_nvl_bytes=1 << 20, explicitly_destroy=True)

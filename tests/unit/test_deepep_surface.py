@@ -89,8 +89,8 @@ def test_size_hints():
     assert config.get_nvl_buffer_size_hint(14336, 64) == config.get_nvl_buffer_size_hint(14336, 8)
     assert config.get_rdma_buffer_size_hint(14336, 8) == 0 < config.get_rdma_buffer_size_hint(14336, 16)
     small, large = (get_low_latency_rdma_size_hint(n, 7168, 8, 288) for n in (64, 128))
-    # At least what one call sends and receives: a row of BF16 for each token and expert.
-    assert 2 * 288 * 64 * 2 * 7168 <= small < large and small % 128 == 0
+    # At least what comes in and goes home, twice: a row of BF16 each for every token of every rank.
+    assert 2 * 8 * 64 * 2 * 2 * 7168 <= small < large and small % 128 == 0
     with pytest.raises(BadArgument, match="hidden % 128"):
         get_low_latency_rdma_size_hint(128, 7000, 8, 288)
     with pytest.raises(BadArgument, match="experts cannot be split"):
