@@ -28,6 +28,10 @@ from rdmakit.errors import BadArgument, NotAvailable
 
 __all__ = ["NormalCalls"]
 
+BF16_BYTES = 2
+TOPK_BYTES = 12  # of a choice: index and weight
+BLOCK_EXTRA = 1024  # alignment of a block's parts
+
 
 @dataclass(frozen=True)
 class _Route:
@@ -90,8 +94,8 @@ class NormalCalls(BufferBase):
         each local expert, a list, rounded up to `expert_alignment` (empty with num_worst_tokens); the handle
         (rank_prefix_matrix, channel_prefix_matrix, recv_channel_prefix_matrix, recv_src_idx, is_token_in_rank,
         send_head), where both channel matrices have one channel; the event. With a handle, Nones between rows and
-        event. Rows and their top-k lie in the Buffer's own memory, one block a call, and go back when all are dropped;
-        the handle does not hold them.
+        event. Rows and their top-k lie in the Buffer's own memory, one block a call, and go back when all are dropped
+        (the handle does not hold them); when another call would find no room there, they are copied out.
         """
         rows_x, scales = x if isinstance(x, tuple) else (x, None)
         num_sms = number_of_sms(self, config, self.num_sms)
@@ -199,9 +203,7 @@ class NormalCalls(BufferBase):
         self, crossing: Crossing, route: _Route, x: Tensor, scales: Tensor | None, topk_idx: Tensor | None,
         topk_weights: Tensor | None, topk: int, experts: int, num_sms: int, cached: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-        """Move rows; what is received, as tensors over the engine's memory: x, scales, top-k; and, for a handle, source
-        indices, in memory of torch's: handles live until the backward pass, and would hold every block.
-        """
+        """Move rows; what is received: x, scales, top-k; and, for a handle, source indices."""
         engine, kinds, rows = self._engine(), self._backend.kinds, route.rows
         stream = self._stream_address(self._comm_stream)
         packed = scales
@@ -215,23 +217,29 @@ class NormalCalls(BufferBase):
             x.data_ptr(), row_bytes, address_of(packed), scale_bytes, address_of(topk_idx), address_of(topk_weights),
             topk, experts, len(x), route.positions.data_ptr(), route.prefix.data_ptr(), received, rows, num_sms, stream,
         )  # fmt: skip
+        # The next call has to find room, whatever the caller keeps of this one: a dispatch, or a combine of BF16 rows.
+        row_room = max(row_bytes + scale_bytes, BF16_BYTES * x.shape[1]) + TOPK_BYTES * topk
+        scarce = engine.largest_block < rows * row_room + BLOCK_EXTRA
         lease = self._leases.lease(received)
 
-        def wrap(address: int, shape: tuple[int, ...], kind: Any) -> Tensor:
-            found: Tensor = self._backend.wrap(address, shape, kind, self.device, lease)
-            return found
-
-        with crossing.results():  # where no row came, results are memory of torch's
-            recv_x = wrap(received.x, (rows, x.shape[1]), x.dtype)
-            recv_scales = None if scales is None else wrap(received.scales, (rows, scales.shape[1]), scales.dtype)
-            recv_idx = wrap(received.topk, (rows, topk), kinds.int64) if topk else None
-            recv_weights = wrap(received.weights, (rows, topk), kinds.float32) if topk else None
-            src_idx = None if cached else self._empty((rows,), kinds.int32)
-        if src_idx is not None:
-            inside = wrap(received.source, (rows,), kinds.int32)
+        def result(address: int, shape: tuple[int, ...], kind: Any, copied: bool) -> Tensor:
+            with crossing.results():  # where no row came, or for a copy, it is memory of torch's
+                inside: Tensor = self._backend.wrap(address, shape, kind, self.device, lease)
+                if not copied:
+                    return inside
+                outside = self._empty(shape, kind)
             with self._backend.use(self._comm_stream):
-                src_idx.copy_(inside)
-        return recv_x, recv_scales, recv_idx, recv_weights, src_idx
+                outside.copy_(inside)
+            return outside
+
+        return (
+            result(received.x, (rows, x.shape[1]), x.dtype, scarce),
+            None if scales is None else result(received.scales, (rows, scales.shape[1]), scales.dtype, scarce),
+            result(received.topk, (rows, topk), kinds.int64, scarce) if topk else None,
+            result(received.weights, (rows, topk), kinds.float32, scarce) if topk else None,
+            # Handles live until the backward pass, and would hold every block.
+            None if cached else result(received.source, (rows,), kinds.int32, True),
+        )
 
 
 def _one_host(name: str, instead: str) -> NotAvailable:

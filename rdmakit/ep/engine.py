@@ -67,6 +67,10 @@ class Engine(Protocol):
         """The most SMs (blocks, all resident at once) that `dispatch` and `combine` take."""
 
     @property
+    def largest_block(self) -> int:
+        """Bytes of the largest block that `receive_block` could hand out now."""
+
+    @property
     def heap_address(self) -> int:
         """This rank's symmetric heap; it lives as long as the engine."""
 

@@ -57,7 +57,7 @@ class WorldRig(Rig):
         for engine in self.inner.engines:
             engine.link.wait = lambda done, what: done() or self.run_world()
             engine.link.launch = self._one_at_a_time(engine.link.launch, lock)
-            engine.max_sms, engine.heap_address, engine.heap_bytes = 8, engine.link.heaps[engine.rank], 1 << 20
+            engine.max_sms, engine.largest_block = 8, 1 << 30
 
     @staticmethod
     def _one_at_a_time(launch, lock):

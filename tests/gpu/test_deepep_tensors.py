@@ -84,7 +84,7 @@ class Block:
 class Copies:
     """An engine for one rank: what is sent arrives. Its memory is there before a graph is captured."""
 
-    rank, ranks, max_sms, heap_bytes, heap_address = 0, 1, 132, 0, 0
+    rank, ranks, max_sms, heap_bytes, heap_address, largest_block = 0, 1, 132, 0, 0, 1 << 30
     SLOT, SLOTS = 1 << 20, 8
 
     def __init__(self, *_, **__):

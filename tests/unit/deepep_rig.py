@@ -163,7 +163,7 @@ class Block:
 class NumpyEngine:
     """rdmakit.ep.engine.Engine, by the book."""
 
-    max_sms = 64
+    max_sms, largest_block = 64, 1 << 30
 
     def __init__(self, meeting, rank, heap_bytes):
         self.meeting, self.rank, self.ranks = meeting, rank, meeting.ranks

@@ -292,6 +292,28 @@ def test_memory_goes_back_when_the_last_tensor_goes(rig, rng):
     assert rig.each(call) == [(2, True)] * 2
 
 
+def test_rows_are_copied_out_when_room_is_scarce(rig, rng):
+    case = Case(rng, fp8=True)
+
+    def call(buffer, rank):
+        engine = buffer.runtime
+        engine.largest_block = 64
+        kept = [case.dispatch(buffer, rank) for _ in range(4)]
+        gc.collect()
+        return engine.returned, kept
+
+    for rank, (returned, kept) in enumerate(rig.each(call)):
+        assert returned == 3, "every block but the last, though all results are held"
+        want = case.truth(rank)
+        for (recv_x, scales), recv_idx, recv_weights, *_ in kept:
+            equal(recv_x, want.recv_x[0])
+            equal(scales, want.recv_x[1])
+            equal(recv_idx, want.recv_topk_idx)
+            equal(recv_weights, want.recv_topk_weights)
+    copies = [entry for entry in rig.cpu.log if entry[:2] == ("caller", "allocates") and entry[2][1:] == (HIDDEN,)]
+    assert len(copies) == 8
+
+
 def test_memory_that_combine_stages_goes_back(monkeypatch):
     rig = Rig(monkeypatch, ranks=1)
     (buffer,) = rig.make(num_nvl_bytes=1 << 20)
