@@ -1,0 +1,247 @@
+"""The high-throughput half of Buffer: get_dispatch_layout, dispatch, combine, by DeepEP V1's names and shapes.
+
+Leans on ep.buffer_base, ep.normal_arguments (checks), ep.crossing (streams). The engine moves the rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rdmakit.ep.buffer_base import BufferBase, address_of
+from rdmakit.ep.config import Config
+from rdmakit.ep.crossing import Crossing
+from rdmakit.ep.events import EventOverlap
+from rdmakit.ep.normal_arguments import (
+    Handle,
+    Rows,
+    check_layout,
+    check_rows,
+    check_topk,
+    number_of_sms,
+    unpack_bias,
+    unpack_handle,
+)
+from rdmakit.ep.tensor_checks import check_positive, check_tensor
+from rdmakit.ep.tensors import Tensor
+from rdmakit.errors import BadArgument, NotAvailable
+
+__all__ = ["NormalCalls"]
+
+BF16_BYTES = 2
+TOPK_BYTES = 12  # of a choice: index and weight
+BLOCK_EXTRA = 1024  # alignment of a block's parts
+
+
+@dataclass(frozen=True)
+class _Route:
+    """Where rows go: `positions` and `prefix` as Engine.notify writes them, and how many rows come here."""
+
+    prefix: Tensor
+    positions: Tensor
+    in_rank: Tensor
+    rows: int
+
+
+class NormalCalls(BufferBase):
+    """Dispatch and combine for training and prefill. Collective: every rank makes the same calls in the same order."""
+
+    num_sms: int
+    _channel_starts: Tensor
+
+    def get_dispatch_layout(
+        self, topk_idx: Tensor, num_experts: int, previous_event: EventOverlap | None = None,
+        async_finish: bool = False, allocate_on_comm_stream: bool = False,
+    ) -> tuple[Tensor, Tensor | None, Tensor, Tensor, EventOverlap]:  # fmt: skip
+        """Count where this rank's tokens go, from top-k indices alone. Not collective.
+
+        `topk_idx`: int64 `[num_tokens, num_topk]`, -1 masked. Returns num_tokens_per_rank int32 `[num_ranks]`;
+        num_tokens_per_rdma_rank, None on one host; num_tokens_per_expert int32 `[num_experts]`; is_token_in_rank bool
+        `[num_tokens, num_ranks]`; the event (see `Buffer`). BadArgument says which argument, rule and remedy.
+        """
+        engine, kinds = self._engine(), self._backend.kinds
+        check_tensor("topk_idx", topk_idx, self.device, (kinds.int64,), ("num_tokens", "num_topk"))
+        self._local_experts(num_experts)
+        tokens, topk = topk_idx.shape
+        crossing = self._crossing(previous_event, async_finish, allocate_on_comm_stream)
+        with crossing.results():
+            per_rank = self._empty((self.group_size,), kinds.int32)
+            per_expert = self._empty((num_experts,), kinds.int32)
+            in_rank = self._empty((tokens, self.group_size), kinds.bool)
+        engine.layout(topk_idx.data_ptr(), tokens, topk, num_experts, per_rank.data_ptr(), per_expert.data_ptr(),
+                      in_rank.data_ptr(), self._stream_address(self._comm_stream))  # fmt: skip
+        event = crossing.finish((topk_idx, per_rank, per_expert, in_rank))
+        return per_rank, None, per_expert, in_rank, event
+
+    def dispatch(
+        self, x: Rows, handle: Handle | None = None, num_tokens_per_rank: Tensor | None = None,
+        num_tokens_per_rdma_rank: Tensor | None = None, is_token_in_rank: Tensor | None = None,
+        num_tokens_per_expert: Tensor | None = None, topk_idx: Tensor | None = None, topk_weights: Tensor | None = None,
+        expert_alignment: int = 1, num_worst_tokens: int = 0, config: Config | None = None,
+        previous_event: EventOverlap | None = None, async_finish: bool = False, allocate_on_comm_stream: bool = False,
+    ) -> tuple[Rows, Tensor | None, Tensor | None, list[int] | None, Handle | None, EventOverlap]:  # fmt: skip
+        """Send each token once to every rank that has an expert of its choice.
+
+        `x`: `[num_tokens, hidden]` (BF16, or anything in rows of a multiple of 16 bytes), or FP8 with its scales:
+        float8_e4m3fn `[num_tokens, hidden]` and float32, or int32 of packed UE8M0, `[num_tokens, n]`, of any strides.
+        `num_tokens_per_rank`, `is_token_in_rank`, `num_tokens_per_expert`: as get_dispatch_layout returns them.
+        `topk_idx` int64 and `topk_weights` float32 `[num_tokens, num_topk]`: both or neither.
+        `handle`: an earlier dispatch's; rows go the same way, without counting and without top-k.
+        `num_worst_tokens`: rows to make room for; then the host waits for nothing, as CUDA graphs need.
+
+        Returns recv_x like `x`, ordered by source rank and token; recv_topk_idx int64 `[rows, num_topk]` of local
+        experts, -1 for those of others and in rows beyond those that came; recv_topk_weights; the number of rows of
+        each local expert, a list, rounded up to `expert_alignment` (empty with num_worst_tokens); the handle
+        (rank_prefix_matrix, channel_prefix_matrix, recv_channel_prefix_matrix, recv_src_idx, is_token_in_rank,
+        send_head), where both channel matrices have one channel; the event. With a handle, Nones between rows and
+        event. Rows and their top-k lie in the Buffer's own memory, one block a call, and go back when all are dropped
+        (the handle does not hold them); when another call would find no room there, they are copied out.
+        """
+        rows_x, scales = x if isinstance(x, tuple) else (x, None)
+        num_sms = number_of_sms(self, config, self.num_sms)
+        topk, experts, per_expert = 0, 0, None
+        if handle is None:
+            check_rows(self, rows_x, scales)
+            check_layout(self, len(rows_x), num_tokens_per_rank, is_token_in_rank, num_tokens_per_expert)
+            topk = check_topk(self, len(rows_x), topk_idx, topk_weights, num_worst_tokens)
+            check_positive(expert_alignment=expert_alignment)
+            experts = 0 if num_tokens_per_expert is None else len(num_tokens_per_expert)
+            crossing = self._crossing(previous_event, async_finish, allocate_on_comm_stream)
+            route, per_expert = self._new_route(
+                crossing, is_token_in_rank, num_tokens_per_expert, expert_alignment, num_worst_tokens
+            )
+        else:
+            if topk_idx is not None or topk_weights is not None:
+                given = "topk_weights" if topk_idx is None else "topk_idx"
+                raise BadArgument("a cached dispatch with top-k", value=given,
+                                  rule="either handle, or topk_idx and topk_weights",
+                                  remedy="leave topk_idx and topk_weights out")  # fmt: skip
+            prefix, src_idx, in_rank, positions = unpack_handle(self, handle)
+            route = _Route(prefix, positions, in_rank, len(src_idx))
+            check_rows(self, rows_x, scales, len(positions))
+            crossing = self._crossing(previous_event, async_finish, allocate_on_comm_stream)
+            self._leases.collect(self._comm_stream)
+        results = self._send(
+            crossing, route, rows_x, scales, topk_idx, topk_weights, topk, experts, num_sms, cached=handle is not None
+        )
+        recv_x, recv_scales, recv_idx, recv_weights, recv_src_idx = results
+        event = crossing.finish((
+            rows_x, scales, topk_idx, topk_weights, num_tokens_per_expert, route.in_rank, route.positions, route.prefix,
+            *results,
+        ))  # fmt: skip
+        result = recv_x if recv_scales is None else (recv_x, recv_scales)
+        if num_tokens_per_rank is None or recv_src_idx is None:
+            return result, None, None, None, None, event
+        channel_prefix = num_tokens_per_rank.view(self.group_size, 1)
+        made = (route.prefix, channel_prefix, self._channel_starts, recv_src_idx, route.in_rank, route.positions)
+        return result, recv_idx, recv_weights, per_expert, made, event
+
+    def combine(
+        self, x: Tensor, handle: Handle, topk_weights: Tensor | None = None,
+        bias: Tensor | tuple[Tensor, Tensor] | None = None, config: Config | None = None,
+        previous_event: EventOverlap | None = None, async_finish: bool = False, allocate_on_comm_stream: bool = False,
+    ) -> tuple[Tensor, Tensor | None, EventOverlap]:  # fmt: skip
+        """Bring rows back to where they came from and add up those of one token; weights do not weigh them.
+
+        `x`: BF16 `[rows, hidden]`, in the order of the dispatch whose `handle` this is. `topk_weights`: float32
+        `[rows, num_topk]`, added up likewise. `bias`: up to two of BF16 `[num_tokens, hidden]`, added to the result.
+        Returns BF16 `[num_tokens, hidden]`; float32 `[num_tokens, num_topk]` or None; the event.
+        """
+        engine, kinds = self._engine(), self._backend.kinds
+        num_sms = number_of_sms(self, config, self.num_sms)
+        prefix, src_idx, _, positions = unpack_handle(self, handle)
+        rows, tokens, topk = len(src_idx), len(positions), 0
+        check_tensor("x", x, self.device, (kinds.bfloat16,), (rows, "hidden"))
+        check_rows(self, x, None)
+        hidden = int(x.shape[1])
+        if topk_weights is not None:
+            check_tensor("topk_weights", topk_weights, self.device, (kinds.float32,), (rows, "num_topk"))
+            topk = int(topk_weights.shape[1])
+        bias_0, bias_1 = unpack_bias(self, bias, tokens, hidden)
+        crossing = self._crossing(previous_event, async_finish, allocate_on_comm_stream)
+        self._leases.collect(self._comm_stream)
+        with crossing.results():
+            out = self._empty((tokens, hidden), kinds.bfloat16)
+            out_weights = None if topk_weights is None else self._empty((tokens, topk), kinds.float32)
+        staged = engine.combine(
+            x.data_ptr(), rows, hidden, address_of(topk_weights), topk, positions.data_ptr(), prefix.data_ptr(), tokens,
+            out.data_ptr(), address_of(out_weights), address_of(bias_0), address_of(bias_1), num_sms,
+            self._stream_address(self._comm_stream),
+        )  # fmt: skip
+        event = crossing.finish((x, topk_weights, bias_0, bias_1, positions, prefix, out, out_weights))
+        for owner in staged:
+            self._leases.lease(owner)
+        return out, out_weights, event
+
+    def internode_dispatch(self, *_: Any, **__: Any) -> Any:
+        """DeepEP's dispatch between hosts, which its `dispatch` calls. NotAvailable: see `dispatch`."""
+        raise _one_host("internode_dispatch", "dispatch")
+
+    def internode_combine(self, *_: Any, **__: Any) -> Any:
+        """DeepEP's combine between hosts, which its `combine` calls. NotAvailable: see `combine`."""
+        raise _one_host("internode_combine", "combine")
+
+    # ---- the steps of dispatch
+    def _crossing(self, previous: EventOverlap | None, async_finish: bool, allocate_there: bool) -> Crossing:
+        return Crossing(self._backend, self._comm_stream, previous, async_finish, allocate_there)
+
+    def _new_route(
+        self, crossing: Crossing, in_rank: Any, per_expert: Any, alignment: int, worst: int
+    ) -> tuple[_Route, list[int]]:
+        """Exchange counts. The host waits for them, unless it knows the worst case."""
+        engine, int32, ranks = self._engine(), self._backend.kinds.int32, self.group_size
+        # Before notify, which lets peers write: what the Buffer takes back is theirs to write again.
+        self._leases.collect(self._comm_stream)
+        with crossing.results():
+            positions, prefix = self._empty((len(in_rank), ranks), int32), self._empty((ranks, ranks), int32)
+        engine.notify(in_rank.data_ptr(), len(in_rank), per_expert.data_ptr(), len(per_expert), alignment,
+                      positions.data_ptr(), prefix.data_ptr(), self._stream_address(self._comm_stream))  # fmt: skip
+        rows, received = (worst, []) if worst else engine.counts()
+        return _Route(prefix, positions, in_rank, rows), received
+
+    def _send(
+        self, crossing: Crossing, route: _Route, x: Tensor, scales: Tensor | None, topk_idx: Tensor | None,
+        topk_weights: Tensor | None, topk: int, experts: int, num_sms: int, cached: bool,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
+        """Move rows; what is received: x, scales, top-k; and, for a handle, source indices."""
+        engine, kinds, rows = self._engine(), self._backend.kinds, route.rows
+        stream = self._stream_address(self._comm_stream)
+        packed = scales
+        if scales is not None and not scales.is_contiguous():
+            with self._backend.use(self._comm_stream):  # the copy is made, and freed, on the communication stream
+                packed = scales.contiguous()
+        row_bytes = x.shape[1] * x.element_size()
+        scale_bytes = 0 if packed is None else packed.shape[1] * packed.element_size()
+        received = engine.receive_block(rows, row_bytes, scale_bytes, topk, stream)
+        engine.dispatch(
+            x.data_ptr(), row_bytes, address_of(packed), scale_bytes, address_of(topk_idx), address_of(topk_weights),
+            topk, experts, len(x), route.positions.data_ptr(), route.prefix.data_ptr(), received, rows, num_sms, stream,
+        )  # fmt: skip
+        # The next call has to find room, whatever the caller keeps of this one: a dispatch, or a combine of BF16 rows.
+        row_room = max(row_bytes + scale_bytes, BF16_BYTES * x.shape[1]) + TOPK_BYTES * topk
+        scarce = engine.largest_block < rows * row_room + BLOCK_EXTRA
+        lease = self._leases.lease(received)
+
+        def result(address: int, shape: tuple[int, ...], kind: Any, copied: bool) -> Tensor:
+            with crossing.results():  # where no row came, or for a copy, it is memory of torch's
+                inside: Tensor = self._backend.wrap(address, shape, kind, self.device, lease)
+                if not copied:
+                    return inside
+                outside = self._empty(shape, kind)
+            with self._backend.use(self._comm_stream):
+                outside.copy_(inside)
+            return outside
+
+        return (
+            result(received.x, (rows, x.shape[1]), x.dtype, scarce),
+            None if scales is None else result(received.scales, (rows, scales.shape[1]), scales.dtype, scarce),
+            result(received.topk, (rows, topk), kinds.int64, scarce) if topk else None,
+            result(received.weights, (rows, topk), kinds.float32, scarce) if topk else None,
+            # Handles live until the backward pass, and would hold every block.
+            None if cached else result(received.source, (rows,), kinds.int32, True),
+        )
+
+
+def _one_host(name: str, instead: str) -> NotAvailable:
+    return NotAvailable(f"{name} is not supported", rule="a Buffer of rdmakit serves one host, over NVLink",
+                        remedy=f"call {instead}")  # fmt: skip

@@ -1,0 +1,206 @@
+"""What Buffer asks of the engine that moves rows: a `Protocol`, and how one is found.
+
+Addresses are device memory, streams `cudaStream_t`, both as int; 0 is "absent". Every call enqueues on its stream and
+returns; only `counts`, `ll_configure`, `close` and the constructor may wait. Everything is contiguous unless it says
+otherwise, and alive until the stream has passed the call. Leans on errors and ep.rendezvous; knows neither torch nor
+CuPy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Protocol
+
+from rdmakit.ep.rendezvous import Rendezvous, host_identity
+from rdmakit.errors import NotAvailable
+
+__all__ = ["RECEIVE", "SEND", "Engine", "Received", "open_engine"]
+
+SEND = 1
+RECEIVE = 2
+"""Phases of the low-latency calls; both are `SEND | RECEIVE`."""
+
+
+class Received(Protocol):
+    """Memory for what one dispatch receives, as addresses. The object holds it: when it goes, the engine has it back.
+
+    Buffer drops it only outside CUDA graphs, after the communication stream has been made to wait for those who used
+    the memory; so it may be given out again at once to a call on that stream, without another event. No other rank may
+    write there before a `notify` or `dispatch` of this rank that was enqueued later says so.
+    """
+
+    @property
+    def x(self) -> int:
+        """`[rows, row_bytes]`."""
+
+    @property
+    def scales(self) -> int:
+        """`[rows, scale_bytes]`."""
+
+    @property
+    def topk(self) -> int:
+        """int64 `[rows, topk]`, local experts."""
+
+    @property
+    def weights(self) -> int:
+        """float32 `[rows, topk]`."""
+
+    @property
+    def source(self) -> int:
+        """int32 `[rows]`: which token of its source a row is."""
+
+
+class Engine(Protocol):
+    """Ranks whose GPUs reach each other's memory. Collective: every rank makes the same calls in the same order."""
+
+    @property
+    def rank(self) -> int:
+        """This rank."""
+
+    @property
+    def ranks(self) -> int:
+        """How many there are."""
+
+    @property
+    def max_sms(self) -> int:
+        """The most SMs (blocks, all resident at once) that `dispatch` and `combine` take."""
+
+    @property
+    def largest_block(self) -> int:
+        """Bytes of the largest block that `receive_block` could hand out now."""
+
+    @property
+    def heap_address(self) -> int:
+        """This rank's symmetric heap; it lives as long as the engine."""
+
+    @property
+    def heap_bytes(self) -> int:
+        """Its size."""
+
+    # ---- normal
+    def layout(
+        self, topk_idx: int, tokens: int, topk: int, experts: int, tokens_per_rank: int, tokens_per_expert: int,
+        is_in_rank: int, stream: int,
+    ) -> None:  # fmt: skip
+        """Count where this rank's tokens go; not collective.
+
+        In: `topk_idx` int64 `[tokens, topk]`, -1 masked. Out: `tokens_per_rank` int32 `[ranks]`, `tokens_per_expert`
+        int32 `[experts]`, `is_in_rank` bool (one byte) `[tokens, ranks]`.
+        """
+
+    def notify(
+        self, is_in_rank: int, tokens: int, tokens_per_expert: int, experts: int, expert_alignment: int,
+        positions: int, prefix: int, stream: int,
+    ) -> None:  # fmt: skip
+        """Exchange counts, so that every rank knows the row of each of its tokens. Collective.
+
+        In: `is_in_rank`, `tokens_per_expert` as `layout` writes them. Out: `positions` int32 `[tokens, ranks]`, the
+        place of a token among this rank's tokens to that rank, or -1; `prefix` int32 `[ranks, ranks]`, inclusive over
+        sources: `prefix[s, d]` tokens of sources <= s go to d. `counts` tells the host; the counts of local experts
+        are rounded up to multiples of `expert_alignment`.
+        """
+
+    def counts(self) -> tuple[int, list[int]]:
+        """Rows that this rank receives, and rows of each local expert, after the last `notify`.
+
+        The host waits until they are there. HangError, with who is missing, when they do not come.
+        """
+
+    def receive_block(self, rows: int, row_bytes: int, scale_bytes: int, topk: int, stream: int) -> Received:
+        """Memory for `rows` rows (0 is allowed), without a call of CUDA's. BadArgument when the heap is used up."""
+
+    def dispatch(
+        self, x: int, row_bytes: int, scales: int, scale_bytes: int, topk_idx: int, topk_weights: int, topk: int,
+        experts: int, tokens: int, positions: int, prefix: int, received: Received, rows: int, num_sms: int,
+        stream: int,
+    ) -> None:  # fmt: skip
+        """Send every token to its rows. Collective.
+
+        `x` `[tokens, row_bytes]`, multiples of 16 bytes; `scales` `[tokens, scale_bytes]`, of 4; `topk_idx` int64 and
+        `topk_weights` float32 `[tokens, topk]`. Where there is no top-k, `topk` is 0; of a cached dispatch `experts` is
+        0 as well. `positions` and `prefix`: `notify`'s, of this call or an earlier one. Received indices are local
+        experts or -1, their weights 0 where -1. `rows` is what `received` has room for; when it is more than come,
+        `received.topk` of the rest is -1, and their weights 0.
+        """
+
+    def combine(
+        self, x: int, rows: int, hidden: int, topk_weights: int, topk: int, positions: int, prefix: int, tokens: int,
+        out: int, out_weights: int, bias_0: int, bias_1: int, num_sms: int, stream: int,
+    ) -> Sequence[object]:  # fmt: skip
+        """Add up the rows of each of this rank's tokens. Collective. Returns what must live until it has run.
+
+        `x` BF16 `[rows, hidden]`, in rows as `dispatch` received them (it may lie anywhere); `topk_weights` float32
+        `[rows, topk]`; `positions`, `prefix` as given to `dispatch`. Out: `out` BF16
+        `[tokens, hidden]`, sums in float32, biases (BF16 `[tokens, hidden]`) added before rounding; `out_weights`
+        float32 `[tokens, topk]`. A token that went nowhere is its bias, or 0.
+        """
+
+    # ---- low latency
+    def ll_configure(self, max_tokens: int, hidden: int, experts: int, topk: int) -> None:
+        """Lay out the heap for these sizes. Same on all ranks; called when they change, before the first `ll_dispatch`.
+        BadState when they need more than `num_rdma_bytes`. Not while a call is between its phases.
+        """
+
+    def ll_clean(self, stream: int) -> None:
+        """Put flags and counts of the low-latency heap into their first state. Collective; at any time."""
+
+    def ll_dispatch(
+        self, x: int, topk_idx: int, tokens: int, use_fp8: bool, round_scale: bool, use_ue8m0: bool, out_x: int,
+        out_scales: int, out_count: int, src_info: int, layout_range: int, row_map: int, statistics: int,
+        wait_statistics: int, phases: int, stream: int,
+    ) -> None:  # fmt: skip
+        """Send a row for every choice; receive them packed by expert. With rows = ranks * max_tokens:
+
+        In: `x` BF16 `[tokens, hidden]`; `topk_idx` int64 `[tokens, topk]`, -1 masked. Out: `out_x` FP8 or BF16
+        `[local_experts, rows, hidden]`; `out_scales` float32 `[local_experts, hidden / 128, rows]`, or bytes of UE8M0
+        `[local_experts, hidden / 512, rows, 4]`; `out_count` int32 `[local_experts]`; `src_info` int32
+        `[local_experts, rows]`, the token of its source; `layout_range` int64 `[local_experts, ranks]`, first row << 32
+        | rows; `row_map` int32 `[ranks, max_tokens, topk]`, for `ll_combine`: local expert * rows + row of each choice
+        that came here, else -1. Added to: `statistics` int32 `[local_experts]`; `wait_statistics` int64 `[ranks]`,
+        clocks. `round_scale`: scales are powers of two. Phases come one after the other with the same arguments.
+        """
+
+    def ll_combine(
+        self, x: int, topk_idx: int, topk_weights: int, row_map: int, tokens: int, out: int, phases: int, stream: int
+    ) -> None:
+        """Bring the rows home and add them up, weighted.
+
+        `x` BF16 `[local_experts, rows, hidden]`, in any memory of this GPU; `row_map` as `ll_dispatch` wrote it.
+        `topk_idx`, `topk_weights` (float32) `[tokens, topk]`: of this rank's tokens. `out` BF16 `[tokens, hidden]`.
+        """
+
+    # ---- masks: an engine without them refuses `enable_shrink`
+    def mask_update(self, rank: int, masked: bool, stream: int) -> None:
+        """Send nothing to `rank` and wait for nothing from it, or do so again. Kernels mask who does not answer."""
+
+    def mask_query(self, out: int, stream: int) -> None:
+        """`out` int32 `[ranks]`: 1 where masked."""
+
+    def mask_clean(self, stream: int) -> None:
+        """No rank is masked."""
+
+    def close(self) -> None:
+        """Give everything back; the GPU is idle. Blocks whose owner still lives keep their memory. May be repeated."""
+
+
+def open_engine(
+    rendezvous: Rendezvous, *, num_nvl_bytes: int, num_rdma_bytes: int, enable_shrink: bool,
+    current_stream: Callable[[], int],
+) -> Engine:  # fmt: skip
+    """The engine for these ranks and the current CUDA device. Collective.
+
+    `current_stream`: the caller's, when asked. NotAvailable where ranks span hosts: rdmakit drives no real NIC yet.
+    """
+    hosts = rendezvous.all_gather(host_identity())
+    if len(set(hosts)) > 1:
+        raise NotAvailable(
+            "the group spans hosts", value=f"{len(set(hosts))} hosts", rule="rdmakit.ep.Buffer moves rows over NVLink",
+            remedy="a group of one host's ranks; between hosts, rdmakit.World shows the protocol emulated",
+            rank=rendezvous.rank,
+        )  # fmt: skip
+    engine: Engine = import_module("rdmakit.ep.nvlink").connect(
+        rendezvous, num_nvl_bytes=num_nvl_bytes, num_rdma_bytes=num_rdma_bytes, enable_shrink=enable_shrink,
+        current_stream=current_stream,
+    )  # fmt: skip
+    return engine

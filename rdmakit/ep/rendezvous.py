@@ -1,0 +1,85 @@
+"""How the ranks of a Buffer find each other: a torch process group or an mpi4py communicator, whichever started them.
+
+Leans on ep.tensors. rdmakit launches nothing: torchrun, Slurm or mpirun do. It needs two collectives, both when a
+Buffer is made or destroyed, never on the way of a token.
+"""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any, Protocol
+
+from rdmakit.ep import tensors
+from rdmakit.errors import BadArgument
+
+__all__ = ["Rendezvous", "host_identity", "introduce"]
+
+BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # man 5 proc: one value a boot, the same in every container
+
+
+class Rendezvous(Protocol):
+    """Ranks that can exchange small Python objects."""
+
+    rank: int
+    size: int
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Every rank's value (whatever pickles), by rank. Collective."""
+
+    def barrier(self) -> None:
+        """Returns when every rank has called it. Collective."""
+
+
+class _Torch:
+    def __init__(self, group: Any) -> None:
+        self.group = group
+        self.rank, self.size = int(group.rank()), int(group.size())
+
+    def all_gather(self, value: Any) -> list[Any]:
+        found: list[Any] = [None] * self.size
+        tensors.torch().distributed.all_gather_object(found, value, self.group)
+        return found
+
+    def barrier(self) -> None:
+        # The values are small, and `barrier` of some backends guesses a device.
+        self.all_gather(None)
+
+
+class _Mpi:
+    def __init__(self, comm: Any) -> None:
+        self.comm = comm
+        self.rank, self.size = int(comm.Get_rank()), int(comm.Get_size())
+
+    def all_gather(self, value: Any) -> list[Any]:
+        return list(self.comm.allgather(value))
+
+    def barrier(self) -> None:
+        self.comm.Barrier()
+
+
+def introduce(group: Any = None, comm: Any = None) -> Rendezvous:
+    """A Rendezvous over a torch `ProcessGroup`, or an `mpi4py.MPI.Comm` where there is no group."""
+    if group is not None:
+        if not (callable(getattr(group, "rank", None)) and callable(getattr(group, "size", None))):
+            raise BadArgument("group is no process group", value=type(group).__name__,
+                              rule="a torch.distributed.ProcessGroup",
+                              remedy="torch.distributed.new_group(…); an mpi4py communicator goes to comm=",
+                              )  # fmt: skip
+        return _Torch(group)
+    if comm is None:
+        raise BadArgument("nobody to communicate with", value="group None, comm None", rule="either group or comm",
+                          remedy="Buffer(torch.distributed.group.WORLD, …) or Buffer(None, …, comm=MPI.COMM_WORLD)",
+                          )  # fmt: skip
+    if not callable(getattr(comm, "allgather", None)):
+        raise BadArgument("comm is no communicator", value=type(comm).__name__, rule="an mpi4py.MPI.Comm",
+                          remedy="pass MPI.COMM_WORLD; a torch process group goes to group=")  # fmt: skip
+    return _Mpi(comm)
+
+
+def host_identity() -> str:
+    """The same text in all processes of one running kernel, and in no others."""
+    try:
+        return BOOT_ID.read_text().strip()
+    except OSError:
+        return socket.gethostname()
