@@ -86,7 +86,7 @@ def _within(out: Array, rows: Array, where: str) -> None:
     "11.combine",
     hints=(
         "Two things are asked for: a small error, and the same bits each time. Which of them does the message miss?",
-        "The bound has room for one rounding of each result to BF16. How often do you round? And who decides the order?",
+        "The bound has room for one rounding of each result to BF16. How often do you round? Who decides the order?",
         "Waiting and adding are two things: rows may arrive in any order and still be added in one that you choose.",
     ),
     seconds=20.0,
@@ -112,7 +112,7 @@ def combine(trial: Trial, code: object) -> None:
                 moved = int(np.sum(out.view(np.uint16) != first.view(np.uint16)))
                 if moved:
                     raise Wrong(
-                        f"{where}: within the bound, but {moved} of {len(out)} results have other bits than under seed 0"
+                        f"{where}: within the bound, but {moved} of {len(out)} results have other bits than with seed 0"
                     )
     except CompileError as error:
         raise Wrong(f"it does not compile: {error.rule or error.what}", "exception") from None
