@@ -69,7 +69,8 @@ for host, (rail, other) in enumerate(pairs[:, :, token]):
     when += 1.2
 notes.append(("rank 0", when + 1.2, "adds, rounds"))
 lanes = [f"rank {rank}" for rank in range(RANKS) if rank == 0 or any(f"rank {rank}" in arrow for arrow in arrows)]
-title = f"{int(goes[:, token].sum())} rows of one token: partial sums rounded on {len(notes) - 1} hosts, the whole sum at home"
+count = int(goes[:, token].sum())
+title = f"{count} rows of one token: rounded on {len(notes) - 1} hosts on the way, and once more at home"
 show.message_chart(lanes, arrows, notes, title=title, unit="step")
 
 # %% [markdown]
@@ -274,7 +275,7 @@ worst = {kind: max((abs(v - nasty_exact) / nasty_bound).max() for v in by) for k
 moved = {kind: [other_bits(v, by[0]) for v in by] for kind, by in results.items()}
 different = len({v.tobytes() for v in results["float32"]})
 assert worst["float32"] <= 1
-title = f"float32: within the bound, yet {different} different results in {len(SEEDS)} runs. BF16: {worst['BF16']:,.0f} times the bound"
+title = f"float32: within the bound, yet {different} results in {len(SEEDS)} runs. BF16: {worst['BF16']:,.0f} times the bound"
 with course.plot(title, "schedule (seed)", "results with other bits than seed 0 (%)") as axes:
     for kind, values in moved.items():
         axes.plot(SEEDS, values, linestyle="none", label=f"sum kept in {kind}")
@@ -325,7 +326,7 @@ course.check("11.combine", mine)
 if course.hardware_cell("gpu+cupy"):
     from rdmakit import gpu
 
-    worlds = [gpu.World(hosts=RANKS + 1, ports=1, seed=seed, memory=8 << 20) for seed in range(8)]
+    worlds = [gpu.World(hosts=RANKS + 1, ports=1, seed=seed, memory=32 << 20) for seed in range(8)]
     found = [collect(world, world.compile(mine, name="mine.cu"), nasty) for world in worlds]
     off = max((abs(v - nasty_exact) / nasty_bound).max() for v in found)
     print(f"measured on a GPU: {len({v.tobytes() for v in found})} different results in {len(found)} runs,")
