@@ -299,8 +299,8 @@ else:
     print("Once your kernel passes, it is timed here.")
 
 # %% [markdown]
-# **Modelled**, the fused kernel is the slower one: it pays for a fence and a counter, and what it saves, a launch, costs
-# nothing in the model. On a GPU you find both in your numbers.
+# **Modelled**, the fused kernel is the slower one: it pays for fences and a counter, and what it saves, a launch, costs
+# nothing in the model. **Measured**, each kernel's own start and end are in your numbers; only the gap between two is not.
 #
 # ## On real hardware
 # Above, the send buffer is in the host's memory, since the emulated NIC has to read it: bytes cross PCIe. A real NIC reads
