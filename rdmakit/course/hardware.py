@@ -6,6 +6,7 @@ can ask better (the verbs or the GPU layer) registers a probe under the same nam
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,12 @@ def _gpu(root: Path) -> str:
     return "no NVIDIA GPU here (neither /proc/driver/nvidia/gpus nor /dev/nvidia0)"
 
 
+@requirement("cupy")
+def _cupy(root: Path) -> str:
+    # Looked for, not imported: that would load the driver.
+    return "" if importlib.util.find_spec("cupy") else "CuPy is not installed (pip install 'rdmakit[gpu]')"
+
+
 @requirement("rdma")
 def _rdma(root: Path) -> str:
     if _entries(root / "sys/class/infiniband"):
@@ -82,8 +89,8 @@ def _dual_port(root: Path) -> str:
 
 
 def missing(needed: str, root: str | Path = "/") -> str:
-    """Why ``needed`` (``"gpu"``, ``"rdma"``, ``"mlx5"``, ``"dual-port"``, or several joined by ``+``) is not
-    here; ``""`` if it is.
+    """Why ``needed`` is not here; ``""`` if it is: ``"gpu"``, ``"cupy"``, ``"rdma"``, ``"mlx5"``, ``"dual-port"``,
+    or several joined by ``+``.
 
     An unknown name raises `ValueError`: a typo must not skip a cell for ever.
 

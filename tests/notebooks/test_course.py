@@ -283,8 +283,10 @@ def _device(root, name, driver, ports):
     (device / "device/driver").symlink_to(root / "drivers" / driver)
 
 
-def test_hardware_is_asked_for_by_name(tmp_path, capsys):
+def test_hardware_is_asked_for_by_name(tmp_path, capsys, monkeypatch):
     assert "no NVIDIA GPU here" in course.missing("gpu", tmp_path)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "CuPy is not installed (pip install" in course.missing("gpu+cupy", tmp_path)
     assert course.missing("rdma+dual-port", tmp_path).startswith("no RDMA device here")
     _device(tmp_path, "rxe0", "rdma_rxe", 1)
     assert course.missing("rdma", tmp_path) == ""
