@@ -142,12 +142,10 @@ RDMAKIT_DEVICE Status nvl_add_rows(const NvlRank& nvl, const NvlTokens& tokens) 
     }
     return Status::ok;
 }
-}  // namespace rdmakit
 
 // Any number of blocks that are resident together, of up to 16 warps; dynamic shared memory of 4 * (ranks - 1) chunks and
 // kNvlWarpBytes a warp.
-RDMAKIT_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 1) nvl_combine(RDMAKIT_GRID_CONSTANT rdmakit::NvlRank nvl, RDMAKIT_GRID_CONSTANT rdmakit::NvlCombineInput in) {
-    using namespace rdmakit;
+RDMAKIT_NAMED_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 1) combine_nvl(RDMAKIT_GRID_CONSTANT NvlRank nvl, RDMAKIT_GRID_CONSTANT NvlCombineInput in) {
     RDMAKIT_DYNAMIC_SHARED(u8, slots);
     RDMAKIT_SHARED(NvlSources, from);
     if (!layout_matches(nvl.layout_version, nvl.watch, "NvlRank of another layout version") || !check_bulk(nvl.watch)) return;
@@ -185,3 +183,4 @@ RDMAKIT_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 1) nvl_combine(RDMAKIT_GRID_CONSTANT r
     }
     nvl_end(nvl, NvlKind::combine, epoch);
 }
+}  // namespace rdmakit

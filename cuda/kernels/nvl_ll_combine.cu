@@ -103,11 +103,9 @@ RDMAKIT_DEVICE Status nvl_receive_sums(const NvlLl& p, const NvlLlCombineInput& 
     }
     return Status::ok;
 }
-}  // namespace rdmakit
 
 // Any number of blocks that are resident together.
-RDMAKIT_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 2) nvl_ll_combine(RDMAKIT_GRID_CONSTANT rdmakit::NvlLl p, RDMAKIT_GRID_CONSTANT rdmakit::NvlLlCombineInput in) {
-    using namespace rdmakit;
+RDMAKIT_NAMED_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 2) combine_nvl_ll(RDMAKIT_GRID_CONSTANT NvlLl p, RDMAKIT_GRID_CONSTANT NvlLlCombineInput in) {
     RDMAKIT_SHARED(NvlLists, lists);
     RDMAKIT_SHARED(NvlRow, words);
     if (!layout_matches(p.nvl.layout_version, p.nvl.watch, "NvlRank of another layout version")) return;
@@ -135,3 +133,4 @@ RDMAKIT_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 2) nvl_ll_combine(RDMAKIT_GRID_CONSTAN
     if (!nvl_last_quietly(p.nvl, NvlKind::ll_combine_send)) return;
     nvl_ll_end(p.nvl, in.halves, NvlKind::ll_combine_send, sending, NvlKind::ll_combine_receive, receiving);
 }
+}  // namespace rdmakit

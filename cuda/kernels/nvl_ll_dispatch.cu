@@ -230,11 +230,9 @@ RDMAKIT_DEVICE Status nvl_receive_tokens(const NvlLl& p, const NvlLlDispatchInpu
     }
     return Status::ok;
 }
-}  // namespace rdmakit
 
 // Any number of blocks that are resident together; dynamic shared memory as nvl_ll_counters has it.
-RDMAKIT_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 2) nvl_ll_dispatch(RDMAKIT_GRID_CONSTANT rdmakit::NvlLl p, RDMAKIT_GRID_CONSTANT rdmakit::NvlLlDispatchInput in) {
-    using namespace rdmakit;
+RDMAKIT_NAMED_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 2) dispatch_nvl_ll(RDMAKIT_GRID_CONSTANT NvlLl p, RDMAKIT_GRID_CONSTANT NvlLlDispatchInput in) {
     RDMAKIT_DYNAMIC_SHARED(u8, shared);
     RDMAKIT_SHARED(NvlLists, lists);
     RDMAKIT_SHARED(NvlRow, words);
@@ -272,3 +270,4 @@ RDMAKIT_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 2) nvl_ll_dispatch(RDMAKIT_GRID_CONSTA
     if (!nvl_last_quietly(p.nvl, NvlKind::ll_dispatch_send)) return;
     nvl_ll_end(p.nvl, in.halves, NvlKind::ll_dispatch_send, sending, NvlKind::ll_dispatch_receive, receiving);
 }
+}  // namespace rdmakit

@@ -9,6 +9,7 @@
 #define RDMAKIT_DEVICE __device__ __forceinline__
 #define RDMAKIT_NOINLINE __device__ __noinline__
 #define RDMAKIT_KERNEL extern "C" __global__ void
+#define RDMAKIT_NAMED_KERNEL __global__ void  // in a namespace, which profilers show before its name
 #define RDMAKIT_GRID_CONSTANT const __grid_constant__  // a struct by value whose address is taken: else each thread copies it
 #define RDMAKIT_LAUNCH_BOUNDS(...) __launch_bounds__(__VA_ARGS__)  // threads a block, blocks that share an SM
 #define RDMAKIT_NO_UNROLL _Pragma("unroll 1")
@@ -19,6 +20,7 @@
 #define RDMAKIT_DEVICE inline
 #define RDMAKIT_NOINLINE __attribute__((noinline)) inline
 #define RDMAKIT_KERNEL extern "C" void
+#define RDMAKIT_NAMED_KERNEL void
 #define RDMAKIT_GRID_CONSTANT const
 #define RDMAKIT_LAUNCH_BOUNDS(...)
 #define RDMAKIT_NO_UNROLL

@@ -14,7 +14,7 @@ __all__ = ["blanked", "cell_line", "find_kernels", "namespaces", "parameters", "
 
 _BOUNDS = r"(?:(?:__launch_bounds__|RDMAKIT_LAUNCH_BOUNDS)\s*\([^)]*\)\s*)?"
 _KERNEL = re.compile(
-    rf"(?:__global__\s+{_BOUNDS}void\s+{_BOUNDS}|RDMAKIT_KERNEL\s+{_BOUNDS})(?P<name>[A-Za-z_]\w*)\s*\("
+    rf"(?:__global__\s+{_BOUNDS}void\s+{_BOUNDS}|RDMAKIT_(?:NAMED_)?KERNEL\s+{_BOUNDS})(?P<name>[A-Za-z_]\w*)\s*\("
 )
 _TEMPLATE = re.compile(r"template\s*<[^;{}()]*>\s*(?:static\s+|inline\s+|extern\s+\"C\"\s+)*$")
 _NAMESPACE = re.compile(r"\bnamespace\s+((?:[A-Za-z_]\w*)(?:\s*::\s*[A-Za-z_]\w*)*)?\s*$")

@@ -23,7 +23,7 @@ from rdmakit.ep.leases import Leases
 from rdmakit.ep.rendezvous import introduce
 from rdmakit.ep.tensor_checks import check_even_sms, check_positive
 from rdmakit.ep.tensors import Dtype, Stream, Tensor
-from rdmakit.errors import BadArgument, BadState, NotAvailable
+from rdmakit.errors import BadArgument, NotAvailable
 
 __all__ = ["Buffer"]
 
@@ -86,14 +86,11 @@ class Buffer(NormalCalls, LowLatencyCalls):
         self._channel_starts = backend.zeros((self.group_size, 1), backend.kinds.int32, self.device)
         self.runtime = engines.open_engine(
             rendezvous, num_nvl_bytes=num_nvl_bytes, num_rdma_bytes=num_rdma_bytes if low_latency_mode else 0,
-            enable_shrink=enable_shrink, current_stream=lambda: int(backend.address(backend.current_stream())),
+            enable_shrink=enable_shrink,
         )  # fmt: skip
 
     def destroy(self) -> None:
-        """Give the memory back. Collective; the GPU is synchronised. BadState without `explicitly_destroy`."""
-        if not self.explicitly_destroy:
-            raise BadState("destroy() of a Buffer that destroys itself", value=False, rule="explicitly_destroy=True",
-                           remedy="drop the Buffer, or make it with explicitly_destroy=True")  # fmt: skip
+        """Give the memory back. Collective; the GPU is synchronised. BadState when that has been done."""
         engine = self._engine()
         self._backend.synchronize()
         self._rendezvous.barrier()  # no rank gives back what another still reads

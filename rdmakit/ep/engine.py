@@ -8,7 +8,7 @@ CuPy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import import_module
 from typing import Protocol
 
@@ -185,12 +185,11 @@ class Engine(Protocol):
 
 
 def open_engine(
-    rendezvous: Rendezvous, *, num_nvl_bytes: int, num_rdma_bytes: int, enable_shrink: bool,
-    current_stream: Callable[[], int],
+    rendezvous: Rendezvous, *, num_nvl_bytes: int, num_rdma_bytes: int, enable_shrink: bool
 ) -> Engine:  # fmt: skip
     """The engine for these ranks and the current CUDA device. Collective.
 
-    `current_stream`: the caller's, when asked. NotAvailable where ranks span hosts: rdmakit drives no real NIC yet.
+    NotAvailable where ranks span hosts: rdmakit drives no real NIC yet.
     """
     hosts = rendezvous.all_gather(host_identity())
     if len(set(hosts)) > 1:
@@ -201,6 +200,5 @@ def open_engine(
         )  # fmt: skip
     engine: Engine = import_module("rdmakit.ep.nvlink").connect(
         rendezvous, num_nvl_bytes=num_nvl_bytes, num_rdma_bytes=num_rdma_bytes, enable_shrink=enable_shrink,
-        current_stream=current_stream,
     )  # fmt: skip
     return engine

@@ -50,12 +50,6 @@ class Link(Protocol):
     def wait(self, done: Callable[[], bool], what: str) -> None:
         """Return once `done()` holds; raise when the report says that something failed, or HangError in the end."""
 
-    def mark(self) -> Any:
-        """A mark of all that the caller's current stream has been given so far."""
-
-    def after(self, marks: Sequence[Any], stream: int) -> None:
-        """What is queued on `stream` from now on comes after these marks."""
-
     def close(self) -> None:
         """Give back what it holds."""
 
@@ -104,13 +98,6 @@ class WorldLink:
         if not done():
             self.world.run()
         self.report.raise_for_status()
-
-    def mark(self) -> Any:
-        """Nothing runs behind the caller's back."""
-        return None
-
-    def after(self, marks: Sequence[Any], stream: int) -> None:
-        """See mark."""
 
     def close(self) -> None:
         """Arrays belong to the world."""

@@ -6,7 +6,7 @@ Leans on ep.heap, ep.nvl_abi, errors. Offsets are the same on every rank, but fo
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rdmakit.ep import nvl_abi as abi
 from rdmakit.ep.heap import ALIGNMENT, HeapLayout
@@ -84,15 +84,11 @@ class Block:
         sizes = {"x": row_bytes, "scales": scale_bytes, "topk": 8 * topk, "weights": 4 * topk, "source": 4}
         for name, nbytes in sizes.items():
             layout.add(name, rows * nbytes)
-        offset, self.marks = engine.pool.take(layout.nbytes)
+        offset = engine.pool.take(layout.nbytes)
         base = engine.link.heaps[engine.rank] + offset
         self.rows, self.nbytes = rows, layout.nbytes
         self.x, self.scales, self.topk, self.weights, self.source = (base + layout.offset[name] for name in sizes)
-        self._finalizer = weakref.finalize(self, _give_back, engine.pool, engine.link, offset)
+        self._finalizer = weakref.finalize(self, engine.pool.give, offset)
 
     def __repr__(self) -> str:
         return f"<Block of {self.rows} rows, {self.nbytes} B at {self.x:#x}>"
-
-
-def _give_back(pool: Any, link: Any, offset: int) -> None:
-    pool.give(offset, link.mark())

@@ -1,8 +1,8 @@
 """MoE dispatch and combine among ranks that reach each other's memory: one rank's engine, on any `Link`.
 
-Leans on ep.link, ep.pool, ep.nvl_abi, ep.nvl_memory; the device code is cuda/kernels/nvl_*.cu. Everything is queued on a
-stream and nothing is synchronised, but for `counts()`. Memory is given by address. Operations are collective and come in
-one order on every rank. `rdmakit.ep.Buffer` puts tensors on top.
+Leans on ep.link, ep.pool, ep.nvl_abi, ep.nvl_memory; the device code is cuda/kernels/nvl_*.cu. Everything is queued on
+a stream and nothing is synchronised, but for `counts()`. Memory is given by address. Operations are collective and come
+in one order on every rank. `rdmakit.ep.Buffer` puts tensors on top, by the Protocol of ep.engine.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from rdmakit.ep import nvl_abi as abi
 from rdmakit.ep.link import Link
 from rdmakit.ep.nvl_memory import Block, Control, LowLatencyRegion
 from rdmakit.ep.pool import Pool
-from rdmakit.errors import BadArgument, BadState
+from rdmakit.ep.rendezvous import Rendezvous
+from rdmakit.errors import BadArgument, BadState, NotAvailable
 
-__all__ = ["Nvlink", "chunk_of"]
+__all__ = ["Nvlink", "chunk_of", "connect"]
 
 DISPATCH_CHUNK = 8192  # bytes: large enough for bulk copies at speed, small enough for several under way in each warp
 COMBINE_CHUNK = 4096  # what a warp keeps of its own rank's row while it waits for the others: 8 vectors a lane
 WORD_WARPS = 4  # of a block, that move choices, weights and scales
 SLOTS, STAGES = 4, 4  # kNvlSlots of nvl_dispatch.cu, kNvlStages of nvl_combine.cu
+MAX_EXPERTS = 4096
 NOTIFY_THREADS = 1024
 LAYOUT_THREADS = 256
 SEND, RECEIVE = 1, 2
@@ -61,7 +63,9 @@ class Nvlink:
     `low_latency_bytes` of the heap are for the low-latency operations, what is left for what dispatches bring.
     """
 
-    def __init__(self, link: Link, *, low_latency_bytes: int = 0, timeout_ns: int = 0, max_experts: int = 4096) -> None:
+    def __init__(
+        self, link: Link, *, low_latency_bytes: int = 0, timeout_ns: int = 0, max_experts: int = MAX_EXPERTS
+    ) -> None:
         if not 1 <= link.ranks <= abi.MAX_RANKS:
             raise BadArgument("too many ranks for one NVLink domain", value=link.ranks, rule=f"1 … {abi.MAX_RANKS}",
                               remedy="use groups of fewer ranks")  # fmt: skip
@@ -72,7 +76,7 @@ class Nvlink:
         self.ll_region = LowLatencyRegion(begin, low_latency_bytes, link.ranks)
         begin += low_latency_bytes
         if begin > link.heap_bytes:
-            raise BadArgument("the heap is too small", value=link.heap_bytes, rule=f"{begin} bytes and what dispatches bring",
+            raise BadArgument("the heap is too small", value=link.heap_bytes, rule=f"{begin} bytes at least",
                               remedy="more num_nvl_bytes")  # fmt: skip
         self.pool = Pool(begin, link.heap_bytes - begin)
         self._kept: list[Any] = []
@@ -97,6 +101,26 @@ class Nvlink:
         address, alive = self.link.memory(nbytes)
         self._kept.append(alive)
         return address
+
+    @property
+    def max_sms(self) -> int:
+        """Blocks that are resident together."""
+        return self.link.blocks
+
+    @property
+    def largest_block(self) -> int:
+        """Bytes of the largest block that `receive_block` could hand out now."""
+        return self.pool.largest
+
+    @property
+    def heap_address(self) -> int:
+        """This rank's heap."""
+        return self.link.heaps[self.rank]
+
+    @property
+    def heap_bytes(self) -> int:
+        """Its size."""
+        return self.link.heap_bytes
 
     # ---- normal
     def barrier(self, stream: int = 0) -> None:
@@ -132,7 +156,7 @@ class Nvlink:
         self, is_in_rank: int, tokens: int, tokens_per_expert: int, experts: int, expert_alignment: int, positions: int,
         prefix: int, stream: int = 0,
     ) -> None:  # fmt: skip
-        """Exchange counts: positions int32 [tokens, ranks], prefix int32 [ranks, ranks]; `counts()` waits for the rest."""
+        """Exchange counts: positions int32 [tokens, ranks], prefix int32 [ranks, ranks]; `counts()` waits."""
         self._check_experts(experts)
         pod = np.zeros((), abi.NOTIFY_INPUT)
         pod[()] = (is_in_rank, tokens_per_expert, positions, prefix, int(self._counts.ctypes.data), tokens, experts,
@@ -149,14 +173,16 @@ class Nvlink:
         return int(words[0]), words[1 : 1 + self._local_experts].tolist()
 
     def receive_block(self, rows: int, row_bytes: int, scale_bytes: int, topk: int, stream: int = 0) -> Block:
-        """Room for what one dispatch brings; dropping it gives it back. BadArgument when the heap is used up."""
-        block = Block(self, rows, row_bytes, scale_bytes, topk)
-        self.link.after(block.marks, stream)
-        return block
+        """Room for what one dispatch brings. BadArgument when the heap is used up.
+
+        Dropping it gives it back, to whoever asks next: drop it when `stream` is behind those who used it.
+        """
+        return Block(self, rows, row_bytes, scale_bytes, topk)
 
     def dispatch(
         self, x: int, row_bytes: int, scales: int, scale_bytes: int, topk_idx: int, topk_weights: int, topk: int,
-        experts: int, tokens: int, positions: int, prefix: int, received: Block, rows: int, num_sms: int, stream: int = 0,
+        experts: int, tokens: int, positions: int, prefix: int, received: Block, rows: int, num_sms: int,
+        stream: int = 0,
     ) -> None:  # fmt: skip
         """Send rows of `row_bytes` (and `scale_bytes` of scales) to where the ranks receive; `topk` 0: no choices."""
         grid = self._grid(row_bytes, DISPATCH_CHUNK, SLOTS, min(WORD_WARPS, self.link.warps), num_sms)
@@ -169,7 +195,7 @@ class Nvlink:
             ("row_warps", grid.row_warps),
         ):  # fmt: skip
             pod[name] = value
-        self._launch_rows("nvl_dispatch", grid, pod, stream)
+        self._launch_rows("dispatch_nvl", grid, pod, stream)
 
     def combine(
         self, x: int, rows: int, hidden: int, topk_weights: int, topk: int, positions: int, prefix: int, tokens: int,
@@ -193,12 +219,13 @@ class Nvlink:
                 kept.append(block)
             pod["here"][name] = offset
         for name, value in (
-            ("positions", positions), ("prefix", prefix), ("out", out), ("out_weights", out_weights), ("tokens", tokens),
+            ("positions", positions), ("prefix", prefix), ("out", out), ("out_weights", out_weights),
+            ("tokens", tokens),
             ("hidden", hidden), ("topk_count", topk), ("chunk_bytes", grid.chunk),
         ):  # fmt: skip
             pod[name] = value
         pod["bias"] = bias_0, bias_1
-        self._launch_rows("nvl_combine", grid, pod, stream)
+        self._launch_rows("combine_nvl", grid, pod, stream)
         return kept
 
     # ---- low latency
@@ -247,7 +274,7 @@ class Nvlink:
         hidden = int(ll["hidden"])
         shared = 4 * words + 2 * hidden + hidden // 8 * 4
         self.link.launch(
-            "nvl_ll_dispatch", blocks, self.link.threads, (ll[()], pod[()]), shared_mem=shared, stream=stream
+            "dispatch_nvl_ll", blocks, self.link.threads, (ll[()], pod[()]), shared_mem=shared, stream=stream
         )
 
     def ll_combine(
@@ -259,7 +286,7 @@ class Nvlink:
         pod = np.zeros((), abi.LL_COMBINE_INPUT)
         pod[()] = (x, row_map, topk_idx, topk_weights, out, tokens, phases)
         blocks = self.link.blocks * self.link.sharing
-        self.link.launch("nvl_ll_combine", blocks, self.link.threads, (ll[()], pod[()]), stream=stream)
+        self.link.launch("combine_nvl_ll", blocks, self.link.threads, (ll[()], pod[()]), stream=stream)
 
     def close(self) -> None:
         """Give the heap back; the engine is of no use afterwards."""
@@ -268,7 +295,7 @@ class Nvlink:
     # ---- parts
     def _configured(self) -> np.ndarray[Any, Any]:
         if self._ll is None:
-            raise BadState("no low-latency region", value="ll_configure was not called", rule="it says where things lie",
+            raise BadState("no low-latency region", value="ll_configure was not called", rule="it lays it out",
                            remedy="call ll_configure first")  # fmt: skip
         return self._ll
 
@@ -298,7 +325,8 @@ class Nvlink:
 
     def _check_experts(self, experts: int) -> None:
         if experts % self.ranks or not 0 < experts <= self.max_experts:
-            raise BadArgument("experts that do not fit", value=experts, rule=f"a multiple of {self.ranks}, at most {self.max_experts}",
+            raise BadArgument("experts that do not fit", value=experts,
+                              rule=f"a multiple of {self.ranks}, at most {self.max_experts}",
                               remedy="pad the experts, or make the engine with more max_experts")  # fmt: skip
 
     def _check_topk(self, topk: int) -> None:
@@ -306,3 +334,25 @@ class Nvlink:
             raise BadArgument(
                 "too many choices", value=topk, rule=f"1 … {abi.MAX_TOPK}", remedy="fewer choices a token"
             )
+
+
+def connect(
+    rendezvous: Rendezvous,
+    *,
+    num_nvl_bytes: int,
+    num_rdma_bytes: int,
+    enable_shrink: bool,
+) -> Nvlink:
+    """The engine of this rank, on the current CUDA device, for ranks of one host. Collective.
+
+    The heap has the words that ranks exchange, `num_rdma_bytes` for low latency, and `num_nvl_bytes` for what
+    dispatches bring. NotAvailable where GPUs do not reach each other, and for masks, which it does not have.
+    """
+    from rdmakit.gpu.peer import PeerLink
+
+    if enable_shrink:
+        raise NotAvailable("enable_shrink is not supported", value=enable_shrink,
+                           rule="every rank takes part in every call", remedy="leave enable_shrink out")  # fmt: skip
+    nbytes = Control(rendezvous.size, MAX_EXPERTS).nbytes + num_rdma_bytes + num_nvl_bytes
+    link = PeerLink(rendezvous.rank, rendezvous.size, nbytes, rendezvous.all_gather)
+    return Nvlink(link, low_latency_bytes=num_rdma_bytes)

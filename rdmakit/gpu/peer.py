@@ -39,7 +39,6 @@ class PeerLink:
         cp = cupy()
         self.rank, self.ranks, self.heap_bytes = rank, ranks, nbytes
         self.device = int(cp.cuda.Device().id if device is None else device)
-        self.current_stream: Callable[[], int] = lambda: int(cp.cuda.get_current_stream().ptr)
         self._kernels: dict[str, Kernel] = {}
         self._owned: list[int] = []
         self._opened: list[int] = []
@@ -128,21 +127,8 @@ class PeerLink:
                 continue
             self.report.raise_for_status()
             if time.monotonic() > deadline:
-                raise HangError(f"{what} did not come", value=f"{_PATIENCE_S:g} s", rule="every rank takes part, in the same order",
+                raise HangError(f"{what} did not come", value=f"{_PATIENCE_S:g} s", rule="all ranks take part",
                                 remedy="look whether a rank has failed or left")  # fmt: skip
-
-    def mark(self) -> Any:
-        """An event behind what the caller's stream holds."""
-        cp = cupy()
-        with cp.cuda.Device(self.device):
-            event = cp.cuda.Event(disable_timing=True)
-            event.record(cp.cuda.ExternalStream(self.current_stream()))
-        return event
-
-    def after(self, marks: Sequence[Any], stream: int) -> None:
-        """Make `stream` wait for events."""
-        for event in marks:
-            cupy().cuda.runtime.streamWaitEvent(stream, event.ptr)
 
     def abort(self) -> None:
         """Make every kernel of this rank's that waits give up: its waits end with the status `aborted`."""

@@ -43,8 +43,17 @@ def address(array: Any) -> int:
 class Rig:
     """`ranks` engines; `array` and `run` are the world's, so a rig for GPUs differs in these alone."""
 
-    def __init__(self, ranks: int, *, policy: str = "fast", lanes: int = 1, seed: int = 0, blocks: int = 3,
-                 heap: int = 4 << 20, ll: tuple[int, int] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        ranks: int,
+        *,
+        policy: str = "fast",
+        lanes: int = 1,
+        seed: int = 0,
+        blocks: int = 4,
+        heap: int = 4 << 20,
+        ll: tuple[int, int] | None = None,
+    ) -> None:
         self.world = make_world(lanes, hosts=1, gpus_per_host=ranks, policy=policy, seed=seed)
         self.ranks = ranks
         ll_bytes = nvl_memory.low_latency_bytes(ranks, *ll) if ll else 0
@@ -81,25 +90,45 @@ class Rig:
             n, k = idx[r].shape
             topk = self.array((max(n, 1), k), np.int64)
             topk[:n] = idx[r]
-            sent = Sent(n, self.array((max(n, 1), self.ranks), np.bool_), self.array(self.ranks, np.int32),
-                        self.array(experts, np.int32), self.array((max(n, 1), self.ranks), np.int32),
-                        self.array((self.ranks, self.ranks), np.int32))  # fmt: skip
-            engine.layout(address(topk), n, k, experts, address(sent.tokens_per_rank), address(sent.tokens_per_expert),
-                          address(sent.is_in_rank))  # fmt: skip
+            sent = Sent(
+                n,
+                self.array((max(n, 1), self.ranks), np.bool_),
+                self.array(self.ranks, np.int32),
+                self.array(experts, np.int32),
+                self.array((max(n, 1), self.ranks), np.int32),
+                self.array((self.ranks, self.ranks), np.int32),
+            )
+            engine.layout(
+                address(topk),
+                n,
+                k,
+                experts,
+                address(sent.tokens_per_rank),
+                address(sent.tokens_per_expert),
+                address(sent.is_in_rank),
+            )
             found.append(sent)
         self.run()
         return found
 
     def notify(self, sents: list[Sent], experts: int, alignment: int = 1) -> None:
         for engine, sent in zip(self.engines, sents, strict=True):
-            engine.notify(address(sent.is_in_rank), sent.tokens, address(sent.tokens_per_expert), experts, alignment,
-                          address(sent.positions), address(sent.prefix))  # fmt: skip
+            engine.notify(
+                address(sent.is_in_rank),
+                sent.tokens,
+                address(sent.tokens_per_expert),
+                experts,
+                alignment,
+                address(sent.positions),
+                address(sent.prefix),
+            )
         self.run()
         for engine, sent in zip(self.engines, sents, strict=True):
             sent.rows, sent.experts = engine.counts()
 
-    def dispatch(self, sents: list[Sent], x: list[Any], idx: Any, weights: Any, experts: int, *, room: int = 0,
-                 num_sms: int = 3) -> None:  # fmt: skip
+    def dispatch(
+        self, sents: list[Sent], x: list[Any], idx: Any, weights: Any, experts: int, *, room: int = 0, num_sms: int = 3
+    ) -> None:
         """Fills in what came; `room`: rows to make room for, beyond what comes."""
         kept = []
         for r, (engine, sent) in enumerate(zip(self.engines, sents, strict=True)):
@@ -108,12 +137,32 @@ class Rig:
             k = 0 if idx is None else idx[r].shape[1]
             rows = max(room, sent.rows)
             sent.block = block = engine.receive_block(max(rows, 1), row_bytes, scale_bytes, k)
-            given = [self._given(a) for a in (data, scales, None if idx is None else idx[r].astype(np.int64),
-                                              None if weights is None else weights[r])]  # fmt: skip
+            given = [
+                self._given(a)
+                for a in (
+                    data,
+                    scales,
+                    None if idx is None else idx[r].astype(np.int64),
+                    None if weights is None else weights[r],
+                )
+            ]
             kept.append(given)
-            engine.dispatch(address(given[0]), row_bytes, address(given[1]), scale_bytes, address(given[2]), address(given[3]),
-                            k, experts, sent.tokens, address(sent.positions), address(sent.prefix), block, rows,
-                            num_sms)  # fmt: skip
+            engine.dispatch(
+                address(given[0]),
+                row_bytes,
+                address(given[1]),
+                scale_bytes,
+                address(given[2]),
+                address(given[3]),
+                k,
+                experts,
+                sent.tokens,
+                address(sent.positions),
+                address(sent.prefix),
+                block,
+                rows,
+                num_sms,
+            )
             sent.x = self.view(block.x, (rows, data.shape[1]), data.dtype)
             sent.scales = None if scales is None else self.view(block.scales, (rows, scales.shape[1]), np.float32)
             sent.topk = self.view(block.topk, (rows, k), np.int64)
@@ -132,9 +181,26 @@ class Rig:
             out_weights.append(None if weights is None else self.array((max(sent.tokens, 1), k), np.float32))
             given = [y[r], None if weights is None else weights[r], *([self._given(b[r]) for b in bias or ()])]
             given += [None] * (4 - len(given))
-            kept.append((given, engine.combine(
-                address(given[0]), sent.rows, hidden, address(given[1]), k, address(sent.positions), address(sent.prefix),
-                sent.tokens, address(out[r]), address(out_weights[r]), address(given[2]), address(given[3]), num_sms)))  # fmt: skip
+            kept.append(
+                (
+                    given,
+                    engine.combine(
+                        address(given[0]),
+                        sent.rows,
+                        hidden,
+                        address(given[1]),
+                        k,
+                        address(sent.positions),
+                        address(sent.prefix),
+                        sent.tokens,
+                        address(out[r]),
+                        address(out_weights[r]),
+                        address(given[2]),
+                        address(given[3]),
+                        num_sms,
+                    ),
+                )
+            )
         self.run()
         return [o[: s.tokens] for o, s in zip(out, sents, strict=True)], [
             None if w is None else w[: s.tokens] for w, s in zip(out_weights, sents, strict=True)
@@ -148,8 +214,18 @@ class Rig:
         return made
 
     # ---- low latency
-    def ll_dispatch(self, x: list[np.ndarray], idx: list[np.ndarray], experts: int, max_tokens: int, *, fp8: bool = False,
-                    round_scale: bool = False, ue8m0: bool = False, halves: bool = False) -> list[dict[str, Any]]:  # fmt: skip
+    def ll_dispatch(
+        self,
+        x: list[np.ndarray],
+        idx: list[np.ndarray],
+        experts: int,
+        max_tokens: int,
+        *,
+        fp8: bool = False,
+        round_scale: bool = False,
+        ue8m0: bool = False,
+        halves: bool = False,
+    ) -> list[dict[str, Any]]:
         """Results by name, of each rank; the halves in launches of their own if asked."""
         hidden, k = x[0].shape[1], idx[0].shape[1]
         local, rows = experts // self.ranks, self.ranks * max_tokens
@@ -160,16 +236,30 @@ class Rig:
             got = {
                 "x": self.array((local, rows, hidden), FP8 if fp8 else BF16),
                 "scales": self.array(scale_shape, np.uint8 if ue8m0 else np.float32),
-                "count": self.array(local, np.int32), "source": self.array((local, rows), np.int32),
+                "count": self.array(local, np.int32),
+                "source": self.array((local, rows), np.int32),
                 "ranges": self.array((local, self.ranks), np.int64),
                 "row_map": self.array((self.ranks, max_tokens, k), np.int32),
                 "statistics": self.array(local, np.int32, 7),
-            }  # fmt: skip
+            }
             given = self._given(x[r]), self._given(idx[r].astype(np.int64))
             results.append({**got, "given": given})
             names = ("x", "scales", "count", "source", "ranges", "row_map", "statistics")
-            calls.append((engine, (address(given[0]), address(given[1]), len(x[r]), fp8, round_scale, ue8m0,
-                                   *(address(got[name]) for name in names), 0)))  # fmt: skip
+            calls.append(
+                (
+                    engine,
+                    (
+                        address(given[0]),
+                        address(given[1]),
+                        len(x[r]),
+                        fp8,
+                        round_scale,
+                        ue8m0,
+                        *(address(got[name]) for name in names),
+                        0,
+                    ),
+                )
+            )
         self._halves([(engine.ll_dispatch, args) for engine, args in calls], halves)
         return results
 

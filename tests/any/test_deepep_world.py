@@ -57,7 +57,6 @@ class WorldRig(Rig):
         for engine in self.inner.engines:
             engine.link.wait = lambda done, what: done() or self.run_world()
             engine.link.launch = self._one_at_a_time(engine.link.launch, lock)
-            engine.max_sms, engine.largest_block = 8, 1 << 30
 
     @staticmethod
     def _one_at_a_time(launch, lock):

@@ -18,6 +18,9 @@
 #include <rdmakit/lock_stamp.cuh>
 #include <rdmakit/lock_strategy.cuh>
 #include <rdmakit/lock_wait.cuh>
+#include <rdmakit/numbers.cuh>
+#include <rdmakit/nvl.cuh>
+#include <rdmakit/nvl_ll.cuh>
 #include <rdmakit/post.cuh>
 #include <rdmakit/queue.cuh>
 #include <rdmakit/report.cuh>
@@ -47,7 +50,7 @@ RDMAKIT_KERNEL use_config(Memory m) {
     use_integer<u64>(m);
     use_integer<i32>(m);
     m.keep(swap_bytes(m.any<u16>())).keep(swap_bytes(m.any<u32>())).keep(swap_bytes(m.any<u64>()));
-    m.keep(Site::here().line);
+    m.keep(Site::here().line).keep(count_ones(m.any<u32>()));
 }
 
 // ---- atom ------------------------------------------------------------------------------------------------------------
@@ -58,7 +61,7 @@ template <Scope S, class T> RDMAKIT_DEVICE void use_ordered(const Memory& m) {
     store_release<S>(p, b);
     m.keep(load_relaxed<S>(p)).keep(load_acquire<S>(p));
     m.keep(fetch_add<S>(p, a)).keep(exchange<S>(p, a)).keep(compare_swap<S>(p, a, b));
-    m.keep(exchange_acquire<S>(p, a)).keep(exchange_release<S>(p, b)).keep(holds(a != b));
+    m.keep(exchange_acquire<S>(p, a)).keep(exchange_release<S>(p, b)).keep(fetch_or<S>(p, a)).keep(holds(a != b));
     fence<S>();
 }
 template <Scope S> RDMAKIT_DEVICE void use_scope(const Memory& m) {
@@ -77,6 +80,9 @@ RDMAKIT_KERNEL use_atom(Memory m) {
     store_stream(&m.any<Vec16>(3), load_stream(&m.any<Vec16>(2)));
     sleep_ns(m.any<u32>());
     m.keep(time_ns());
+#if RDMAKIT_CONVERTS
+    m.keep(convert_bf16x2(m.any<float>(), m.any<float>(1))).keep(convert_e4m3x2(m.any<float>(), m.any<float>(1)));
+#endif
 }
 
 // ---- warp ------------------------------------------------------------------------------------------------------------
@@ -149,6 +155,7 @@ RDMAKIT_KERNEL use_bulk(Memory m) {
     fetch(&tile, m.bytes, 16, &barrier);
     m.keep(mbarrier_wait(&barrier, m.any<u32>(1), watch, who)).keep(tile);
     proxy_fence();
+    proxy_fence_shared();
     bulk_store(m.bytes, &tile, 16);
     bulk_commit();
     bulk_wait_read<2>();
@@ -319,9 +326,6 @@ RDMAKIT_KERNEL use_ep(EpRank ep, Memory m) {
     m.keep(chunks.begin_chunk()).keep(chunks.end_chunk()).keep(chunks.begin_of(n)).keep(chunks.end_of(n));
     m.keep(in_turn(&m.any<u64>(2), n, ep.watch, m.any<Subject>(3), [] { return Status::ok; }));
     m.keep(check_rails(ep, a)).keep(by_lane_zero([] { return Status::ok; })).keep(wait_starts(ep, n));
-    m.keep(bf16_to_float(a)).keep(float_to_bf16(m.any<float>()));
-    add_bf16(m.any<Sum8>(4), m.any<Vec16>());
-    m.keep(to_bf16(m.any<Sum8>(4)));
 }
 
 // ---- ll --------------------------------------------------------------------------------------------------------------
@@ -333,6 +337,45 @@ RDMAKIT_KERNEL use_ll(LlRank ll, Memory m) {
     m.keep(ll_message_bytes(ll, fp8)).keep(ll_message(ll, m.bytes, fp8).scales).keep(same_host(ll, a));
     m.keep(ll_slot(ll, n, a, a, a)).keep(ll_count(ll, n, a, a)).keep(ll_partial(ll, n, a, a));
     m.keep(check_queues(ll)).keep(ll_qp(ll, a, a).qpn).keep(ll_heap(ll, a, n)).keep(ll_send(ll, a, a, n, n, 64)).keep(ll_signal(ll, a, a, n, 1));
-    m.keep(product(m.any<float>(), m.any<float>())).keep(float_bits(m.any<float>())).keep(float_to_e4m3(m.any<float>()));
-    add_scaled_bf16(m.any<Sum8>(4), m.any<Vec16>(), m.any<float>());
+}
+RDMAKIT_KERNEL use_numbers(Memory m) {
+    const float f = m.any<float>(), g = m.any<float>(1);
+    m.keep(float_bits(f)).keep(bits_float(m.any<u32>())).keep(bf16_to_float(m.any<u32>())).keep(float_to_bf16(f));
+    m.keep(pack_bf16(f, g)).keep(float_to_e4m3(f)).keep(pack_e4m3(f, g)).keep(product(f, g));
+    add_bf16(m.any<Sum8>(4), m.any<Vec16>());
+    add_scaled_bf16(m.any<Sum8>(4), m.any<Vec16>(), f);
+    m.keep(to_bf16(m.any<Sum8>(4)));
+}
+RDMAKIT_KERNEL use_nvl(RDMAKIT_GRID_CONSTANT NvlRank nvl, Memory m) {
+    RDMAKIT_SHARED(u32, word);
+    RDMAKIT_SHARED(NvlPlaces, places);
+    const u32 a = m.any<u32>();
+    const u64 n = m.any<u64>(1);
+    m.keep(nvl_at<u32>(nvl, a, n)).keep(nvl_progress(nvl, NvlKind::barrier).epoch).keep(nvl_epoch(nvl, NvlKind::notify));
+    m.keep(nvl_wait(nvl, n, a, n, "a word")).keep(nvl_first_row(nvl, &m.any<i32>(2), a, a));
+    nvl_tell(nvl, n, a, n);
+    nvl_offer(nvl, n, a, m.any<NvlOffer>(3), n);
+    m.keep(nvl_offered(nvl, n, a, n, "an offer")).keep(nvl_all_ok(&word, m.any<Status>()));
+    const NvlItinerary way{places, &m.any<i32>(2), nvl.ranks, a, a, a};
+    way.arrive(a);
+    m.keep(way.count()).keep(way.token(a)).keep(*way.to(a));
+    m.keep(nvl_last_block(nvl, NvlKind::dispatch, &word)).keep(nvl_last_block<Scope::gpu>(nvl, NvlKind::layout, &word));
+    m.keep(nvl_last_quietly(nvl, NvlKind::combine));
+    nvl_end(nvl, NvlKind::dispatch, n);
+}
+RDMAKIT_KERNEL use_nvl_ll(RDMAKIT_GRID_CONSTANT NvlLl p, Memory m) {
+    RDMAKIT_SHARED(NvlLists, lists);
+    RDMAKIT_SHARED(NvlRow, words);
+    const u32 a = m.any<u32>();
+    const u64 n = m.any<u64>(1);
+    m.keep(nvl_local_experts(p)).keep(nvl_slot_bytes(p)).keep(nvl_slot(p, n, a, a)).keep(nvl_list_words(p));
+    m.keep(nvl_lists(p, n, a)).keep(nvl_pair(p, n, a));
+    nvl_free(p, n, n);
+    m.keep(nvl_room(p, n, n));
+    nvl_send_list<i32>(p, a, n, n, n, a, [](u32 i) { return static_cast<i32>(i); });
+    m.keep(nvl_list_came(p, n, n, a, "a list", &lists.tokens[a & 7]));
+    nvl_read_choices(p, &m.any<i64>(2), words);
+    nvl_add_up(lists, a);
+    m.keep(nvl_share(lists, a).end).keep(words.ranks);
+    nvl_ll_end(p.nvl, a, NvlKind::ll_combine_send, n, NvlKind::ll_combine_receive, n);
 }

@@ -354,8 +354,7 @@ class Rig:
         monkeypatch.setattr(tensors, "backend", lambda: self.cpu)
         monkeypatch.setattr(engines, "import_module", lambda name: SimpleNamespace(connect=self._engine))
 
-    def _engine(self, rendezvous, *, num_nvl_bytes, num_rdma_bytes, enable_shrink, current_stream):
-        assert current_stream() == 1
+    def _engine(self, rendezvous, *, num_nvl_bytes, num_rdma_bytes, enable_shrink):
         return NumpyEngine(self.meeting, rendezvous.rank, num_nvl_bytes + num_rdma_bytes)
 
     def make(self, **arguments):
