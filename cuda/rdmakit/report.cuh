@@ -65,6 +65,9 @@ struct Watch {
     u32 rank;
 };
 constexpr u64 kDefaultTimeoutNs = 10ull * 1000 * 1000 * 1000;
+// How often a GPU's thread that waits looks at the report. It lies in the host's memory: thousands that look all the time
+// would keep the bus busy for longer than they wait.
+constexpr u64 kLookNs = 1000 * 1000;
 
 // Whom a wait concerns, and what it means when its time is up.
 struct Subject {
@@ -192,10 +195,13 @@ class Spin {
         const u64 bound = watch_.timeout_ns != 0 ? watch_.timeout_ns : kDefaultTimeoutNs;
 #if RDMAKIT_GPU
         ((void)seen, ...);
-        if ((++turns_ & 63u) != 0) return true;  // the clock is slow, and the report lies in the host's memory
-        if (aborted(watch_.report)) return give_up(Status::aborted);
+        if ((++turns_ & 63u) != 0) return true;  // the clock is slow
         const u64 now = time_ns();
-        if (since_ == 0) since_ = now;
+        if (since_ == 0) since_ = looked_ = now;
+        if (now - looked_ >= kLookNs) {
+            looked_ = now;
+            if (aborted(watch_.report)) return give_up(Status::aborted);
+        }
         if (now - since_ < bound) return true;
 #else
         if (since_ == 0) since_ = time_ns() + 1;
@@ -230,6 +236,9 @@ class Spin {
     Watch watch_;
     Status status_ = Status::ok;
     u64 since_ = 0;
+#if RDMAKIT_GPU
+    u64 looked_ = 0;
+#endif
     u32 turns_ = 0;
 };
 

@@ -1,6 +1,7 @@
 """`rdmakit bench …`: what the project promises about speed, with a check beside every number.
 
-Leans on all layers below. `bench signal` models what signals cost; `bench emu` times the CPU runner and the
+Leans on all layers below. `bench ep` measures dispatch and combine on GPUs; `bench signal` models what signals cost;
+`bench emu` times the CPU runner and the
 emulated HCA; each part runs in a process of its
 own, so that its peak memory is its own.
 """
@@ -14,7 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from rdmakit.cli import bench_emu, bench_signal
+from rdmakit.cli import bench_emu, bench_ep, bench_signal
 
 __all__ = ["add_parser"]
 
@@ -37,6 +38,15 @@ def add_parser(subparsers: Any) -> None:
     emu.add_argument("--seed", type=int, default=1)
     emu.add_argument("--json", action="store_true", help="print one JSON object only")
     emu.set_defaults(func=main_emu)
+    ep = which.add_parser("ep", help="dispatch and combine over NVLink, on this machine's GPUs")
+    ep.add_argument("--processes", type=int, default=2, help="ranks, a GPU each (default 2)")
+    for name, default in (("tokens", 4096), ("hidden", 7168), ("experts", 256), ("topk", 8)):
+        ep.add_argument(f"--{name}", type=int, default=default, help=f"default {default}")
+    ep.add_argument("--ll-tokens", type=int, default=128, help="of the low-latency operations (default 128)")
+    ep.add_argument("--ll-experts", type=int, default=288, help="default 288")
+    ep.add_argument("--seed", type=int, default=1)
+    ep.add_argument("--json", action="store_true", help="print one JSON object only")
+    ep.set_defaults(func=main_ep)
     signal = which.add_parser("signal", help="what each strategy of the sequence lock costs, in virtual time")
     signal.add_argument("--seed", type=int, default=1)
     signal.add_argument("--length", type=int, action="append", help="bytes of a transfer; several may be given")
@@ -53,6 +63,15 @@ def main_signal(args: argparse.Namespace) -> int:
         print(json.dumps({"ok": result["ok"], "figures": result["figures"], "config": config}))
     else:
         print("\n".join(result["lines"]))
+    return 0 if result["ok"] else 1
+
+
+def main_ep(args: argparse.Namespace) -> int:
+    """Entry of `bench ep`."""
+    names = ("tokens", "hidden", "experts", "topk", "ll_tokens", "ll_experts", "seed")
+    given = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names]
+    result = bench_ep.run(given, args.processes)
+    print(json.dumps(result) if args.json else "\n".join(bench_ep.report(result)))
     return 0 if result["ok"] else 1
 
 

@@ -87,7 +87,8 @@ class Block:
         offset = engine.pool.take(layout.nbytes)
         base = engine.link.heaps[engine.rank] + offset
         self.rows, self.nbytes = rows, layout.nbytes
-        self.x, self.scales, self.topk, self.weights, self.source = (base + layout.offset[name] for name in sizes)
+        self.addresses = tuple(base + layout.offset[name] for name in sizes)  # as struct NvlOffer has them
+        self.x, self.scales, self.topk, self.weights, self.source = self.addresses
         self._finalizer = weakref.finalize(self, engine.pool.give, offset)
 
     def __repr__(self) -> str:

@@ -92,6 +92,7 @@ class Nvlink:
         self.pod["watch"]["report"], self.pod["watch"]["rank"] = link.report.address, link.rank
         self.pod["watch"]["timeout_ns"] = timeout_ns
         self._local_experts = 0
+        self._grids: dict[tuple[int, ...], _Grid] = {}
         self._ll: np.ndarray[Any, Any] | None = None
 
     def __repr__(self) -> str:
@@ -186,15 +187,11 @@ class Nvlink:
     ) -> None:  # fmt: skip
         """Send rows of `row_bytes` (and `scale_bytes` of scales) to where the ranks receive; `topk` 0: no choices."""
         grid = self._grid(row_bytes, DISPATCH_CHUNK, SLOTS, min(WORD_WARPS, self.link.warps), num_sms)
+        heap = self.link.heaps[self.rank]
+        here = (0, *(address - heap for address in received.addresses), (0, 0))
         pod = np.zeros((), abi.DISPATCH_INPUT)
-        self._here(pod["here"], received)
-        for name, value in (
-            ("x", x), ("scales", scales), ("topk", topk_idx), ("weights", topk_weights), ("positions", positions),
-            ("prefix", prefix), ("tokens", tokens), ("row_bytes", row_bytes), ("scale_words", scale_bytes // 4),
-            ("topk_count", topk), ("experts", experts), ("rows", rows if topk else 0), ("chunk_bytes", grid.chunk),
-            ("row_warps", grid.row_warps),
-        ):  # fmt: skip
-            pod[name] = value
+        pod[()] = (here, x, scales, topk_idx, topk_weights, positions, prefix, tokens, row_bytes, scale_bytes // 4,
+                   topk, experts, rows if topk else 0, grid.chunk, grid.row_warps)  # fmt: skip
         self._launch_rows("dispatch_nvl", grid, pod, stream)
 
     def combine(
@@ -206,25 +203,20 @@ class Nvlink:
         `x` and `topk_weights` may lie anywhere; memory of a `Block` is read where it is, other memory is copied there.
         """
         grid = self._grid(2 * hidden, COMBINE_CHUNK, STAGES * (self.ranks - 1), 0, num_sms)
-        pod = np.zeros((), abi.COMBINE_INPUT)
         kept: list[Any] = []
-        for name, address, nbytes in (("x", x, 2 * rows * hidden), ("weights", topk_weights, 4 * rows * topk)):
+        offsets = [0, 0]
+        for index, (address, nbytes) in enumerate(((x, 2 * rows * hidden), (topk_weights, 4 * rows * topk))):
             if address == 0:
                 continue
-            offset = address - self.link.heaps[self.rank]
-            if not self.pool.holds(offset, nbytes):
+            offsets[index] = address - self.link.heaps[self.rank]
+            if not self.pool.holds(offsets[index], nbytes):
                 block = self.receive_block(1, nbytes, 0, 0, stream)
                 self.link.copy(block.x, address, nbytes, stream)
-                offset = block.x - self.link.heaps[self.rank]
+                offsets[index] = block.x - self.link.heaps[self.rank]
                 kept.append(block)
-            pod["here"][name] = offset
-        for name, value in (
-            ("positions", positions), ("prefix", prefix), ("out", out), ("out_weights", out_weights),
-            ("tokens", tokens),
-            ("hidden", hidden), ("topk_count", topk), ("chunk_bytes", grid.chunk),
-        ):  # fmt: skip
-            pod[name] = value
-        pod["bias"] = bias_0, bias_1
+        here = 0, offsets[0], 0, 0, offsets[1], 0, (0, 0)
+        pod = np.zeros((), abi.COMBINE_INPUT)
+        pod[()] = (here, positions, prefix, (bias_0, bias_1), out, out_weights, tokens, hidden, topk, grid.chunk)
         self._launch_rows("combine_nvl", grid, pod, stream)
         return kept
 
@@ -299,12 +291,13 @@ class Nvlink:
                            remedy="call ll_configure first")  # fmt: skip
         return self._ll
 
-    def _here(self, offer: Any, received: Block) -> None:
-        heap = self.link.heaps[self.rank]
-        for name in ("x", "scales", "topk", "weights", "source"):
-            offer[name] = getattr(received, name) - heap
-
     def _grid(self, row_bytes: int, chunk_limit: int, slots: int, others: int, num_sms: int) -> _Grid:
+        asked = row_bytes, chunk_limit, slots, others, num_sms
+        if asked not in self._grids:
+            self._grids[asked] = self._new_grid(*asked)
+        return self._grids[asked]
+
+    def _new_grid(self, row_bytes: int, chunk_limit: int, slots: int, others: int, num_sms: int) -> _Grid:
         """`slots` chunks for each warp that moves rows; `others`: warps that do something else."""
         room = self.link.shared_bytes - others * abi.WARP_BYTES
         limit = chunk_limit

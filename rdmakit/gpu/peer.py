@@ -100,14 +100,19 @@ class PeerLink:
     def launch(
         self, kernel: str, grid: int, block: int, args: Sequence[Any], *, shared_mem: int = 0, stream: int = 0
     ) -> None:
-        """Launch on `stream`; nothing is synchronised."""
-        with cupy().cuda.Device(self.device):
-            found = self._kernels.get(kernel)
-            if found is None:
+        """Launch on `stream`; nothing is synchronised. `args`: structs by value."""
+        found = self._kernels.get(kernel)
+        if found is None:
+            with cupy().cuda.Device(self.device):
                 found = self._kernels[kernel] = stock_kernel(kernel)
                 # All alike, so that an SM need not divide its memory anew between two of them.
                 found.raw.preferred_shared_memory_carveout = 100
-            found(grid, block, args, shared_mem=shared_mem, stream=stream)
+                found.packed(args)  # checked once: whoever calls passes the same structs every time
+        if int(cupy().cuda.runtime.getDevice()) == self.device:
+            found.launch(grid, block, tuple(args), shared_mem=shared_mem, stream=stream)
+            return
+        with cupy().cuda.Device(self.device):
+            found.launch(grid, block, tuple(args), shared_mem=shared_mem, stream=stream)
 
     def copy(self, to: int, source: int, nbytes: int, stream: int = 0) -> None:
         """Queue a copy on this GPU."""

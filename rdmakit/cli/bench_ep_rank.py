@@ -1,0 +1,411 @@
+"""One rank of `rdmakit bench ep`: checks every operation against NumPy, then times it.
+
+Leans on ep.nvlink, ep.reference, ep.tensors; run by torchrun. Times are those of the slower rank: events around the
+operation, behind a barrier of the ranks' streams, many iterations queued while the GPUs are kept busy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from rdmakit.cli.bench_ep import LINK_GBS
+from rdmakit.ep import nvl_memory, reference, tensors
+from rdmakit.ep.nvlink import Nvlink
+from rdmakit.ep.rendezvous import introduce
+
+__all__ = ["main"]
+
+HOLD_CYCLES = 60_000_000  # what keeps a GPU busy while the host queues: some 35 ms
+
+
+class _Bench:
+    def __init__(self, args: argparse.Namespace) -> None:
+        from rdmakit.gpu.peer import PeerLink
+
+        self.args = args
+        self.torch: Any = tensors.torch()
+        self.dist = self.torch.distributed
+        self.dist.init_process_group("cpu:gloo,cuda:nccl")
+        self.rank, self.ranks = self.dist.get_rank(), self.dist.get_world_size()
+        self.torch.cuda.set_device(self.rank % self.torch.cuda.device_count())
+        self.stream = self.torch.cuda.Stream()
+        self.at = int(self.stream.cuda_stream)
+        self.group = introduce(self.dist.group.WORLD, None)
+        ll = nvl_memory.low_latency_bytes(self.ranks, args.ll_tokens, args.hidden)
+        room = 8 * self.ranks * args.tokens * (2 * args.hidden + 256) + (64 << 20)
+        self.link = PeerLink(self.rank, self.ranks, room + ll, self.group.all_gather)
+        self.engine = Nvlink(self.link, low_latency_bytes=ll)
+        self.figures: dict[str, float] = {}
+        self.floors: dict[str, dict[str, float]] = {}
+        self.wrong: list[str] = []
+        self.operations: list[str] = []
+
+    # ---- memory
+    def put(self, array: Any) -> Any:
+        """A NumPy array on the GPU; formats that torch's bridge does not know go as bytes."""
+        raw = np.ascontiguousarray(array)
+        kept = raw if raw.dtype in (np.int64, np.int32, np.float32, np.bool_) else raw.view(np.uint8)
+        return self.torch.from_numpy(kept.copy()).cuda()
+
+    def poisoned(self, *shape: int, dtype: str) -> Any:
+        return self.torch.full(shape, 0x6E, dtype=getattr(self.torch, dtype), device="cuda")
+
+    def view(self, address: int, shape: tuple[int, ...], dtype: Any) -> np.ndarray[Any, Any]:
+        nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        flat = tensors.backend().bytes_at(address, nbytes, self.torch.device("cuda"), None)
+        found: np.ndarray[Any, Any] = flat.cpu().numpy().view(dtype).reshape(shape)
+        return found
+
+    def check(self, name: str, got: Any, want: Any) -> None:
+        if not np.array_equal(np.asarray(got), np.asarray(want)):
+            self.wrong.append(f"{name} on rank {self.rank}")
+
+    def wait(self) -> None:
+        self.stream.synchronize()
+        self.link.report.raise_for_status()
+
+    # ---- time
+    def gpu_us(self, operation: Callable[[], Any], iterations: int = 40) -> float:
+        """Median over iterations of the slower rank's time."""
+        torch = self.torch
+        with torch.cuda.stream(self.stream):
+            for _ in range(5):
+                operation()
+            self.wait()
+            self.group.barrier()
+            pairs = []
+            for start in range(0, iterations, 20):  # so that no queue is longer than the GPU is held
+                torch.cuda._sleep(HOLD_CYCLES)
+                for _ in range(start, min(start + 20, iterations)):
+                    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+                    self.engine.barrier(self.at)
+                    begin.record(self.stream)
+                    operation()
+                    end.record(self.stream)
+                    pairs.append((begin, end))
+                self.wait()
+        mine = [1e3 * begin.elapsed_time(end) for begin, end in pairs]
+        return float(np.median(np.max(self.group.all_gather(mine), axis=0)))
+
+    def wall_us(self, operation: Callable[[], Any], iterations: int = 100) -> float:
+        """Wall time of a call, many in a row."""
+        with self.torch.cuda.stream(self.stream):
+            for _ in range(5):
+                operation()
+            self.wait()
+            self.group.barrier()
+            begin = time.perf_counter()
+            for _ in range(iterations):
+                operation()
+            self.wait()
+            mine = 1e6 * (time.perf_counter() - begin) / iterations
+        return float(max(self.group.all_gather(mine)))
+
+    def graph_us(self, operation: Callable[[], Any]) -> float:
+        graph = self.torch.cuda.CUDAGraph()
+        with self.torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            operation()
+        self.wait()
+        return self.wall_us(graph.replay)
+
+    def time(self, name: str, operation: Callable[[], Any], wire: float, logical: float, *, walls: bool = True) -> None:
+        self.operations.append(name)
+        self.figures[f"{name}_us"] = self.gpu_us(operation)
+        if walls:
+            self.figures[f"{name}_call_us"] = self.wall_us(operation)
+            self.figures[f"{name}_graph_us"] = self.graph_us(operation)
+        self.floors[name] = {"us": wire / LINK_GBS / 1e3, "wire": wire, "logical": logical}
+
+    # ---- inputs
+    def inputs(self, tokens: int, experts: int) -> tuple[list[Any], list[Any], list[Any]]:
+        """Of every rank, from one seed."""
+        x, idx, weights = [], [], []
+        for rank in range(self.ranks):
+            rng = np.random.default_rng([self.args.seed, tokens, rank])
+            x.append(rng.standard_normal((tokens, self.args.hidden), np.float32).astype(ml_dtypes.bfloat16))
+            scores = rng.random((tokens, experts), np.float32)
+            idx.append(np.argsort(scores, axis=1)[:, : self.args.topk].astype(np.int64))
+            weights.append(rng.random((tokens, self.args.topk), np.float32))
+        return x, idx, weights
+
+    # ---- operations
+    def normal(self) -> None:
+        """Dispatch of BF16 and FP8, combine; the counts that come first are part of a dispatch's time."""
+        args, engine, rank, ranks, at = self.args, self.engine, self.rank, self.ranks, self.at
+        tokens, hidden, topk, experts = args.tokens, args.hidden, args.topk, args.experts
+        x, idx, weights = self.inputs(tokens, experts)
+        want = reference.dispatch(x, idx, weights, rank, experts)
+        fp8 = [reference.quantize_fp8(rows) for rows in x]
+        want8, want_scales = reference.dispatch_rows(fp8, want.handle)
+        given, choices, values = self.put(x[rank]), self.put(idx[rank]), self.put(weights[rank])
+        given8, scales = self.put(fp8[rank][0]), self.put(fp8[rank][1])
+        per_rank, per_expert = self.poisoned(ranks, dtype="int32"), self.poisoned(experts, dtype="int32")
+        is_in_rank, positions = self.poisoned(tokens, ranks, dtype="bool"), self.poisoned(tokens, ranks, dtype="int32")
+        prefix = self.poisoned(ranks, ranks, dtype="int32")
+
+        def counts() -> None:
+            engine.layout(
+                choices.data_ptr(),
+                tokens,
+                topk,
+                experts,
+                per_rank.data_ptr(),
+                per_expert.data_ptr(),
+                is_in_rank.data_ptr(),
+                at,
+            )
+            engine.notify(
+                is_in_rank.data_ptr(),
+                tokens,
+                per_expert.data_ptr(),
+                experts,
+                1,
+                positions.data_ptr(),
+                prefix.data_ptr(),
+                at,
+            )
+
+        counts()
+        rows, each = engine.counts()
+        self.check("rows", [rows, *each], [len(want.handle.src_token), *want.num_recv_tokens_per_expert])
+        block, block8 = (
+            engine.receive_block(rows, 2 * hidden, 0, topk),
+            engine.receive_block(rows, hidden, hidden // 32, topk),
+        )
+
+        def dispatch(sms: int) -> None:
+            engine.dispatch(
+                given.data_ptr(),
+                2 * hidden,
+                0,
+                0,
+                choices.data_ptr(),
+                values.data_ptr(),
+                topk,
+                experts,
+                tokens,
+                positions.data_ptr(),
+                prefix.data_ptr(),
+                block,
+                rows,
+                sms,
+                at,
+            )
+
+        def dispatch8(sms: int) -> None:
+            engine.dispatch(
+                given8.data_ptr(),
+                hidden,
+                scales.data_ptr(),
+                hidden // 32,
+                choices.data_ptr(),
+                values.data_ptr(),
+                topk,
+                experts,
+                tokens,
+                positions.data_ptr(),
+                prefix.data_ptr(),
+                block8,
+                rows,
+                sms,
+                at,
+            )
+
+        dispatch(24)
+        dispatch8(24)
+        self.wait()
+        self.check("BF16 rows", self.view(block.x, (rows, hidden), np.uint16), want.recv_x.view(np.uint16))
+        self.check("choices", self.view(block.topk, (rows, topk), np.int64), want.recv_topk_idx)
+        self.check("weights", self.view(block.weights, (rows, topk), np.float32), want.recv_topk_weights)
+        self.check("sources", self.view(block.source, (rows,), np.int32), want.handle.src_token)
+        self.check("FP8 rows", self.view(block8.x, (rows, hidden), np.uint8), want8.view(np.uint8))
+        self.check("scales", self.view(block8.scales, (rows, hidden // 128), np.float32), want_scales)
+        out, sums = self.poisoned(tokens, 2 * hidden, dtype="uint8"), self.poisoned(tokens, topk, dtype="float32")
+
+        def combine(sms: int) -> None:
+            engine.combine(
+                block.x,
+                rows,
+                hidden,
+                block.weights,
+                topk,
+                positions.data_ptr(),
+                prefix.data_ptr(),
+                tokens,
+                out.data_ptr(),
+                sums.data_ptr(),
+                0,
+                0,
+                sms,
+                at,
+            )
+
+        combine(24)
+        self.wait()
+        goes = np.stack([(idx[rank] // (experts // ranks) == d).any(1) for d in range(ranks)], 1)
+        truth = (x[rank].astype(np.float32) * goes.sum(1)[:, None] + np.float32(0)).astype(ml_dtypes.bfloat16)
+        if ranks <= 2:  # sums of more equal rows are rounded on the way
+            self.check("combined rows", out.cpu().numpy().view(np.uint16), truth.view(np.uint16))
+        self.check("combined weights", sums.cpu().numpy(), weights[rank])
+        away = [int(goes.sum() - goes[:, rank].sum()), int(goes.sum())]
+        away, both = (max(values) for values in zip(*self.group.all_gather(away), strict=True))
+        meta, meta8 = 12 * topk + 4, 12 * topk + 4 + hidden // 32
+        operations = {"fp8_dispatch": (dispatch8, hidden + meta8), "bf16_dispatch": (dispatch, 2 * hidden + meta)}
+        for sms, suffix in ((24, ""), (12, "_12sm")):
+            if sms > self.link.blocks:
+                continue
+            for name, (operation, size) in operations.items():
+                self.time(
+                    f"{name}{suffix}",
+                    partial(_one_after_another, counts, partial(operation, sms)),
+                    away * size,
+                    both * size,
+                )
+                self.figures[f"{name}{suffix}_kernel_us"] = self.gpu_us(partial(operation, sms))
+            size = 2 * hidden + 4 * topk
+            self.time(f"bf16_combine{suffix}", partial(combine, sms), away * size, both * size)
+        self.figures["counts_us"] = self.gpu_us(counts)
+        self.figures["peer_copy_gbs"] = self.peer_copy(block)
+        self.figures["nccl_a2a_us"] = self.all_to_all(away)
+
+    def peer_copy(self, block: Any) -> float:
+        """cudaMemcpyAsync to the next rank's heap, all ranks at once."""
+        nbytes = min(64 << 20, block.nbytes)
+        to = self.link.heaps[(self.rank + 1) % self.ranks] + block.x - self.link.heaps[self.rank]
+        source = self.poisoned(nbytes, dtype="uint8")
+        return float(nbytes) / self.gpu_us(lambda: self.link.copy(to, source.data_ptr(), nbytes, self.at), 10) / 1e3
+
+    def all_to_all(self, away: int) -> float:
+        """NCCL's, of as many BF16 rows as a dispatch sends to other ranks, the same to each."""
+        share = -(-away // max(self.ranks - 1, 1)) * 2 * self.args.hidden
+        send, receive = (self.poisoned(self.ranks * share, dtype="uint8") for _ in range(2))
+        return self.gpu_us(lambda: self.dist.all_to_all_single(receive, send), 20)
+
+    def low_latency(self) -> None:
+        """Both halves in one launch; FP8 out, BF16 back."""
+        args, engine, rank, ranks, at = self.args, self.engine, self.rank, self.ranks, self.at
+        tokens, hidden, topk, experts = args.ll_tokens, args.hidden, args.topk, args.ll_experts
+        local, rows = experts // ranks, ranks * tokens
+        x, idx, weights = self.inputs(tokens, experts)
+        want = reference.low_latency_dispatch(x, idx, rank, experts, tokens, use_fp8=True)
+        given, choices, values = self.put(x[rank]), self.put(idx[rank]), self.put(weights[rank])
+        out, scales = (
+            self.poisoned(local, rows, hidden, dtype="uint8"),
+            self.poisoned(local, hidden // 128, rows, dtype="float32"),
+        )
+        y, home = (
+            self.poisoned(local, rows, 2 * hidden, dtype="uint8"),
+            self.poisoned(tokens, 2 * hidden, dtype="uint8"),
+        )
+        count, source = self.poisoned(local, dtype="int32"), self.poisoned(local, rows, dtype="int32")
+        ranges, row_map = self.poisoned(local, ranks, dtype="int64"), self.poisoned(ranks, tokens, topk, dtype="int32")
+        engine.ll_configure(tokens, hidden, experts, topk, at)
+
+        def dispatch(fp8: bool = True) -> None:
+            engine.ll_dispatch(
+                given.data_ptr(),
+                choices.data_ptr(),
+                tokens,
+                fp8,
+                False,
+                False,
+                (out if fp8 else y).data_ptr(),
+                scales.data_ptr(),
+                count.data_ptr(),
+                source.data_ptr(),
+                ranges.data_ptr(),
+                row_map.data_ptr(),
+                stream=at,
+            )
+
+        def combine() -> None:
+            engine.ll_combine(
+                y.data_ptr(),
+                choices.data_ptr(),
+                values.data_ptr(),
+                row_map.data_ptr(),
+                tokens,
+                home.data_ptr(),
+                stream=at,
+            )
+
+        dispatch()
+        self.wait()
+        self.check("low-latency counts", count.cpu().numpy(), want.packed_recv_count)
+        self.check("low-latency ranges", ranges.cpu().numpy(), want.packed_recv_layout_range)
+        wanted = want.packed_recv_scales
+        assert wanted is not None  # with FP8 there are some
+        got, factors = out.cpu().numpy(), scales.cpu().numpy()
+        for e in range(local):
+            n = int(want.packed_recv_count[e])
+            self.check("low-latency rows", got[e, :n], want.packed_recv_x[e, :n].view(np.uint8))
+            self.check("low-latency scales", factors[e, :, :n].T, wanted[e, :n])
+        dispatch(False)
+        combine()
+        self.wait()
+        truth = x[rank].astype(np.float64) * weights[rank].sum(1, dtype=np.float64)[:, None]
+        if reference.calc_diff(home.cpu().numpy().view(ml_dtypes.bfloat16).astype(np.float64), truth) >= 1e-5:
+            self.wrong.append(f"low-latency sums on rank {rank}")
+        away = int(sum((idx[rank] // local == d).any(1).sum() for d in range(ranks) if d != rank))
+        chosen = int((idx[rank] // local != rank).sum())
+        message = hidden + hidden // 32
+        self.time("ll_dispatch", dispatch, away * message, chosen * message * ranks / max(ranks - 1, 1))
+        self.time("ll_combine", combine, away * 2 * hidden, chosen * 2 * hidden * ranks / max(ranks - 1, 1))
+
+    def result(self) -> dict[str, Any]:
+        """What the parent prints."""
+        wrong = [text for texts in self.group.all_gather(self.wrong) for text in texts]
+        config = {**vars(self.args), "ranks": self.ranks}
+        config.pop("out")
+        return {
+            "ok": not wrong,
+            "wrong": sorted(set(wrong)),
+            "device": self.torch.cuda.get_device_name(),
+            "operations": self.operations,
+            "figures": self.figures,
+            "floors": self.floors,
+            "config": config,
+        }
+
+
+def _one_after_another(*calls: Callable[[], None]) -> None:
+    for call in calls:
+        call()
+
+
+def main() -> None:
+    """Entry, under torchrun."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--out", type=Path, required=True)
+    for name, default in (
+        ("tokens", 4096),
+        ("hidden", 7168),
+        ("experts", 256),
+        ("topk", 8),
+        ("ll-tokens", 128),
+        ("ll-experts", 288),
+        ("seed", 1),
+    ):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    bench = _Bench(parser.parse_args())
+    bench.normal()
+    bench.low_latency()
+    result = bench.result()
+    if bench.rank == 0:
+        bench.args.out.write_text(json.dumps(result))
+    bench.group.barrier()
+    bench.engine.close()
+    bench.dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()
