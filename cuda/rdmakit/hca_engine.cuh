@@ -102,15 +102,18 @@ RDMAKIT_NOINLINE bool serve_qp(const HcaHandle& hca, u32 index, bool last_chance
     HcaQp& qp = hca.qps[index];
     if (!layout_matches(qp.layout_version, hca.watch, "HcaQp of another layout version")) return false;
     if (!try_turn(&qp.turn)) return false;
+    // Loads that need not wait for each other, the acquire last: each costs a round trip by itself.
+    u64 heard = load_relaxed<Scope::sys>(&hca.heard[index]);
+    u32 attend = load_relaxed<Scope::sys>(&hca.attend[index]);
+    Serving s(qp, hca.watch);
     const u64 value = warp_broadcast(load_acquire<Scope::sys>(&hca.registers[index]));
-    const u64 heard = warp_broadcast(load_relaxed<Scope::sys>(&hca.heard[index]));
-    const bool attend = warp_broadcast(load_acquire<Scope::sys>(&hca.attend[index])) != 0;
+    heard = warp_broadcast(heard);
+    attend = warp_broadcast(attend);
     warp_sync();
     if (lane_id() == 0) {
-        store_relaxed<Scope::sys>(&hca.heard[index], value);
-        if (attend) store_relaxed<Scope::sys>(&hca.attend[index], 0u);
+        if (value != heard) store_relaxed<Scope::sys>(&hca.heard[index], value);
+        if (attend != 0) store_relaxed<Scope::sys>(&hca.attend[index], 0u);
     }
-    Serving s(qp, hca.watch);
     const u64 before = s.completed;
     if (value != heard) hear(s, value);
     bool stalled = false;

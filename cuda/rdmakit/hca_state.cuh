@@ -82,7 +82,7 @@ struct HcaHandle {
     const u64* registers;  // doorbells: in memory, unlike at a NIC, one for each queue pair, or a later store would hide an earlier
     u64* heard;            // value that was last acted upon
     u32* attend;           // 1: look at it although nobody rang
-    const u32* left;       // kernels that have ended: with the last of `leavers` there is nobody left to ring
+    u32* left;             // kernels that have ended: with the last of `leavers` there is nobody left to ring
     u32 leavers;
     u32 reserved;
     Watch watch;

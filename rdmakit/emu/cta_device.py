@@ -78,7 +78,9 @@ class CtaDevice:
         self.keys[key >> 8]["state"] = 0
 
     # ---- completion queues
-    def add_cq(self, cqn: int, ring: Any, dbrec: Any, log_entries: int, cqe_bytes: int, flags: tuple[bool, bool]) -> None:
+    def add_cq(
+        self, cqn: int, ring: Any, dbrec: Any, log_entries: int, cqe_bytes: int, flags: tuple[bool, bool]
+    ) -> None:
         """`flags`: collapsed, overrun_ignore."""
         pod = self.world.allocate(1, HCA_CQ)
         pod["entries"], pod["dbrec"], pod["cqn"] = ring.ctypes.data, dbrec.ctypes.data, cqn

@@ -5,7 +5,9 @@ Leans on cta_device. The kernels end by themselves: when all who ring have left 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -35,20 +37,20 @@ class CtaEngine:
         self._left = world.allocate(1, np.uint32)
         self._ringing: set[tuple[int, int]] = set()  # (rank, stream) of launches that are queued
         self._quiet = False  # what is launched now is ours
+        self._riding = False  # blocks of the callers' own kernels serve
         ports = [(i, port) for i, device in enumerate(world._devices) for port in device.ports]
         self._by_gid = {gid_bytes(port.gid): i for i, port in ports if port.gid}
         self._by_lid = {port.lid: i for i, port in ports if port.lid}
-        self._ranks = [
-            next(
-                (r.index for r in world.ranks if r.host == i // world.topology.nics and i % world.topology.nics in r.nics),
-                0,
-            )
-            for i in range(count)
-        ]
+        self._ranks = [self._rank_of(*divmod(i, world.topology.nics)) for i in range(count)]
 
     def reached_by(self, dgid: bytes | None, dlid: int) -> int | None:
         """The device at an address, if there is any."""
         return self._by_gid.get(dgid) if dgid else self._by_lid.get(dlid)
+
+    def _rank_of(self, host: int, nic: int) -> int:
+        """The GPU whose warps stand for a device: the first that uses it, or the first of its host."""
+        there = [rank for rank in self.world.ranks if rank.host == host]
+        return next((rank.index for rank in there if nic in rank.nics), there[0].index)
 
     # ---- runs
     def launched(self, rank: int, stream: int) -> None:
@@ -56,25 +58,35 @@ class CtaEngine:
         if not self._quiet:
             self._ringing.add((rank, stream))
 
-    def launch(self) -> None:
-        """Queue what serves, and what says that nobody rings any more. Nothing, if there is nothing to do."""
-        if not self._ringing and not any(device.has_work() for device in self.devices):
-            return
+    def _handles(self, leavers: int) -> list[np.ndarray[Any, Any]]:
         if self.changed:
             for device in self.devices:
                 device.connect_pods(self.devices)
             self.changed = False
         self._left[0] = 0
+        return [device.describe(self._left, leavers) for device in self.devices]
+
+    @contextlib.contextmanager
+    def riding(self, leavers: int) -> Iterator[list[np.ndarray[Any, Any]]]:
+        """See `World.riding`."""
+        self._riding = True
+        try:
+            yield self._handles(leavers)
+        finally:
+            self._riding = False
+            self._ringing.clear()
+
+    def launch(self) -> None:
+        """Queue what serves, and what says that nobody rings any more. Nothing, if there is nothing to do."""
+        if self._riding or not (self._ringing or any(device.has_work() for device in self.devices)):
+            return
         self._quiet = True
         try:
-            for i, device in enumerate(self.devices):
-                groups = -(-len(device.queue_pairs) // HCA_GROUP)
+            for i, handle in enumerate(self._handles(len(self._ringing))):
+                groups = -(-int(handle["count"][0]) // HCA_GROUP)
                 if groups:
-                    handle = device.describe(self._left, len(self._ringing))
-                    groups = -(-int(handle["count"][0]) // HCA_GROUP)
-                    self.world.stock_kernel(SERVE)(
-                        groups, _THREADS, (handle,), rank=self._ranks[i], stream=_STREAM + i
-                    )
+                    at = {"rank": self._ranks[i], "stream": _STREAM + i}
+                    self.world.stock_kernel(SERVE)(groups, _THREADS, (handle,), **at)
             for rank, stream in sorted(self._ringing):
                 self.world.stock_kernel(LEAVE)(1, 32, (self._left,), rank=rank, stream=stream)
         finally:
@@ -85,6 +97,8 @@ class CtaEngine:
         """After a run: what has happened to queue pairs goes to `events`, by device."""
         if failed:
             self._release()
+        for device in self.devices:
+            device.report.raise_for_status()
         for device, heard in zip(self.devices, events, strict=True):
             for name in ("events", "receive_events"):
                 for index in np.nonzero(device.pods[name])[0]:

@@ -1,8 +1,8 @@
-"""A device whose HCA is made of warps, behind the same objects as every other: verbs here, WQEs in `hca_engine.cuh`.
+"""A device whose HCA is made of warps, behind the same objects as every other: verbs here, WQEs in hca_engine.cuh.
 
-Leans on provider and cta_engine. The C++ model keeps what verbs keep (numbers, protection, the state machine) and sees no
-doorbell; rings, records, registers and CQs are this module's and the kernels'. There is no network behind it: no packets,
-ports, faults or time, and no scatter-to-CQE. Port counters stay 0.
+Leans on provider and cta_engine. The C++ model keeps what verbs keep (numbers, protection, the state machine) and sees
+no doorbell; rings, records, registers and CQs are this module's and the kernels'. There is no network behind it: no
+packets, ports, faults or time, and no scatter-to-CQE. Port counters stay 0.
 """
 
 from __future__ import annotations
@@ -153,8 +153,15 @@ class CtaHca(EmulatedHca):
             "flushed": int(pod["flushed"]) + int(pod["receive_flushed"]),
             "xmit_payload": int(pod["sent_bytes"]),
             "rcv_payload": int(pod["fetched_bytes"]),
+            "rnr_naks_received": self._refusals(self._cta.queue_pairs[qpn].remote),
         }
         return found
+
+    def _refusals(self, remote: tuple[int, int] | None) -> int:
+        """How often a peer was not ready."""
+        device = None if remote is None else self._engine.devices[remote[0]]
+        known = device is not None and remote is not None and remote[1] in device.queue_pairs
+        return int(device.pod(remote[1])["not_ready"]) if known and device is not None and remote is not None else 0
 
     # ---- doorbells
     def ring(self, doorbell: int, value: int) -> None:

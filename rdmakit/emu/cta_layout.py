@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from rdmakit.device.handle import WATCH, struct
 
-__all__ = ["EVENT_BITS", "HCA_CQ", "HCA_GROUP", "HCA_HANDLE", "HCA_QP", "KEY_ENTRY", "KEY_TABLE"]
+__all__ = ["EVENT_BITS", "HCA_CQ", "HCA_GROUP", "HCA_HANDLE", "HCA_QP", "HCA_SINK", "KEY_ENTRY", "KEY_TABLE"]
 
 HCA_GROUP = 16  # kHcaGroup
 EVENT_BITS = {1 << 0: "cq_error", 1 << 1: "qp_fatal", 1 << 2: "qp_request_error", 1 << 3: "qp_access_error"}  # kHca*
@@ -105,4 +105,20 @@ HCA_HANDLE = struct(
     leavers=(48, "<u4"),
     reserved=(52, "<u4"),
     watch=(56, WATCH),
+)
+
+HCA_SINK = struct(
+    80,
+    layout_version=(0, "<u4"),
+    qpn=(4, "<u4"),
+    sq=(8, "<u8"),
+    doorbell=(16, "<u8"),
+    cqe_tail=(24, "<u8"),
+    log_sq=(32, "<u4"),
+    opcode=(36, "<u4"),
+    until=(40, "<u8"),
+    taken=(48, "<u8"),
+    wrong=(56, "<u8"),
+    sum=(64, "<u8"),
+    steps=(72, "<u8"),
 )

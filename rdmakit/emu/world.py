@@ -9,6 +9,7 @@ import ctypes
 import html
 import weakref
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -44,9 +45,9 @@ class World:
     its port). `doorbell`: who has the last word, "dbrec", "register" or "no_dbr". `policy`: "fast" (no
     clock), "timed" (virtual time) or "explore" (late-visible stores). `roce` False: InfiniBand. `mtu` in
     bytes, `port_gbps` in Gb/s. `faults`: what is to go wrong, a `Faults` or its text; by default what the
-    variable RDMAKIT_FAULTS says. `engine`: who executes WQEs, "host" (the HCA model) or "cta" (the device code of
-    hca_engine.cuh, on warps of the GPUs: no faults, no ports, no time of its own). The same seed and plan give the same run, bit for bit. BadArgument for
-    values that make no world.
+    variable RDMAKIT_FAULTS says. `engine`: who executes WQEs, "host" (the HCA model) or "cta" (the device code
+    of hca_engine.cuh, on warps of the GPUs: no faults, no ports, no time of its own). The same seed and plan
+    give the same run, bit for bit. BadArgument for values that make no world.
 
     >>> world = World(hosts=2, gpus_per_host=2, seed=7)
     >>> len(world.ranks), world.rank(3), world.open(1).device.where
@@ -275,6 +276,19 @@ class World:
         self._pending.append(keep)
         if self._cta is not None:
             self._cta.launched(rank, stream)
+
+    def riding(self, leavers: int) -> AbstractContextManager[list[np.ndarray[Any, Any]]]:
+        """With `engine="cta"`: blocks of your own kernels serve in the runs inside, and no kernel is launched for it.
+
+        Gives an `HcaHandle` for each device, shape (1,), as an argument of kernels: some blocks call `hca_serve`, and
+        `leavers` others `hca_leave` when they have rung for the last time (hca_engine.cuh). For queue pairs that are
+        there and connected when the block begins. BadState with another engine.
+        """
+        self._require_idle()
+        if self._cta is None:
+            raise BadState("no kernel serves in this world", value='engine="host"', rule="its HCAs run on the host",
+                           remedy='make the world with engine="cta"')
+        return self._cta.riding(leavers)
 
     # ---- running
     def run(self) -> Run:

@@ -1,0 +1,47 @@
+// signal_ping.cu — how long a put and its signal take until the peer has seen them: block 0 is the HCA (hca_engine.cuh),
+// which rides in this very grid, a warp for each end; blocks 1 and 2 send 8 bytes and a signal to each other in turn.
+#include <rdmakit/hca_engine.cuh>
+#include <rdmakit/signal.cuh>
+
+struct PingEnd {
+    rdmakit::QpHandle qp;
+    rdmakit::RemoteMemory to, word;  // at the peer: where data goes, and the signal
+    rdmakit::LocalMemory from;
+    unsigned long long* source;      // what `from` names
+    const unsigned long long* data;  // what the peer sends here,
+    const unsigned long long* mine;  // and its signal
+    unsigned long long sum, wrong;   // of what came
+    unsigned long long ns;           // for all rounds but the first `warm`
+};
+
+RDMAKIT_KERNEL signal_ping(const rdmakit::HcaHandle* hcas, PingEnd* ends, unsigned warm, unsigned rounds) {
+    using namespace rdmakit;
+    if (block_id() == 0) {
+        if (warp_id() < 2) hca_serve(hcas[warp_id()], 0, 1);
+        return;
+    }
+    if (block_id() > 2) return;
+    PingEnd& end = ends[block_id() - 1];
+    const bool first = block_id() == 1;
+    if (thread_in_block() == 0 && check_handle(end.qp)) {
+        u64 since = 0, sum = 0, wrong = 0;
+        for (u64 round = 1; round <= rounds; ++round) {
+            if (round == warm + 1) since = time_ns();
+            const auto send = [&] {
+                *end.source = round;
+                return put_signal(end.qp, end.to, end.from, 8, end.word, 1);
+            };
+            if (first && send() != Status::ok) break;
+            u64 seen = 0;
+            if (wait_signal(end.mine, round, end.qp.watch, about(end.qp, "the peer's signal", round), &seen) != Status::ok) break;
+            sum += *end.data;
+            wrong += *end.data == round ? 0 : 1;
+            if (!first && send() != Status::ok) break;
+        }
+        end.ns = time_ns() - since;
+        end.sum = sum;
+        end.wrong = wrong;
+        quiet(end.qp);
+    }
+    hca_leave(hcas->left);
+}
