@@ -154,7 +154,8 @@ RDMAKIT_DEVICE bool hca_look(const HcaHandle& hca, u32 group, u32 turn, bool las
 
 #if !RDMAKIT_GPU
 // Parks until something may have changed since a look that found nothing: a register, the word of those who have ended, the
-// receive record that a stalled sender waits for. With more of those than a fibre can watch, it comes back at once.
+// receive record that a stalled sender waits for, the turn of a queue pair that another warp is serving. With more of those
+// than a fibre can watch, it comes back at once.
 inline bool hca_park(const HcaHandle& hca, u32 group, u32 left, Spin& spin, const Subject& who, Site site) {
     constexpr u32 kLine = kHcaGroup / 2;
     const u32 first = group * kHcaGroup;
@@ -163,7 +164,13 @@ inline bool hca_park(const HcaHandle& hca, u32 group, u32 left, Spin& spin, cons
     u32 stalled = 0;
     for (u32 i = 0; i < kHcaGroup; ++i) {
         heard[i] = load_relaxed<Scope::sys>(&hca.heard[first + i]);
-        if (first + i >= hca.count || load_relaxed<Scope::sys>(&hca.attend[first + i]) == 0) continue;
+        if (first + i >= hca.count) continue;
+        const bool attend = load_relaxed<Scope::sys>(&hca.attend[first + i]) != 0;
+        const u32* const turn = &hca.qps[first + i].turn;
+        if (attend || load_relaxed<Scope::sys>(&hca.registers[first + i]) != heard[i]) {
+            if (load_relaxed<Scope::sys>(turn) != 0) return spin.pause(who, site, Seen<u32>{hca.left, left}, Seen<u32>{turn, 1u});
+        }
+        if (!attend) continue;
         ++stalled;
         waiting = hca.qps[first + i].peer;
     }

@@ -86,14 +86,16 @@ RDMAKIT_DEVICE void move_vectors(u8* to, const u8* from, u64 vectors, bool in_or
         if (last_of_line(i)) move(i);
     }
 }
-RDMAKIT_DEVICE void move_overlapping(u8* to, const u8* from, u64 bytes) {  // one lane, as memmove
+#endif
+// One lane, as memmove, in accesses of T.
+template <class T> RDMAKIT_DEVICE void move_each(u8* to, const u8* from, u64 bytes) {
     const bool up = to <= from;
-    for (u64 k = 0; k < bytes; ++k) {
-        const u64 i = up ? k : bytes - 1 - k;
-        to[i] = from[i];
+    const u64 count = bytes / sizeof(T);
+    for (u64 k = 0; k < count; ++k) {
+        const u64 i = up ? k : count - 1 - k;
+        reinterpret_cast<T*>(to)[i] = reinterpret_cast<const T*>(from)[i];
     }
 }
-#endif
 
 // All lanes; any alignment. Plain stores but for a few bytes.
 RDMAKIT_NOINLINE void warp_move(u8* to, const u8* from, u64 bytes, [[maybe_unused]] bool in_order) {
@@ -103,7 +105,7 @@ RDMAKIT_NOINLINE void warp_move(u8* to, const u8* from, u64 bytes, [[maybe_unuse
     }
 #if RDMAKIT_GPU
     if (to < from + bytes && from < to + bytes) {
-        if (lane_id() == 0) move_overlapping(to, from, bytes);
+        if (lane_id() == 0) move_each<u8>(to, from, bytes);
         return;
     }
     const u64 head = -reinterpret_cast<u64>(to) & 15;
@@ -114,7 +116,13 @@ RDMAKIT_NOINLINE void warp_move(u8* to, const u8* from, u64 bytes, [[maybe_unuse
 #else
     if (lane_id() != 0) return;
     charge_copy(bytes);
+#if RDMAKIT_POLICY == RDMAKIT_EXPLORE
+    const bool words = is_aligned<u64>(to) && is_aligned<u64>(from) && bytes % 8 == 0;
+    if (words) move_each<u64>(to, from, bytes);
+    else move_each<u8>(to, from, bytes);
+#else
     if (payload_moves(bytes)) std::memmove(to, from, bytes);
+#endif
     cpu::written(to, bytes);
 #endif
 }

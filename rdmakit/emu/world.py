@@ -290,6 +290,12 @@ class World:
                            remedy='make the world with engine="cta"')
         return self._cta.riding(leavers)
 
+    def serve(self) -> None:
+        """Queue the kernels that answer what is queued so far, with `engine="cta"`; `run` does so by itself."""
+        self._require_idle()
+        if self._cta is not None:
+            self._cta.launch()
+
     # ---- running
     def run(self) -> Run:
         """Run until every launch has ended and every HCA is idle.
@@ -301,8 +307,7 @@ class World:
         self._require_idle()
         before = self._core.now_ns()
         counts = self.fault_counts
-        if self._cta is not None:
-            self._cta.launch()
+        self.serve()
         self._running = True
         try:
             outcome = self._drive()

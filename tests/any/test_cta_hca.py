@@ -19,6 +19,7 @@ from rdmakit.ep import verify
 from rdmakit.ep.low_latency import LowLatencyBuffer
 from rdmakit.ep.normal import NormalBuffer
 from rdmakit.errors import BadArgument, CompletionError, HangError, NotAvailable, RdmakitError
+from rdmakit.explore import Explorer
 from rdmakit.layout import Sge, encode
 
 GUARD, ROOM = 64, 512
@@ -28,10 +29,10 @@ POLICIES = ("fast", "timed", "explore")
 
 
 class Side:
-    """Two hosts under one engine; each has ROOM bytes between guards, and receives of 96 bytes in two parts."""
+    """Two hosts of a world; each has ROOM bytes between guards, and receives of 96 bytes in two parts."""
 
-    def __init__(self, engine, seed, *, doorbell="dbrec", policy="fast", sq=32, cq=256, receives=4, **options):
-        self.world = rdmakit.World(hosts=2, seed=seed, doorbell=doorbell, policy=policy, engine=engine)
+    def __init__(self, world, *, sq=32, cq=256, receives=4, **options):
+        self.world = world
         ends = []
         for host in range(2):
             context = self.world.open(host)
@@ -41,7 +42,7 @@ class Side:
         self.near, self.far = ends
         self.near.connect(self.far, **options)
         self.far.connect(self.near)
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(world.seed)
         # Aligned so that a bit of an address means the same under both engines, wherever their memory lies.
         self.memory = [self.world.allocate(ROOM + 2 * GUARD, alignment=1 << 16) for _ in range(2)]
         for array in self.memory:
@@ -74,6 +75,11 @@ class Side:
         events = [sorted(event.name for event in end.context.events() if event.name != "communication_established")
                   for end in (self.near, self.far)]  # fmt: skip
         return completions, ends, counts, events, [bytes(array) for array in self.memory]
+
+
+def side_of(engine, seed, *, doorbell="dbrec", policy="fast", **options):
+    world = rdmakit.World(hosts=2, seed=seed, doorbell=doorbell, policy=policy, engine=engine)
+    return Side(world, **options)
 
 
 def misaligned(wqe, by):
@@ -130,7 +136,7 @@ def differ(seed, steps, changes=(), policy="fast", doorbell="dbrec", batch=1):
     """What both engines make of the same posts, `batch` WQEs to a doorbell. Equal, or this fails."""
     outcomes = []
     for engine in ENGINES:
-        side = Side(engine, seed, policy=policy if engine == "cta" else "fast", doorbell=doorbell)
+        side = side_of(engine, seed, policy=policy if engine == "cta" else "fast", doorbell=doorbell)
         for begin in range(0, len(steps), batch):
             with side.near.batch():
                 for kind, at, to, length, flags in steps[begin : begin + batch]:
@@ -176,7 +182,7 @@ def test_a_ring_of_noise_drains_alike(seed):
         noise = [bytearray(rng.bytes(int(rng.integers(1, 5)) * 16)) for _ in range(16)]
         outcomes = []
         for engine in ENGINES:
-            side = Side(engine, turn)
+            side = side_of(engine, turn)
             for raw in noise:
                 raw[4:7] = side.near.qpn.to_bytes(3, "big")
                 side.near.post_wqe(bytes(raw))
@@ -189,7 +195,7 @@ def test_a_ring_of_noise_drains_alike(seed):
 def test_a_receiver_that_is_not_ready_is_waited_for(seed):
     outcomes = []
     for engine in ENGINES:
-        side = Side(engine, seed, receives=0)
+        side = side_of(engine, seed, receives=0)
         side.near.post_send(side.mine[:40])
         side.near.post_write(side.mine[:8], side.theirs[8:16])
         with pytest.raises(HangError, match="no receive posted"):
@@ -202,7 +208,7 @@ def test_a_receiver_that_is_not_ready_is_waited_for(seed):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_retries_run_out(engine, seed):
-    side = Side(engine, seed, receives=0, rnr_retry=2)
+    side = side_of(engine, seed, receives=0, rnr_retry=2)
     side.near.post_send(side.mine[:9])
     with pytest.raises(CompletionError) as caught:
         side.near.send_cq.wait()
@@ -211,7 +217,7 @@ def test_retries_run_out(engine, seed):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_peer_that_is_gone_does_not_answer(engine, seed):
-    side = Side(engine, seed)
+    side = side_of(engine, seed)
     side.far.modify("RESET")
     side.near.post_write(side.mine[:8], side.theirs[:8])
     with pytest.raises(CompletionError) as caught:
@@ -222,7 +228,7 @@ def test_a_peer_that_is_gone_does_not_answer(engine, seed):
 @pytest.mark.parametrize("engine", ENGINES)
 def test_reset_and_connect_again(engine, seed):
     """Indices begin anew, and so do doorbells whose value is that of the last one before."""
-    side = Side(engine, seed)
+    side = side_of(engine, seed)
     for _ in range(3):
         side.near.post_write(side.mine[:64], side.theirs[128:192])
         assert side.near.send_cq.wait()[0].wqe_index == 0
@@ -235,7 +241,7 @@ def test_reset_and_connect_again(engine, seed):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_full_completion_queue_dies(engine, seed):
-    side = Side(engine, seed, cq=4)
+    side = side_of(engine, seed, cq=4)
     for _ in range(6):
         side.near.post_nop()
     side.world.run()
@@ -318,7 +324,7 @@ def test_blocks_ride_in_the_grid_of_an_operation(policy, riders, seed):
 
 
 def test_a_handle_of_another_layout_is_refused(seed):
-    side = Side("cta", seed)
+    side = side_of("cta", seed)
     side.near.post_nop()
     side.world._cta.devices[0].pods["layout_version"] = 77
     with pytest.raises(RdmakitError, match="HcaQp of another layout"):
@@ -350,3 +356,9 @@ def test_dispatch_and_combine_between_two_hosts(fp8, seed):
     if not fp8:
         normal = NormalBuffer(world, hidden=256, topk=4, experts=16, max_tokens=16, channels=4, slots=16, chunk=4)
         assert not round_trip(world, normal, x, idx, weights, 16, seed)[1]
+
+
+def test_explored_put_and_signal():
+    """Device code of the HCA under every kind of schedule: what it forgets to order is a race, or an old value."""
+    result = Explorer("put-signal-cta").run(150)
+    assert result.ok, result

@@ -247,8 +247,9 @@ RDMAKIT_KERNEL use_hca_move(HcaQp* qp, Memory m) {
     warp_move(to, m.bytes, bytes, a != 0);
 #if RDMAKIT_GPU
     move_vectors(to, m.bytes, bytes, a != 0);
-    move_overlapping(to, m.bytes, bytes);
 #endif
+    move_each<u8>(to, m.bytes, bytes);
+    move_each<u64>(to, m.bytes, bytes);
     move_runs(LocalRuns(*qp, wqe, 0), ReceiveRuns(*qp, bytes), bytes, false);
     move_runs(OneRun{Run{to, bytes}}, LocalRuns(*qp, wqe, kKeyLocalWrite), bytes, true);
     OneRun run{Run{to, bytes}};
