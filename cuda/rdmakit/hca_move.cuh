@@ -57,36 +57,35 @@ RDMAKIT_NOINLINE void move_few(u8* to, const u8* from, u32 bytes) {
 }
 
 #if RDMAKIT_GPU
-// The middle of a run: `to` is a multiple of 16. With `in_order` the last vector of each 128-byte line waits for the others.
-RDMAKIT_DEVICE void move_vectors(u8* to, const u8* from, u64 vectors, bool in_order) {
-    const bool congruent = is_aligned<Vec16>(from);
-    const auto last_of_line = [&](u64 i) { return (reinterpret_cast<u64>(to + 16 * i) & 127) == 112; };
-    const auto move = [&](u64 i) {
-        Vec16 v;
-        if (congruent) {
-            v = load_stream(reinterpret_cast<const Vec16*>(from) + i);
-        } else {
-            const u64 a = load_unaligned<u64>(from + 16 * i), b = load_unaligned<u64>(from + 16 * i + 8);
-            v = Vec16{{static_cast<u32>(a), static_cast<u32>(a >> 32), static_cast<u32>(b), static_cast<u32>(b >> 32)}};
-        }
-        store_stream(reinterpret_cast<Vec16*>(to) + i, v);
-    };
-    const u64 lane = static_cast<u64>(lane_id());
-    if (!in_order && congruent) {
+// The middle of a run: `to` is a multiple of 16.
+RDMAKIT_DEVICE void move_vectors(u8* to, const u8* from, u64 vectors) {
+    if (is_aligned<Vec16>(from)) {
         warp_copy(to, from, 16 * vectors);
         return;
     }
-    for (u64 i = lane; i < vectors; i += kLanes) {
-        if (!in_order || !last_of_line(i)) move(i);
-    }
-    if (!in_order) return;
-    warp_sync();
-    fence<Scope::sys>();
-    for (u64 i = lane; i < vectors; i += kLanes) {
-        if (last_of_line(i)) move(i);
+    for (u64 i = static_cast<u64>(lane_id()); i < vectors; i += kLanes) {
+        const u64 a = load_unaligned<u64>(from + 16 * i), b = load_unaligned<u64>(from + 16 * i + 8);
+        const Vec16 v{{static_cast<u32>(a), static_cast<u32>(a >> 32), static_cast<u32>(b), static_cast<u32>(b >> 32)}};
+        store_stream(reinterpret_cast<Vec16*>(to) + i, v);
     }
 }
 #endif
+// All lanes, whole words at aligned addresses: the last word of each 128-byte line waits for all others, so that whoever
+// acquires it sees the line (ibv_query_qp_data_in_order, ALIGNED_128_BYTES; more than that it promises not).
+RDMAKIT_DEVICE void move_in_order(u8* to, const u8* from, u64 bytes) {
+    u64* const target = reinterpret_cast<u64*>(to);
+    const u64* const source = reinterpret_cast<const u64*>(from);
+    const auto last_of_line = [&](u64 i) { return (reinterpret_cast<u64>(target + i) & 127) == 120; };
+    const u64 lane = static_cast<u64>(lane_id());
+    for (u64 i = lane; i < bytes / 8; i += kLanes) {
+        if (!last_of_line(i)) target[i] = source[i];
+    }
+    warp_sync();
+    fence<Scope::sys>();
+    for (u64 i = lane; i < bytes / 8; i += kLanes) {
+        if (last_of_line(i)) store_relaxed<Scope::sys>(target + i, source[i]);
+    }
+}
 // One lane, as memmove, in accesses of T.
 template <class T> RDMAKIT_DEVICE void move_each(u8* to, const u8* from, u64 bytes) {
     const bool up = to <= from;
@@ -103,21 +102,28 @@ RDMAKIT_NOINLINE void warp_move(u8* to, const u8* from, u64 bytes, [[maybe_unuse
         if (lane_id() == 0) move_few(to, from, static_cast<u32>(bytes));
         return;
     }
+    [[maybe_unused]] const bool words = is_aligned<u64>(to) && is_aligned<u64>(from) && bytes % 8 == 0;
+    [[maybe_unused]] const bool overlap = to < from + bytes && from < to + bytes;
+#if RDMAKIT_GPU || RDMAKIT_POLICY == RDMAKIT_EXPLORE
+    if (in_order && words && !overlap) {
+        move_in_order(to, from, bytes);
+        return;
+    }
+#endif
 #if RDMAKIT_GPU
-    if (to < from + bytes && from < to + bytes) {
+    if (overlap) {
         if (lane_id() == 0) move_each<u8>(to, from, bytes);
         return;
     }
     const u64 head = -reinterpret_cast<u64>(to) & 15;
     const u64 vectors = (bytes - head) / 16, tail = (bytes - head) % 16;
     if (lane_id() == 0) move_few(to, from, static_cast<u32>(head));
-    move_vectors(to + head, from + head, vectors, in_order);
+    move_vectors(to + head, from + head, vectors);
     if (lane_id() == 0) move_few(to + bytes - tail, from + bytes - tail, static_cast<u32>(tail));
 #else
     if (lane_id() != 0) return;
     charge_copy(bytes);
 #if RDMAKIT_POLICY == RDMAKIT_EXPLORE
-    const bool words = is_aligned<u64>(to) && is_aligned<u64>(from) && bytes % 8 == 0;
     if (words) move_each<u64>(to, from, bytes);
     else move_each<u8>(to, from, bytes);
 #else

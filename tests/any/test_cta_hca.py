@@ -1,5 +1,5 @@
-"""The HCA made of warps (hca_engine.cuh) against the HCA model of the CPU: the same WQE bytes leave the same memory, the
-same completions, the same states, events and counts. Then what is its own: many warps, ends, ride-along, growth.
+"""The HCA made of warps (hca_engine.cuh) against the HCA model of the CPU: the same WQE bytes leave the same memory,
+the same completions, states, events and counts. Then what is its own: many warps, ends, ride-along, growth.
 """
 
 from __future__ import annotations
@@ -95,7 +95,8 @@ def wqe_of(side, kind, index, at, to, length, flags=8, imm=0x1234):
     remote = {"raddr": side.theirs.address + to, "rkey": side.theirs.rkey}
     aligned = {**remote, "raddr": side.theirs.address + to // 8 * 8}
     inline = bytes(side.memory[0][GUARD + at : GUARD + at + min(length, 28)])
-    half = Sge(local.addr, max(length // 2, 1), local.lkey), Sge(local.addr + 3, max(length - length // 2, 1), local.lkey)
+    first, second = max(length // 2, 1), max(length - length // 2, 1)
+    half = Sge(local.addr, first, local.lkey), Sge(local.addr + 3, second, local.lkey)
     build = {
         "write": lambda: encode.write(**common, **remote, sges=local),
         "gather": lambda: encode.write(**common, **remote, sges=list(half)),
@@ -121,8 +122,8 @@ def wqe_of(side, kind, index, at, to, length, flags=8, imm=0x1234):
     return build[kind]()
 
 
-KINDS = ("write", "gather", "empty", "inline", "write_imm", "read", "scatter", "send", "send_imm", "fetch_add", "unaligned",
-         "compare_swap", "masked_compare_swap", "masked_fetch_add", "dump", "nop")  # fmt: skip
+KINDS = ("write", "gather", "empty", "inline", "write_imm", "read", "scatter", "send", "send_imm", "fetch_add",
+         "unaligned", "compare_swap", "masked_compare_swap", "masked_fetch_add", "dump", "nop")  # fmt: skip
 STEP = st.tuples(
     st.sampled_from(KINDS),
     st.integers(0, ROOM - 1),
@@ -191,7 +192,7 @@ def test_a_ring_of_noise_drains_alike(seed):
             assert host == cta
 
 
-# ---- errors ------------------------------------------------------------------------------------------------------------
+# ---- errors --------------------------------------------------------------------------------------------------------
 def test_a_receiver_that_is_not_ready_is_waited_for(seed):
     outcomes = []
     for engine in ENGINES:
@@ -249,7 +250,7 @@ def test_a_full_completion_queue_dies(engine, seed):
     assert {"cq_error", "qp_fatal"} <= {event.name for event in side.near.context.events()}
 
 
-# ---- what it has not -----------------------------------------------------------------------------------------------------
+# ---- what it has not -----------------------------------------------------------------------------------------------
 def test_what_it_has_not_is_refused():
     world = rdmakit.World(engine="cta")
     context = world.open()
@@ -263,7 +264,7 @@ def test_what_it_has_not_is_refused():
         rdmakit.World(engine="dpu")
 
 
-# ---- many at once ----------------------------------------------------------------------------------------------------
+# ---- many at once --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("policy", POLICIES)
 def test_many_queue_pairs_and_keys(policy, seed):
     """More queue pairs than one warp looks at, more keys than the first table has; each moves bytes of its own."""
@@ -331,7 +332,7 @@ def test_a_handle_of_another_layout_is_refused(seed):
         side.world.run()
 
 
-# ---- the protocols -------------------------------------------------------------------------------------------------------
+# ---- the protocols -------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("way", WAYS)
 def test_every_strategy_delivers(policy, way, seed, rng):

@@ -246,8 +246,9 @@ RDMAKIT_KERNEL use_hca_move(HcaQp* qp, Memory m) {
     move_few(to, m.bytes, a & 15);
     warp_move(to, m.bytes, bytes, a != 0);
 #if RDMAKIT_GPU
-    move_vectors(to, m.bytes, bytes, a != 0);
+    move_vectors(to, m.bytes, bytes);
 #endif
+    move_in_order(to, m.bytes, bytes);
     move_each<u8>(to, m.bytes, bytes);
     move_each<u64>(to, m.bytes, bytes);
     move_runs(LocalRuns(*qp, wqe, 0), ReceiveRuns(*qp, bytes), bytes, false);
