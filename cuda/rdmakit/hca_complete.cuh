@@ -8,15 +8,23 @@
 
 namespace rdmakit {
 
+// All lanes: the peer's server may change it at any time, so it is read once for all of them.
+RDMAKIT_DEVICE HcaQpState state_of(const HcaQp& qp) {
+    return static_cast<HcaQpState>(warp_broadcast(static_cast<u32>(load_relaxed<Scope::sys>(&qp.state))));
+}
+
 // A queue pair's sending side while a warp has its turn: indices and counts stay in registers until the end.
 struct Serving {
     HcaQp& qp;
     const Watch& watch;
     u64 producer, completed;
+    HcaQpState state;  // as it was at the beginning, and what this warp makes of it: another's news comes with `attend`
+    bool peer_listens = false;  // known to
     u64 send_wqes = 0, send_bbs = 0, atomics = 0, cqes = 0, errors = 0, flushed = 0, sent = 0, fetched = 0;
     u32 events = 0;
 
-    RDMAKIT_DEVICE Serving(HcaQp& of, const Watch& w) : qp(of), watch(w), producer(of.producer), completed(of.completed) {}
+    RDMAKIT_DEVICE Serving(HcaQp& of, const Watch& w)
+        : qp(of), watch(w), producer(of.producer), completed(of.completed), state(state_of(of)) {}
     RDMAKIT_DEVICE void write_back() const {
         if (lane_id() != 0) return;
         qp.producer = producer;
@@ -32,11 +40,6 @@ struct Serving {
         qp.events |= events;
     }
 };
-
-// All lanes: the peer's server may change it at any time, so it is read once for all of them.
-RDMAKIT_DEVICE HcaQpState state_of(const HcaQp& qp) {
-    return static_cast<HcaQpState>(warp_broadcast(static_cast<u32>(load_relaxed<Scope::sys>(&qp.state))));
-}
 
 enum class Pushed : u32 { yes = 0, dead = 1, died = 2 };  // died: this entry found no room, and nobody asked to go on
 
@@ -147,7 +150,8 @@ RDMAKIT_DEVICE void set_error(HcaQp& qp) {
 }
 // Has the turn.
 RDMAKIT_NOINLINE void enter_error(Serving& s) {
-    if (state_of(s.qp) == HcaQpState::error) return;
+    if (s.state == HcaQpState::error) return;
+    s.state = HcaQpState::error;
     set_error(s.qp);
     flush_sends(s);
     if (!take_respond(s.qp, s.watch)) return;

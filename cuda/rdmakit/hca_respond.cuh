@@ -35,7 +35,7 @@ RDMAKIT_NOINLINE Answer refuse_request(HcaQp& peer, Syndrome nak, u32 event, con
     }
     if (first) {
         if (lane_id() == 0) store_relaxed<Scope::sys>(peer.attend, 1u);
-        if (try_turn(&peer.turn)) {
+        if (try_turn_and_tell(&peer.turn)) {
             Serving theirs(peer, watch);
             flush_sends(theirs);
             theirs.write_back();
@@ -178,10 +178,13 @@ RDMAKIT_NOINLINE Answer respond_atomic(Serving& s, const DecodedWqe& wqe) {
 
 RDMAKIT_DEVICE Answer respond(Serving& s, const DecodedWqe& wqe) {
     HcaQp* const peer = s.qp.peer;
-    const HcaQpState state = peer == nullptr ? HcaQpState::reset : state_of(*peer);
+    // Once a service: a peer that goes to the error state meanwhile might as well have done so a moment later.
+    if (!s.peer_listens && peer != nullptr) {
+        const HcaQpState state = state_of(*peer);
+        s.peer_listens = (state == HcaQpState::rtr || state == HcaQpState::rts || state == HcaQpState::sqd) && peer->peer == &s.qp;
+    }
     // Nobody answers: without a network to come up again, all retries would end like the first.
-    if ((state != HcaQpState::rtr && state != HcaQpState::rts && state != HcaQpState::sqd) || peer->peer != &s.qp)
-        return {Reply::refused, Syndrome::transport_retry_exceeded};
+    if (!s.peer_listens) return {Reply::refused, Syndrome::transport_retry_exceeded};
     const u32 needed = needed_access(wqe.opcode);
     const bool reads = is_read(wqe.opcode) || is_atomic(wqe.opcode);
     if ((peer->access & needed) != needed || (reads && peer->max_dest_rd_atomic == 0))

@@ -93,6 +93,13 @@ constexpr u32 kHcaGroup = 16;  // queue pairs that one warp looks at: two lines 
 // of everything that happened before the attempt. So it has to look once more.
 RDMAKIT_DEVICE bool try_turn(u32* word) {
     u32 taken = 0;
+    if (lane_id() == 0) taken = exchange_acquire<Scope::sys>(word, 1u);
+    return warp_broadcast(taken) == 0;
+}
+// The same for who has something to tell the holder: a release, which costs a fence.
+RDMAKIT_DEVICE bool try_turn_and_tell(u32* word) {
+    u32 taken = 0;
+    warp_sync();
     if (lane_id() == 0) taken = exchange<Scope::sys>(word, 1u);
     return warp_broadcast(taken) == 0;
 }

@@ -73,8 +73,8 @@ def test_indices_wrap_at_sixteen_bits(seed):
 @pytest.mark.parametrize("policy", ["fast", "timed", "explore"])
 def test_ping_pong_through_the_hca_of_its_own_grid(policy, seed):
     platform = RunnerPlatform(seed, policy)
-    for doorbell in ("dbrec", "no_dbr"):
-        us, right = bench_queue._ping(platform, doorbell, 2, 20)
+    for way in bench_queue.WAYS:
+        us, right = bench_queue._ping(platform, way, 2, 20)
         assert right and (us > 0) == (policy == "timed")
 
 

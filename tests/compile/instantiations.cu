@@ -82,6 +82,9 @@ RDMAKIT_KERNEL use_atom(Memory m) {
     mmio_store(&m.any<u64>(1), m.any<u64>(2));
     store_stream(&m.any<Vec16>(3), load_stream(&m.any<Vec16>(2)));
     sleep_ns(m.any<u32>());
+#if RDMAKIT_GPU
+    touch(m.bytes);
+#endif
     m.keep(time_ns());
 }
 
@@ -255,7 +258,7 @@ RDMAKIT_KERNEL use_hca_move(HcaQp* qp, Memory m) {
     move_runs(OneRun{Run{to, bytes}}, LocalRuns(*qp, wqe, kKeyLocalWrite), bytes, true);
     OneRun run{Run{to, bytes}};
     m.keep(run.next().bytes);
-    m.keep(try_turn(&qp->turn)).keep(wait_turn(&qp->turn, m.any<Watch>(3), m.any<Subject>(4)));
+    m.keep(try_turn(&qp->turn)).keep(try_turn_and_tell(&qp->turn)).keep(wait_turn(&qp->turn, m.any<Watch>(3), m.any<Subject>(4)));
     end_turn(&qp->turn);
     m.keep(lanes_that(16, [a](u32 i) { return (a >> i & 1) != 0; }));
 }
@@ -293,6 +296,7 @@ RDMAKIT_KERNEL use_hca_engine(HcaHandle hca, HcaSink* sink, Memory m) {
     const u32 a = m.any<u32>(1);
     Serving s(*hca.qps, watch);
     hear(s, m.any<u64>(2));
+    touch_wqes(s);
     m.keep(check_locally(s, m.any<DecodedWqe>(3))).keep(execute_next(s, a != 0)).keep(serve_qp(hca, a, a != 0));
     m.keep(hca_groups(hca)).keep(hca_look(hca, a, a, false)).keep(check_control(m.any<u64>(2), a, *sink).sum);
     hca_serve(hca, a, a + 1);
