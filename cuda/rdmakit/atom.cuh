@@ -248,8 +248,7 @@ RDMAKIT_DEVICE void store_stream(Vec16* p, const Vec16& v, [[maybe_unused]] Site
 #if RDMAKIT_GPU
 // Brings a line near without waiting for it.
 RDMAKIT_DEVICE void touch(const void* p) {
-    u32 unused;
-    asm volatile("ld.global.b32 %0, [%1];" : "=r"(unused) : "l"(__cvta_generic_to_global(p)) : "memory");
+    asm volatile("prefetch.global.L1 [%0];" ::"l"(__cvta_generic_to_global(p)) : "memory");
 }
 #endif
 

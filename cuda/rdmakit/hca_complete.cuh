@@ -67,7 +67,8 @@ RDMAKIT_DEVICE void write_cqe(HcaCq& cq, const u64 (&words)[8]) {
     u8* const body = entry + (1ull << cq.log_stride) - kCqe;  // of a 128-byte entry the second half
     for (u32 i = 0; i < 3; ++i) {
         const u64 a = words[2 * i], b = words[2 * i + 1];
-        store_segment(body + 16 * i, Vec16{{static_cast<u32>(a), static_cast<u32>(a >> 32), static_cast<u32>(b), static_cast<u32>(b >> 32)}});
+        const Vec16 v{{static_cast<u32>(a), static_cast<u32>(a >> 32), static_cast<u32>(b), static_cast<u32>(b >> 32)}};
+        store_segment(body + 16 * i, v);
     }
     store_relaxed<Scope::sys>(reinterpret_cast<u64*>(body + 48), words[6]);
     store_relaxed<Scope::sys>(reinterpret_cast<u32*>(body + 56), static_cast<u32>(words[7]));

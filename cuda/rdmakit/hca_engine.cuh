@@ -16,7 +16,8 @@ RDMAKIT_NOINLINE void hear(Serving& s, u64 value) {
     const Doorbell bell = decode_doorbell(value);
     const HcaQpState state = s.state;
     const u64 entries = 1ull << qp.log_sq;
-    const bool listening = state == HcaQpState::rts || state == HcaQpState::sqd || state == HcaQpState::sqe || state == HcaQpState::error;
+    const bool listening = state == HcaQpState::rts || state == HcaQpState::sqd || state == HcaQpState::sqe ||
+                           state == HcaQpState::error;
     u64 target = s.producer;
     if (bell.qpn == qp.qpn && listening) {
         if (qp.doorbell != HcaDoorbell::dbrec) {

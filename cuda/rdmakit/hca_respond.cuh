@@ -1,6 +1,7 @@
-// rdmakit/hca_respond.cuh — the receiving side, executed by the warp that serves the sender: what a request may do, and doing it.
-// Layer: hca (leans on hca_complete, hca_move, hca_atomic). As rdmakit/emu/hca/responder.cpp and receive.cpp; IBTA vol. 1 §9.7.
-// There is no network: a request is answered at once, or its receiver is not ready.
+// rdmakit/hca_respond.cuh — the receiving side, in the hands of the warp that serves the sender: what a request may do, and
+// doing it.
+// Layer: hca (leans on hca_complete, hca_move, hca_atomic). As rdmakit/emu/hca/responder.cpp and receive.cpp; IBTA vol. 1
+// §9.7. There is no network: a request is answered at once, or its receiver is not ready.
 #pragma once
 #include "hca_atomic.cuh"
 #include "hca_complete.cuh"
@@ -14,11 +15,17 @@ struct Answer {
     Syndrome syndrome;
 };
 
-RDMAKIT_DEVICE bool is_atomic(u32 opcode) { return opcode >= static_cast<u32>(Opcode::cmp_swap) && opcode <= static_cast<u32>(Opcode::masked_fetch_add); }
+RDMAKIT_DEVICE bool is_atomic(u32 opcode) {
+    return opcode >= static_cast<u32>(Opcode::cmp_swap) && opcode <= static_cast<u32>(Opcode::masked_fetch_add);
+}
 RDMAKIT_DEVICE bool is_read(u32 opcode) { return opcode == static_cast<u32>(Opcode::read); }
-RDMAKIT_DEVICE bool is_send(u32 opcode) { return opcode == static_cast<u32>(Opcode::send) || opcode == static_cast<u32>(Opcode::send_imm); }
+RDMAKIT_DEVICE bool is_send(u32 opcode) {
+    return opcode == static_cast<u32>(Opcode::send) || opcode == static_cast<u32>(Opcode::send_imm);
+}
 // NOP and DUMP never leave the device.
-RDMAKIT_DEVICE bool is_local(u32 opcode) { return opcode == static_cast<u32>(Opcode::nop) || opcode == static_cast<u32>(Opcode::dump); }
+RDMAKIT_DEVICE bool is_local(u32 opcode) {
+    return opcode == static_cast<u32>(Opcode::nop) || opcode == static_cast<u32>(Opcode::dump);
+}
 RDMAKIT_DEVICE u32 needed_access(u32 opcode) {
     if (is_send(opcode)) return 0;
     return is_atomic(opcode) ? kKeyRemoteAtomic : is_read(opcode) ? kKeyRemoteRead : kKeyRemoteWrite;
@@ -121,7 +128,8 @@ RDMAKIT_DEVICE Answer respond_write(Serving& s, const DecodedWqe& wqe) {
     if (wqe.bytes != 0) check = check_key(s.qp.peer_keys, wqe.rkey, wqe.raddr, wqe.bytes, kKeyRemoteWrite, peer.pd);
     if (check.fault != KeyFault::none) return refuse_request(peer, Syndrome::remote_access, kHcaAccessError, s.watch);
     const auto place = [&] {
-        move_runs(LocalRuns(s.qp, wqe, 0), OneRun{Run{reinterpret_cast<u8*>(check.memory), wqe.bytes}}, wqe.bytes, peer.in_order != 0);
+        const OneRun target{Run{reinterpret_cast<u8*>(check.memory), wqe.bytes}};
+        move_runs(LocalRuns(s.qp, wqe, 0), target, wqe.bytes, peer.in_order != 0);
     };
     if (static_cast<Opcode>(wqe.opcode) == Opcode::write_imm) return with_receive(s, wqe, place);
     place();
@@ -131,7 +139,8 @@ RDMAKIT_DEVICE Answer respond_read(Serving& s, const DecodedWqe& wqe) {
     if (wqe.bytes == 0) return {Reply::done, Syndrome::none};
     const KeyCheck check = check_key(s.qp.peer_keys, wqe.rkey, wqe.raddr, wqe.bytes, kKeyRemoteRead, s.qp.peer->pd);
     if (check.fault != KeyFault::none) return refuse_request(*s.qp.peer, Syndrome::remote_access, kHcaAccessError, s.watch);
-    move_runs(OneRun{Run{reinterpret_cast<u8*>(check.memory), wqe.bytes}}, LocalRuns(s.qp, wqe, kKeyLocalWrite), wqe.bytes, s.qp.in_order != 0);
+    const OneRun source{Run{reinterpret_cast<u8*>(check.memory), wqe.bytes}};
+    move_runs(source, LocalRuns(s.qp, wqe, kKeyLocalWrite), wqe.bytes, s.qp.in_order != 0);
     return {Reply::done, Syndrome::none};
 }
 
