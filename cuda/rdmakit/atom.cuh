@@ -271,6 +271,14 @@ RDMAKIT_DEVICE u32 convert_e4m3x2(float low, float high) {
 #define RDMAKIT_CONVERTS 0
 #endif
 
+// ---- nearness ---------------------------------------------------------------------------------------------------------
+#if RDMAKIT_GPU
+// Brings a line near without waiting for it.
+RDMAKIT_DEVICE void touch(const void* p) {
+    asm volatile("prefetch.global.L1 [%0];" ::"l"(__cvta_generic_to_global(p)) : "memory");
+}
+#endif
+
 // ---- time -------------------------------------------------------------------------------------------------------
 RDMAKIT_DEVICE u64 time_ns() {
 #if RDMAKIT_GPU

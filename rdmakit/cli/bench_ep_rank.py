@@ -223,7 +223,7 @@ class _Bench:
         dispatch(24)
         dispatch8(24)
         self.wait()
-        self.check("BF16 rows", self.view(block.x, (rows, hidden), np.uint16), want.recv_x.view(np.uint16))
+        self.check("BF16 rows", self.view(block.x, (rows, hidden), np.uint16), np.asarray(want.recv_x).view(np.uint16))
         self.check("choices", self.view(block.topk, (rows, topk), np.int64), want.recv_topk_idx)
         self.check("weights", self.view(block.weights, (rows, topk), np.float32), want.recv_topk_weights)
         self.check("sources", self.view(block.source, (rows,), np.int32), want.handle.src_token)

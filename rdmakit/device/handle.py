@@ -26,13 +26,14 @@ __all__ = [
     "WATCH",
     "DeviceHandle",
     "handle_array",
+    "struct",
 ]
 
 LAYOUT_VERSION = 2  # RDMAKIT_LAYOUT_VERSION, config.cuh
 DIALECTS = {"next_index": 0, "last_wqe": 1}  # enum class DoorbellDialect, queue.cuh
 
 
-def _struct(size: int, **fields: tuple[int, Any]) -> np.dtype[np.void]:
+def struct(size: int, **fields: tuple[int, Any]) -> np.dtype[np.void]:
     return np.dtype(
         {
             "names": list(fields),
@@ -43,7 +44,7 @@ def _struct(size: int, **fields: tuple[int, Any]) -> np.dtype[np.void]:
     )
 
 
-CQ_HANDLE = _struct(
+CQ_HANDLE = struct(
     40,
     layout_version=(0, "<u4"),
     cqn=(4, "<u4"),
@@ -55,10 +56,10 @@ CQ_HANDLE = _struct(
     reserved=(36, "<u4"),
 )
 
-WATCH = _struct(24, report=(0, "<u8"), timeout_ns=(8, "<u8"), rank=(16, "<u4"))
+WATCH = struct(24, report=(0, "<u8"), timeout_ns=(8, "<u8"), rank=(16, "<u4"))
 
 # alignas(128): each word that different warps keep writing has a cache line of its own.
-SQ_STATE = _struct(
+SQ_STATE = struct(
     768,
     reserved=(0, "<u8"),
     ready=(128, "<u8"),
@@ -73,7 +74,7 @@ SQ_STATE = _struct(
     cqes=(672, "<u8"),
 )
 
-QP_HANDLE = _struct(
+QP_HANDLE = struct(
     136,
     layout_version=(0, "<u4"),
     qpn=(4, "<u4"),

@@ -39,6 +39,13 @@ EVENT_NAMES = (  # enum class AsyncEventType, environment.hpp
 _PAGE = 4096
 
 
+def require_doorbell_mode(mode: str | None) -> None:
+    """BadArgument for a mode that does not exist; None stands for the device's own."""
+    if mode is not None and mode not in DOORBELL_MODES:
+        raise BadArgument("no such doorbell mode", value=mode, rule=f"one of {', '.join(DOORBELL_MODES)}",
+                          remedy="leave it out for the device's own")
+
+
 class EmulatedHca:
     """Provider over HCA number `index` of a world; every open context has its own."""
 
@@ -107,10 +114,7 @@ class EmulatedHca:
 
     # ---- QP
     def create_qp(self, request: QpRequest) -> QpQueues:
-        if request.doorbell is not None and request.doorbell not in DOORBELL_MODES:
-            known = ", ".join(DOORBELL_MODES)
-            raise BadArgument("no such doorbell mode", value=request.doorbell, rule=f"one of {known}",
-                              remedy="leave it out for the device's own")
+        require_doorbell_mode(request.doorbell)
         sq = self.world.allocate(SEND_WQE_BB << request.log_sq_wqebbs, alignment=_PAGE)
         stride = rq_stride(request.max_recv_sge) if request.max_recv_sge else 0
         rq = self.world.allocate(stride << request.log_rq_wqes, alignment=_PAGE) if stride else None

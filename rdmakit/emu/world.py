@@ -9,6 +9,7 @@ import ctypes
 import html
 import weakref
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,8 @@ import numpy as np
 from rdmakit.device import QP, AsyncEvent, Context
 from rdmakit.emu._world import World as Core
 from rdmakit.emu.addresses import AddressBook
+from rdmakit.emu.cta_engine import SERVING, CtaEngine
+from rdmakit.emu.cta_hca import CtaHca
 from rdmakit.emu.faults import FAULT_NAMES, NO_FAULTS, Faults, faults_of
 from rdmakit.emu.hang import ENDLESS, device_fault, endless_error, hang_error, rank_died
 from rdmakit.emu.memory import ALIGNMENT, aligned_array
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["World"]
 
+ENGINES = ("host", "cta")
 _DONE, _HUNG, _FAILED = 0, 1, 2  # enum class RunOutcome, world.hpp
 
 
@@ -41,8 +45,9 @@ class World:
     its port). `doorbell`: who has the last word, "dbrec", "register" or "no_dbr". `policy`: "fast" (no
     clock), "timed" (virtual time) or "explore" (late-visible stores). `roce` False: InfiniBand. `mtu` in
     bytes, `port_gbps` in Gb/s. `faults`: what is to go wrong, a `Faults` or its text; by default what the
-    variable RDMAKIT_FAULTS says. The same seed and plan give the same run, bit for bit. BadArgument for
-    values that make no world.
+    variable RDMAKIT_FAULTS says. `engine`: who executes WQEs, "host" (the HCA model) or "cta" (the device code
+    of hca_engine.cuh, on warps of the GPUs: no faults, no ports, no time of its own). The same seed and plan
+    give the same run, bit for bit. BadArgument for values that make no world.
 
     >>> world = World(hosts=2, gpus_per_host=2, seed=7)
     >>> len(world.ranks), world.rank(3), world.open(1).device.where
@@ -68,8 +73,12 @@ class World:
         resident_warps: int = 132 * 64,
         data_in_order: bool = False,
         faults: Faults | str | None = None,
+        engine: str = "host",
         name: str = "",
     ) -> None:
+        if engine not in ENGINES:
+            raise BadArgument("no such engine", value=engine, rule="one of " + ", ".join(ENGINES),
+                              remedy="leave it out for the HCA model on the host")
         self.topology = Topology(
             hosts=hosts,
             gpus_per_host=gpus_per_host,
@@ -105,6 +114,8 @@ class World:
         self._running = False
         self._copy_payload = True
         self._faults = NO_FAULTS
+        self.data_in_order = data_in_order
+        self._cta = CtaEngine(self) if engine == "cta" else None
         plan = faults_of(faults)
         if plan is not NO_FAULTS:  # worlds without faults are made by the thousand
             self.faults = plan
@@ -112,7 +123,8 @@ class World:
     # ---- devices and ranks
     def open(self, host: int = 0, nic: int = 0) -> Context:
         """A context on NIC `nic` of host `host`. BadArgument when there is none."""
-        opened = Context(self._provider(self, *self._device(host, nic)))
+        provider = self._provider if self._cta is None else CtaHca
+        opened = Context(provider(self, *self._device(host, nic)))
         self._contexts = [known for known in self._contexts if known() is not None] + [weakref.ref(opened)]
         return opened
 
@@ -168,6 +180,9 @@ class World:
     def faults(self, plan: Faults | str) -> None:
         self._require_idle()
         plan = faults_of(plan)
+        if self._cta is not None and plan is not NO_FAULTS:
+            raise BadArgument("an HCA made of warps has no faults", value=repr(plan), rule='engine="host" knows them',
+                              remedy="leave out faults, or the engine")
         plan.apply(self._core, self.topology, self.policy)
         self._faults = plan
 
@@ -259,6 +274,27 @@ class World:
                 remedy="change the launch as the rule says",
             )
         self._pending.append(keep)
+        if self._cta is not None:
+            self._cta.launched(rank, stream)
+
+    def riding(self, leavers: int) -> AbstractContextManager[list[np.ndarray[Any, Any]]]:
+        """With `engine="cta"`: blocks of your own kernels serve in the runs inside, and no kernel is launched for it.
+
+        Gives an `HcaHandle` for each device, shape (1,), as an argument of kernels: some blocks call `hca_serve`, and
+        `leavers` others `hca_leave` when they have rung for the last time (hca_engine.cuh). For queue pairs that are
+        there and connected when the block begins. BadState with another engine.
+        """
+        self._require_idle()
+        if self._cta is None:
+            raise BadState("no kernel serves in this world", value='engine="host"', rule="its HCAs run on the host",
+                           remedy='make the world with engine="cta"')
+        return self._cta.riding(leavers)
+
+    def serve(self) -> None:
+        """Queue the kernels that answer what is queued so far, with `engine="cta"`; `run` does so by itself."""
+        self._require_idle()
+        if self._cta is not None:
+            self._cta.launch()
 
     # ---- running
     def run(self) -> Run:
@@ -271,6 +307,7 @@ class World:
         self._require_idle()
         before = self._core.now_ns()
         counts = self.fault_counts
+        self.serve()
         self._running = True
         try:
             outcome = self._drive()
@@ -280,7 +317,10 @@ class World:
             _flush_stdout()
         for hca, kind, number, syndrome in self._core.take_events():
             self._events[hca].append(AsyncEvent(EVENT_NAMES[kind], number, syndrome))
-        ended = [LaunchTime(k, r, b / 1e3, e / 1e3) for k, r, b, e in self._core.take_launch_times()]
+        times = self._core.take_launch_times()
+        ended = [LaunchTime(k, r, b / 1e3, e / 1e3) for k, r, b, e in times if self._cta is None or k not in SERVING]
+        if self._cta is not None:
+            self._cta.settle(self._events, failed=outcome != _DONE)
         self.launches += ended
         errors = self._core.take_errors()
         if outcome == _FAILED:

@@ -1,4 +1,4 @@
-"""Page-locked memory of the host, handed out as NumPy arrays: GPUs reach it at the addresses that NumPy shows.
+"""Memory that host and GPUs reach at the same addresses, handed out as NumPy arrays: page-locked, or managed.
 
 Leans on cuda and device.arguments.
 """
@@ -17,11 +17,30 @@ from rdmakit.gpu.cuda import cupy
 __all__ = ["Arena"]
 
 
-class Arena:
-    """`nbytes` of page-locked memory. Arrays keep it alive; what is given back is not given out again."""
+_PREFERRED_LOCATION = 3  # cudaMemAdviseSetPreferredLocation
+
+
+class _Managed:
+    """Managed memory as NumPy takes it: its pages lie on the GPU while kernels use them, on the host while it looks."""
 
     def __init__(self, nbytes: int) -> None:
-        self._memory = np.frombuffer(cupy().cuda.alloc_pinned_memory(nbytes), np.uint8, nbytes)
+        self._memory = cupy().cuda.malloc_managed(nbytes)
+        data = int(self._memory.ptr), False
+        self.__array_interface__ = {"version": 3, "data": data, "shape": (nbytes,), "typestr": "|u1"}
+
+
+class Arena:
+    """`nbytes` of memory, page-locked or `managed`. Arrays keep it alive; what is given back is not given out again."""
+
+    def __init__(self, nbytes: int, managed: bool = False) -> None:
+        self.managed = managed
+        if managed:
+            self._memory = np.asarray(_Managed(nbytes))
+            cp = cupy()
+            where = int(self._memory.ctypes.data), nbytes, _PREFERRED_LOCATION, int(cp.cuda.Device().id)
+            cp.cuda.runtime.memAdvise(*where)
+        else:
+            self._memory = np.frombuffer(cupy().cuda.alloc_pinned_memory(nbytes), np.uint8, nbytes)
         self.begin = int(self._memory.ctypes.data)
         self.size = nbytes
         self.used = 0
@@ -34,7 +53,7 @@ class Arena:
         start = self.used + -(self.begin + self.used) % alignment
         if start + nbytes > self.size:
             raise BadArgument(
-                "the world's page-locked memory is used up",
+                "the world's memory is used up",
                 value=nbytes,
                 rule=f"{self.size - self.used} of {self.size} bytes are left",
                 remedy="gpu.World(memory=…), in bytes",
@@ -43,6 +62,11 @@ class Arena:
         found: np.ndarray[Any, Any] = self._memory[start : start + nbytes].view(kind).reshape(dims)
         found.view(np.uint8).reshape(-1)[...] = 0
         return found
+
+    def bring(self, gpu: int, stream: Any) -> None:
+        """Managed: move what is in use to a GPU, before kernels on `stream` do so page by page."""
+        if self.managed and self.used:
+            cupy().cuda.runtime.memPrefetchAsync(self.begin, self.used, gpu, stream.ptr)
 
     def holds(self, array: np.ndarray[Any, Any]) -> bool:
         """Whether all of an array lies in here."""

@@ -4,6 +4,11 @@ Leans on the emulator's world (HCAs, fabric, verbs), on arena and module. All me
 queues, doorbell records, payload. A GPU's kernel writes WQEs there and stores to its doorbell register; this thread
 sees the store, lets the HCA execute what it finds, and the GPU polls the CQE that the HCA has written. So the fences
 and acquires of the device code meet a real memory system, and an agent of system scope. It tests; it is not fast.
+
+With `engine="cta"` warps of the GPUs answer instead (hca_engine.cuh): no host thread takes part between launch and
+end, and `placement="gpu"` puts all memory, queues and registers included, into managed memory that lies on the GPU
+while kernels run. NumPy's views of it stay valid; who looks while the world is idle brings the pages to the host, and
+the next run takes them back.
 """
 
 from __future__ import annotations
@@ -17,11 +22,12 @@ import numpy as np
 
 from rdmakit.device.launch import Shape
 from rdmakit.device.provider import QpQueues, QpRequest
+from rdmakit.emu.cta_engine import SERVE, SERVING
 from rdmakit.emu.memory import ALIGNMENT
 from rdmakit.emu.provider import EmulatedHca
 from rdmakit.emu.runs import LaunchTime, Run
 from rdmakit.emu.world import World as EmulatedWorld
-from rdmakit.errors import HangError
+from rdmakit.errors import BadArgument, HangError
 from rdmakit.gpu.arena import Arena
 from rdmakit.gpu.cuda import cupy
 from rdmakit.gpu.module import Kernel, Module, compile_source, stock_kernel
@@ -31,6 +37,7 @@ __all__ = ["BoundKernel", "BoundModule", "World"]
 _DONE = 0
 _REGISTERS = 4096
 _PATIENCE_S = 60.0  # for kernels whose own waits are bounded by 10 s
+_STACK = 0  # cudaLimitStackSize
 
 
 class _AnsweredHca(EmulatedHca):
@@ -105,15 +112,27 @@ class _Launch:
 class World(EmulatedWorld):
     """Hosts, HCAs and fabric of the emulator, and GPUs that are real: rank r is GPU r, or shares one with others.
 
-    Takes what `rdmakit.World` takes, but for `policy`; `memory` bytes are page-locked at once. All ranks of a GPU have
-    to fit on it at the same time, since they wait for one another. NotAvailable without CuPy and a GPU.
+    Takes what `rdmakit.World` takes, but for `policy`; `memory` bytes are taken at once: page-locked memory of the
+    host, or with `placement="gpu"`, which asks for `engine="cta"`, managed memory. All ranks of a GPU have to fit on
+    it at the same time, since they wait for one another. NotAvailable without CuPy and a GPU.
     """
 
     _provider = _AnsweredHca
 
-    def __init__(self, hosts: int = 1, gpus_per_host: int = 1, *, memory: int = 256 << 20, **options: Any) -> None:
+    def __init__(
+        self,
+        hosts: int = 1,
+        gpus_per_host: int = 1,
+        *,
+        memory: int = 256 << 20,
+        placement: str = "host",
+        **options: Any,
+    ) -> None:
+        if placement != "host" and (placement != "gpu" or options.get("engine") != "cta"):
+            raise BadArgument("no such placement", value=placement, rule='"host", or "gpu" with engine="cta"',
+                              remedy="a thread of the host cannot poll registers that lie on the GPU")  # fmt: skip
         cp = cupy()
-        self.arena = Arena(memory)
+        self.arena = Arena(memory, managed=placement == "gpu")
         super().__init__(hosts, gpus_per_host, policy="fast", **options)
         self._registers = self.arena.array(_REGISTERS, np.uint64, 4096)
         self._rung = np.zeros(0, np.uint64)
@@ -126,7 +145,7 @@ class World(EmulatedWorld):
     def allocate(
         self, shape: int | tuple[int, ...], dtype: Any = np.uint8, alignment: int = ALIGNMENT
     ) -> np.ndarray[Any, Any]:
-        """Page-locked memory of the world's."""
+        """Memory of the world's arena."""
         return self.arena.array(shape, dtype, alignment)
 
     def reachable(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -159,6 +178,8 @@ class World(EmulatedWorld):
     def _queue(self, launch: _Launch) -> None:
         self._require_idle()
         self._queued.append(launch)
+        if self._cta is not None:
+            self._cta.launched(launch.rank, launch.stream)
 
     # ---- running
     def _answer(self) -> bool:
@@ -175,6 +196,9 @@ class World(EmulatedWorld):
     def _drive(self) -> int:
         cp = cupy()
         queued, self._queued = self._queued, []
+        # Who answers doorbells has to be there before who rings, and what would stop the device is done before that.
+        queued.sort(key=lambda launch: launch.kernel.name != SERVE)
+        self._prepare(queued)
         under_way: list[tuple[_Launch, Any, Any]] = []
         for launch in queued:
             with cp.cuda.Device(launch.rank % self._gpus):
@@ -210,6 +234,19 @@ class World(EmulatedWorld):
         ]
         return _DONE
 
+    def _prepare(self, queued: Sequence[_Launch]) -> None:
+        """With a kernel under way that waits for others, none of these may begin by waiting for the device."""
+        if self._cta is None:
+            return
+        runtime = cupy().cuda.runtime
+        most = max((launch.kernel.local_bytes for launch in queued), default=0)
+        for gpu in sorted({launch.rank % self._gpus for launch in queued}):
+            with cupy().cuda.Device(gpu) as device:
+                if most > runtime.deviceGetLimit(_STACK):
+                    runtime.deviceSetLimit(_STACK, most)
+                self.arena.bring(gpu, cupy().cuda.Stream.null)
+                device.synchronize()
+
     def run(self) -> Run:
         """Launch what is queued and answer doorbells until all of it has ended and every HCA is idle.
 
@@ -217,4 +254,5 @@ class World(EmulatedWorld):
         that has given up leaves its report, as on any GPU (`handle.report.raise_for_status()`).
         """
         done = super().run()
-        return Run(self._times, 0, done.faults)
+        ours = SERVING if self._cta is not None else ()
+        return Run([time for time in self._times if time.kernel not in ours], 0, done.faults)

@@ -8,8 +8,14 @@
 #include <rdmakit/ep.cuh>
 #include <rdmakit/hca.cuh>
 #include <rdmakit/hca_atomic.cuh>
+#include <rdmakit/hca_complete.cuh>
 #include <rdmakit/hca_cqe.cuh>
+#include <rdmakit/hca_engine.cuh>
 #include <rdmakit/hca_key.cuh>
+#include <rdmakit/hca_move.cuh>
+#include <rdmakit/hca_respond.cuh>
+#include <rdmakit/hca_sink.cuh>
+#include <rdmakit/hca_state.cuh>
 #include <rdmakit/hca_wqe.cuh>
 #include <rdmakit/ll.cuh>
 #include <rdmakit/lock.cuh>
@@ -79,6 +85,9 @@ RDMAKIT_KERNEL use_atom(Memory m) {
     mmio_store(&m.any<u64>(1), m.any<u64>(2));
     store_stream(&m.any<Vec16>(3), load_stream(&m.any<Vec16>(2)));
     sleep_ns(m.any<u32>());
+#if RDMAKIT_GPU
+    touch(m.bytes);
+#endif
     m.keep(time_ns());
 #if RDMAKIT_CONVERTS
     m.keep(convert_bf16x2(m.any<float>(), m.any<float>(1))).keep(convert_e4m3x2(m.any<float>(), m.any<float>(1)));
@@ -234,6 +243,72 @@ RDMAKIT_KERNEL use_hca(SendRing ring, KeyTable table, Memory m) {
     decode_atomic(ring, wqe);
     m.keep(local_segment(ring, wqe, narrow).bytes).keep(opcode_shape(narrow).max_ds).keep(wants_cqe(wqe, b != 0));
     m.keep(faulty(wqe, Syndrome::local_length));
+}
+
+// What an HCA of warps is made of.
+RDMAKIT_KERNEL use_hca_move(HcaQp* qp, Memory m) {
+    const DecodedWqe wqe = m.any<DecodedWqe>();
+    const u64 bytes = m.any<u64>(1);
+    const u32 a = m.any<u32>(2);
+    u8* const to = m.bytes + bytes;
+    m.keep(is_aligned<u64>(to)).keep(load_unaligned<u32>(to)).keep(load_unaligned<u64>(to + 1));
+    store_byte(to, static_cast<u8>(a));
+    move_few(to, m.bytes, a & 15);
+    warp_move(to, m.bytes, bytes, a != 0);
+#if RDMAKIT_GPU
+    move_vectors(to, m.bytes, bytes);
+#endif
+    move_in_order(to, m.bytes, bytes);
+    move_each<u8>(to, m.bytes, bytes);
+    move_each<u64>(to, m.bytes, bytes);
+    move_runs(LocalRuns(*qp, wqe, 0), ReceiveRuns(*qp, bytes), bytes, false);
+    move_runs(OneRun{Run{to, bytes}}, LocalRuns(*qp, wqe, kKeyLocalWrite), bytes, true);
+    OneRun run{Run{to, bytes}};
+    m.keep(run.next().bytes);
+    m.keep(try_turn(&qp->turn)).keep(try_turn_and_tell(&qp->turn)).keep(wait_turn(&qp->turn, m.any<Watch>(3), m.any<Subject>(4)));
+    end_turn(&qp->turn);
+    m.keep(lanes_that(16, [a](u32 i) { return (a >> i & 1) != 0; }));
+}
+RDMAKIT_KERNEL use_hca_complete(HcaQp* qp, Memory m) {
+    const Watch watch = m.any<Watch>();
+    const DecodedWqe wqe = m.any<DecodedWqe>(1);
+    const u64(&words)[8] = m.any<u64[8]>(2);
+    Serving s(*qp, watch);
+    m.keep(state_of(*qp)).keep(make_room(*qp->send_cq)).keep(push_words(*qp->send_cq, words, watch));
+    m.keep(push_cqe(*qp->recv_cq, m.any<Cqe>(3), watch)).keep(receives_available(*qp)).keep(take_respond(*qp, watch));
+    write_cqe(*qp->send_cq, words);
+    flush_receives(*qp, watch);
+    flush_sends(s);
+    set_error(*qp);
+    enter_error(s);
+    fail(s, wqe, Syndrome::flushed);
+    s.write_back();
+}
+RDMAKIT_KERNEL use_hca_respond(HcaQp* qp, Memory m) {
+    const Watch watch = m.any<Watch>();
+    const DecodedWqe wqe = m.any<DecodedWqe>(1);
+    const u32 a = m.any<u32>(2);
+    u64 old = 0;
+    Serving s(*qp, watch);
+    m.keep(is_atomic(a)).keep(is_read(a)).keep(is_send(a)).keep(is_local(a)).keep(needed_access(a));
+    m.keep(refuse_request(*qp, Syndrome::remote_op, a, watch)).keep(receive_ready(*qp, watch));
+    m.keep(refuse_receive(*qp, Syndrome::local_length, Syndrome::remote_op, watch)).keep(consume_receive(*qp, wqe, a, watch));
+    m.keep(check_receive(*qp, a, watch)).keep(with_receive(s, wqe, [&] { m.keep(a); }));
+    order_after_payload();
+    m.keep(update_word(&m.any<u32>(3), a != 0, wqe, &old)).keep(update_word(&m.any<u64>(3), a != 0, wqe, &old)).keep(old);
+    m.keep(respond_write(s, wqe)).keep(respond_read(s, wqe)).keep(respond_atomic(s, wqe)).keep(respond(s, wqe));
+}
+RDMAKIT_KERNEL use_hca_engine(HcaHandle hca, HcaSink* sink, Memory m) {
+    const Watch watch = m.any<Watch>();
+    const u32 a = m.any<u32>(1);
+    Serving s(*hca.qps, watch);
+    hear(s, m.any<u64>(2));
+    touch_wqes(s);
+    m.keep(check_locally(s, m.any<DecodedWqe>(3))).keep(execute_next(s, a != 0)).keep(serve_qp(hca, a, a != 0));
+    m.keep(hca_groups(hca)).keep(hca_look(hca, a, a, false)).keep(check_control(m.any<u64>(2), a, *sink).sum);
+    hca_serve(hca, a, a + 1);
+    hca_leave(hca.left);
+    m.keep(run_sink(*sink, watch));
 }
 
 // ---- signal ----------------------------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from rdmakit.device import (
     handle_array,
 )
 from rdmakit.device.queue_record import QUEUE_RECORD, QUEUE_VIEW
+from rdmakit.emu.cta_layout import HCA_CQ, HCA_HANDLE, HCA_QP, HCA_SINK, KEY_ENTRY, KEY_TABLE
 from rdmakit.errors import BadArgument, BadState, CompletionError, LaunchError
 
 STRUCTS = {
@@ -29,6 +30,12 @@ STRUCTS = {
     "Report": REPORT,
     "QueueView": QUEUE_VIEW,
     "QueueRecord": QUEUE_RECORD,
+    "KeyEntry": KEY_ENTRY,
+    "KeyTable": KEY_TABLE,
+    "HcaCq": HCA_CQ,
+    "HcaQp": HCA_QP,
+    "HcaHandle": HCA_HANDLE,
+    "HcaSink": HCA_SINK,
 }
 
 
@@ -49,7 +56,8 @@ def c_layout(tmp_path_factory):
     source = work / "layout.cpp"
     body = "\n".join(prints)
     source.write_text(
-        f"#include <cstdio>\n#include <rdmakit/queue.cuh>\nusing namespace rdmakit;\nint main() {{\n{body}\n}}\n"
+        f"#include <cstdio>\n#include <rdmakit/hca_engine.cuh>\n#include <rdmakit/hca_sink.cuh>\n"
+        f"#include <rdmakit/queue.cuh>\nusing namespace rdmakit;\nint main() {{\n{body}\n}}\n"
     )
     binary = work / "layout"
     command = [compiler, "-std=c++17", "-Wno-invalid-offsetof", "-I", rdmakit.get_include(), source, "-o", binary]

@@ -414,6 +414,17 @@ void before_access(cpu::Thread* t) {
     back_on(t);
 }
 
+// A doorbell that an HCA made of warps watches lies in plain memory (hca_engine.cuh).
+void store_as_memory(cpu::Thread* t, void* word, u64 value) {
+    if (scheduler_of(t).exploration() != nullptr) {
+        const cpu::Access relaxed{cpu::Order::relaxed, 2};
+        exploration_of(t).store(fibre_of(t).agent, word, &value, sizeof value, relaxed, Site{"atom.cuh", 0});
+    } else {
+        __atomic_store_n(static_cast<u64*>(word), value, __ATOMIC_RELAXED);
+    }
+    scheduler_of(t).written(word, sizeof value);
+}
+
 cpu::RunnerApi make_api() {
     cpu::RunnerApi api{};
     api.yield = [](cpu::Thread* t) {
@@ -430,7 +441,7 @@ cpu::RunnerApi make_api() {
     api.mmio64 = [](cpu::Thread* t, void* reg, u64 value) {
         if (scheduler_of(t).exploration() != nullptr) before_access(t);
         Launcher& l = launcher_of(t);
-        l.mmio64(l.world, reg, value);
+        if (!l.mmio64(l.world, reg, value)) store_as_memory(t, reg, value);
     };
     api.mmio32 = [](cpu::Thread* t, void* reg, u32 value) {
         Launcher& l = launcher_of(t);

@@ -152,7 +152,7 @@ class Launcher : public FibreOwner {
 
     static const cpu::RunnerApi* api();
     // The doorbell: set by the world, which knows the HCAs.
-    void (*mmio64)(void* world, void* reg, u64 value) = nullptr;
+    bool (*mmio64)(void* world, void* reg, u64 value) = nullptr;  // false: no register of any HCA
     void (*mmio32)(void* world, void* reg, u32 value) = nullptr;
     void* world = nullptr;
 

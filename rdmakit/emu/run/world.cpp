@@ -17,8 +17,9 @@ World::World(const WorldConfig& config)
     : config_(config), launcher_(config.policy, config.seed, config.gpus, config.resident_warps), chance_(config.seed) {
     launcher_.world = this;
     launcher_.mmio64 = [](void* world, void* reg, u64 value) {
-        if (Hca* hca = static_cast<World*>(world)->owner_of(reg)) hca->mmio_write64(reg, value);
-        else *static_cast<u64*>(reg) = value;  // not a register of any HCA: plain memory
+        Hca* const hca = static_cast<World*>(world)->owner_of(reg);
+        if (hca != nullptr) hca->mmio_write64(reg, value);
+        return hca != nullptr;
     };
     launcher_.scheduler().world = this;
     launcher_.scheduler().going_nowhere = [](void* world) { return static_cast<World*>(world)->going_nowhere(); };

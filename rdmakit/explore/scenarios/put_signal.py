@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from rdmakit.emu import World
 from rdmakit.explore.scenario import Scene, scenario
 
 MEMORY = np.dtype([("address", "<u8"), ("key", "<u4")], align=True)
@@ -18,8 +19,20 @@ MEMORY = np.dtype([("address", "<u8"), ("key", "<u4")], align=True)
 )
 def put_signal(scene: Scene) -> None:
     """`put_and_signal` and `wait_and_sum` of cuda/kernels/put_signal.cu over one QP."""
+    exchange(scene, scene.world(hosts=2, ports=1))
+
+
+@scenario("put-signal-cta", "the same through an HCA made of warps: its device code is explored, too", tags=("hca",))
+def put_signal_cta(scene: Scene) -> None:
+    """As `put-signal`, with `hca_serve` in place of the HCA model (cuda/rdmakit/hca_engine.cuh)."""
+    world = scene.world(hosts=2, ports=1, engine="cta")
+    exchange(scene, world)
+    world.serve()
+
+
+def exchange(scene: Scene, world: World) -> None:
+    """Queue pairs, memory, both kernels, and what has to be true afterwards."""
     words = int(scene.options.get("words", 16))
-    world = scene.world(hosts=2, ports=1)
     qps, memory, regions = [], [], []
     for rank, name in enumerate(("source", "sink")):
         context = world.open_rank(rank)
