@@ -173,7 +173,6 @@ RDMAKIT_NAMED_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 1) combine_nvl(RDMAKIT_GRID_CONS
         from.weights[d] = reinterpret_cast<const float*>(nvl.heaps[d] + there.weights);
         from.first[d] = nvl_first_row(nvl, in.prefix, nvl.rank, d);
     }
-    proxy_fence();  // what the offers speak for, before bulk loads of it
     bool ok = nvl_all_ok(&from.failed, status);
     ok = nvl_all_ok(&from.failed, ok ? nvl_add_rows(nvl, tokens) : Status::aborted);
     if (!nvl_last_block(nvl, NvlKind::combine, &from.last)) return;

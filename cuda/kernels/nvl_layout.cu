@@ -42,9 +42,9 @@ RDMAKIT_KERNEL nvl_dispatch_layout(RDMAKIT_GRID_CONSTANT rdmakit::NvlRank nvl, R
     for (u32 i = me; i < words; i += step) {
         if (counts[i] != 0) fetch_add<Scope::gpu>(in.sums + i, counts[i]);
     }
-    if (!nvl_last_block<Scope::gpu>(nvl, NvlKind::layout, &last)) return;
+    if (!nvl_last_block(nvl, NvlKind::layout, &last)) return;
     for (u32 i = me; i < words; i += step) {
-        const i32 sum = static_cast<i32>(load_relaxed<Scope::gpu>(in.sums + i));
+        const i32 sum = static_cast<i32>(in.sums[i]);
         in.sums[i] = 0;
         if (i < in.experts) in.tokens_per_expert[i] = sum;
         else in.tokens_per_rank[i - in.experts] = sum;

@@ -30,6 +30,7 @@ namespace rdmakit {
                      asm volatile("atom." OP(sys) TYPE " %0, [%1], %2;" : REG_OUT(OUT) : "l"(P), REG(V) : "memory"))
 #define RDMAKIT_ADD(SCOPE) "relaxed." #SCOPE ".add."
 #define RDMAKIT_MAX(SCOPE) "relaxed." #SCOPE ".max."
+#define RDMAKIT_WRAP(SCOPE) "relaxed." #SCOPE ".inc."
 #define RDMAKIT_OR(SCOPE) "relaxed." #SCOPE ".or."
 #define RDMAKIT_SWAP(SCOPE) "acq_rel." #SCOPE ".exch."
 #define RDMAKIT_SWAP_ACQUIRE(SCOPE) "acquire." #SCOPE ".exch."
@@ -168,6 +169,16 @@ template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T fetch_max(T* p, T valu
     RDMAKIT_UPDATE(RDMAKIT_MAX, "u")
 #else
     return host::update(p, [value](T old) { return larger(old, value); }, host::access(cpu::Order::relaxed, S), site);
+#endif
+}
+// Adds 1, and from `last` on goes back to 0: a counter of those who arrive that needs no reset.
+template <Scope S = Scope::gpu> RDMAKIT_DEVICE u32 fetch_wrap(u32* p, u32 last, [[maybe_unused]] Site site = Site::here()) {  // relaxed
+#if RDMAKIT_GPU
+    u32 old;
+    RDMAKIT_ATOM(RDMAKIT_WRAP, "u32", "=r", "r", old, p, last);
+    return old;
+#else
+    return host::update(p, [last](u32 old) { return old >= last ? 0u : old + 1; }, host::access(cpu::Order::relaxed, S), site);
 #endif
 }
 template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T fetch_or(T* p, T value, [[maybe_unused]] Site site = Site::here()) {  // relaxed

@@ -68,19 +68,23 @@ RDMAKIT_DEVICE Status nvl_wait(const NvlRank& nvl, u64 words, u32 from, u64 epoc
                                   Subject{what, epoch, 0, from, 0}, &seen, site, place);
 }
 // Sets our word in the heap of rank `to`, behind all that this thread has written or seen.
-RDMAKIT_DEVICE void nvl_tell(const NvlRank& nvl, u64 words, u32 to, u64 epoch, Site site = Site::here()) {
-    store_release<Scope::sys>(nvl_at<u64>(nvl, to, words) + nvl.rank, epoch, site);
+RDMAKIT_DEVICE void nvl_tell(const NvlRank& nvl, u64 words, u32 to, u64 epoch) {
+    store_release<Scope::sys>(nvl_at<u64>(nvl, to, words) + nvl.rank, epoch);
 }
 
-// All threads of all blocks, at the end: what a block has written is ordered before what the last one tells others. True
-// in the block that ends last. `last` is a word of shared memory. S: who is to see it.
-template <Scope S = Scope::sys> RDMAKIT_DEVICE bool nvl_last_block(const NvlRank& nvl, NvlKind kind, u32* last) {
+// The last of this operation's blocks to come by.
+RDMAKIT_DEVICE bool nvl_comes_last(const NvlRank& nvl, NvlKind kind) {
+    const u32 last = static_cast<u32>(blocks_in_grid()) - 1;
+    return fetch_wrap<Scope::gpu>(&nvl_progress(nvl, kind).finished, last) == last;
+}
+// All threads of all blocks, at the end: what a block has written is ordered before what the last one tells others, by a
+// release of system scope. True in the block that ends last. `last` is a word of shared memory.
+RDMAKIT_DEVICE bool nvl_last_block(const NvlRank& nvl, NvlKind kind, u32* last) {
     block_sync();
     if (block_rank() == 0) {
-        fence<S>();
-        const u32 before = fetch_add<Scope::gpu>(&nvl_progress(nvl, kind).finished, 1u);
-        fence<S>();
-        *last = before + 1 == static_cast<u32>(blocks_in_grid()) ? 1 : 0;
+        fence<Scope::gpu>();
+        *last = nvl_comes_last(nvl, kind) ? 1 : 0;
+        fence<Scope::gpu>();
     }
     block_sync();
     return *last != 0;
@@ -88,20 +92,13 @@ template <Scope S = Scope::sys> RDMAKIT_DEVICE bool nvl_last_block(const NvlRank
 // The last block, all threads: the operation has ended.
 RDMAKIT_DEVICE void nvl_end(const NvlRank& nvl, NvlKind kind, u64 epoch) {
     block_sync();
-    if (block_rank() != 0) return;
-    NvlProgress& p = nvl_progress(nvl, kind);
-    store_relaxed<Scope::gpu>(&p.finished, 0u);
-    store_relaxed<Scope::gpu>(&p.epoch, epoch);
+    if (block_rank() == 0) nvl_progress(nvl, kind).epoch = epoch;  // all blocks have read it, before the fences
 }
-
-// The same where nothing is told behind it: all blocks have read the epoch, and what they wrote is for later kernels.
+// As nvl_last_block, for one thread, where nothing is told behind it: all blocks have read the epoch, and what they wrote is
+// for later kernels.
 RDMAKIT_DEVICE bool nvl_last_quietly(const NvlRank& nvl, NvlKind kind) {
     block_sync();
-    if (block_rank() != 0) return false;
-    NvlProgress& p = nvl_progress(nvl, kind);
-    if (fetch_add<Scope::gpu>(&p.finished, 1u) + 1 != static_cast<u32>(blocks_in_grid())) return false;
-    store_relaxed<Scope::gpu>(&p.finished, 0u);
-    return true;
+    return block_rank() == 0 && nvl_comes_last(nvl, kind);
 }
 // One thread of each destination: publish an offer there.
 RDMAKIT_DEVICE void nvl_offer(const NvlRank& nvl, u64 offers, u32 to, const NvlOffer& offer, u64 epoch) {

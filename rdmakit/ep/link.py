@@ -29,6 +29,7 @@ class Link(Protocol):
     warps: int  # of a block that moves rows, at most
     threads: int  # of a block of the low-latency kernels
     sharing: int  # of those blocks on each SM
+    most_threads: int  # of any block
 
     def memory(self, nbytes: int) -> tuple[int, Any]:
         """Zeroed memory of this rank's own: its address, and what keeps it alive."""
@@ -57,7 +58,10 @@ class Link(Protocol):
 class WorldLink:
     """A rank of an emulated world (one host): kernels run when somebody waits, or when the world is run."""
 
-    def __init__(self, world: Any, rank: int, heaps: Sequence[np.ndarray[Any, Any]], *, blocks: int = 4) -> None:
+    def __init__(
+        self, world: Any, rank: int, heaps: Sequence[np.ndarray[Any, Any]], *, blocks: int = 4, warps: int = 4,
+        most_threads: int = 1024,
+    ) -> None:  # fmt: skip
         self.world = world
         self.rank, self.ranks = rank, len(heaps)
         self.heaps = [int(heap.ctypes.data) for heap in heaps]
@@ -66,7 +70,7 @@ class WorldLink:
         self.report = Report(self.host_memory(_report_bytes()))
         self.blocks = blocks
         self.shared_bytes = 64 << 10
-        self.warps, self.threads, self.sharing = 4, 128, 1
+        self.warps, self.threads, self.sharing, self.most_threads = warps, 32 * warps, 1, most_threads
 
     def memory(self, nbytes: int) -> tuple[int, Any]:
         """Zeroed memory of the world's."""

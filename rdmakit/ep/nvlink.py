@@ -149,8 +149,9 @@ class Nvlink:
             self.ranks,
         )
         shared = 4 * (experts + self.ranks)
+        threads = min(LAYOUT_THREADS, self.link.most_threads)
         self.link.launch(
-            "nvl_dispatch_layout", blocks, LAYOUT_THREADS, (self.pod[()], pod[()]), shared_mem=shared, stream=stream
+            "nvl_dispatch_layout", blocks, threads, (self.pod[()], pod[()]), shared_mem=shared, stream=stream
         )
 
     def notify(
@@ -164,7 +165,8 @@ class Nvlink:
                    expert_alignment, 0)  # fmt: skip
         self._local_experts = experts // self.ranks
         self._counts_epoch += 1
-        self.link.launch("nvl_notify_dispatch", 1, NOTIFY_THREADS, (self.pod[()], pod[()]), stream=stream)
+        threads = min(NOTIFY_THREADS, self.link.most_threads)
+        self.link.launch("nvl_notify_dispatch", 1, threads, (self.pod[()], pod[()]), stream=stream)
 
     def counts(self) -> tuple[int, list[int]]:
         """Rows that the last notified dispatch brings, and those of each local expert; the host waits for them."""

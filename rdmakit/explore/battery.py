@@ -54,6 +54,15 @@ BATTERY: list[tuple[str, dict[str, Any]]] = [
     ("ep-low-latency", {"gpus": 2, "tokens": 1}),
     ("ep-low-latency", {"blocks": 2, "warps": 1}),
     ("ep-low-latency", {"one_way": True, "combines": 3, "tokens": 1}),
+    ("nvl-layout", {"turns": 2}),
+    ("nvl-normal", {"host": True}),
+    ("nvl-normal", {"changed": True}),
+    ("nvl-normal", {"changed": True, "blocks": 2, "turns": 2}),
+    ("nvl-normal", {"tokens": 9, "changed": True}),
+    ("nvl-low-latency", {}),
+    ("nvl-low-latency", {"blocks": 2}),
+    ("nvl-low-latency", {"turns": 3, "tokens": 1}),
+    ("nvl-low-latency", {"ahead": True}),
 ]
 
 

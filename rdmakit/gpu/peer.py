@@ -46,7 +46,7 @@ class PeerLink:
             attributes = cp.cuda.Device().attributes
             self.blocks = int(attributes["MultiProcessorCount"])
             self.shared_bytes = int(attributes["MaxSharedMemoryPerBlockOptin"]) - _STATIC_SHARED
-            self.warps, self.threads, self.sharing = 16, 512, 2
+            self.warps, self.threads, self.sharing, self.most_threads = 16, 512, 2, 1024
             heap, _ = self.memory(nbytes)
             self.report = pinned_report()
             self._host: list[Any] = []

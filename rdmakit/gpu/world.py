@@ -110,7 +110,10 @@ class _Launch:
 
 
 class World(EmulatedWorld):
-    """Hosts, HCAs and fabric of the emulator, and GPUs that are real: rank r is GPU r, or shares one with others.
+    """Hosts, HCAs and fabric of the emulator, and GPUs that are real: those of a host are one, hosts may share it.
+
+    The ranks of a host add to each other's words, and two GPUs that add to the same word of the host's memory lose
+    additions where the bus has no atomics (cudaDevAttrHostNativeAtomicSupported: 16 became 13 on two H100s).
 
     Takes what `rdmakit.World` takes, but for `policy`; `memory` bytes are taken at once: page-locked memory of the
     host, or with `placement="gpu"`, which asks for `engine="cta"`, managed memory. All ranks of a GPU have to fit on
@@ -140,6 +143,9 @@ class World(EmulatedWorld):
         self._queued: list[_Launch] = []
         self._streams: dict[tuple[int, int], Any] = {}
         self._gpus = cp.cuda.runtime.getDeviceCount()
+
+    def _gpu_of(self, rank: int) -> int:
+        return rank // self.topology.gpus_per_host % self._gpus
 
     # ---- memory and registers
     def allocate(
@@ -201,7 +207,7 @@ class World(EmulatedWorld):
         self._prepare(queued)
         under_way: list[tuple[_Launch, Any, Any]] = []
         for launch in queued:
-            with cp.cuda.Device(launch.rank % self._gpus):
+            with cp.cuda.Device(self._gpu_of(launch.rank)):
                 key = launch.rank, launch.stream
                 if key not in self._streams:
                     self._streams[key] = cp.cuda.Stream(non_blocking=True)
@@ -240,7 +246,7 @@ class World(EmulatedWorld):
             return
         runtime = cupy().cuda.runtime
         most = max((launch.kernel.local_bytes for launch in queued), default=0)
-        for gpu in sorted({launch.rank % self._gpus for launch in queued}):
+        for gpu in sorted({self._gpu_of(launch.rank) for launch in queued}):
             with cupy().cuda.Device(gpu) as device:
                 if most > runtime.deviceGetLimit(_STACK):
                     runtime.deviceSetLimit(_STACK, most)

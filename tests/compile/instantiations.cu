@@ -75,6 +75,7 @@ template <Scope S> RDMAKIT_DEVICE void use_scope(const Memory& m) {
     use_ordered<S, u64>(m);
     use_ordered<S, i32>(m);
     use_ordered<S, i64>(m);
+    m.keep(fetch_wrap<S>(&m.any<u32>(1), m.any<u32>(2)));
     m.keep(fetch_max<S>(&m.any<u32>(1), m.any<u32>(2))).keep(fetch_max<S>(&m.any<u64>(1), m.any<u64>(2)));
 }
 RDMAKIT_KERNEL use_atom(Memory m) {
@@ -434,7 +435,7 @@ RDMAKIT_KERNEL use_nvl(RDMAKIT_GRID_CONSTANT NvlRank nvl, Memory m) {
     const NvlItinerary way{places, &m.any<i32>(2), nvl.ranks, a, a, a};
     way.arrive(a);
     m.keep(way.count()).keep(way.token(a)).keep(*way.to(a));
-    m.keep(nvl_last_block(nvl, NvlKind::dispatch, &word)).keep(nvl_last_block<Scope::gpu>(nvl, NvlKind::layout, &word));
+    m.keep(nvl_last_block(nvl, NvlKind::dispatch, &word)).keep(nvl_comes_last(nvl, NvlKind::layout));
     m.keep(nvl_last_quietly(nvl, NvlKind::combine));
     nvl_end(nvl, NvlKind::dispatch, n);
 }
