@@ -145,7 +145,7 @@ class World(EmulatedWorld):
         self._gpus = cp.cuda.runtime.getDeviceCount()
 
     def _gpu_of(self, rank: int) -> int:
-        return rank // self.topology.gpus_per_host % self._gpus
+        return int(rank // self.topology.gpus_per_host % self._gpus)
 
     # ---- memory and registers
     def allocate(

@@ -45,7 +45,9 @@ class _Ranks:
         self.world = scene.world(hosts=1, gpus_per_host=self.ranks, ports=1)
         low_latency = nvl_memory.low_latency_bytes(self.ranks, self.tokens, HIDDEN)
         nbytes = nvl_memory.Control(self.ranks, 64).nbytes + low_latency + (16 << 10)
-        heaps = [self.world.array((nbytes,), np.uint8, name=f"heap of rank {r}") for r in range(self.ranks)]
+        self.heaps = heaps = [
+            self.world.array((nbytes,), np.uint8, name=f"heap of rank {r}") for r in range(self.ranks)
+        ]
         self.engines = []
         for rank in range(self.ranks):
             link = WorldLink(self.world, rank, heaps, blocks=self.blocks, warps=warps, most_threads=64)
@@ -92,7 +94,7 @@ def normal(scene: Scene) -> None:
     """
     at = _Ranks(scene)
     shape = at.tokens, at.ranks
-    wanted = [reference.dispatch(at.x, at.idx, at.weights, rank, at.experts) for rank in range(at.ranks)]
+    wanted: list[Any] = [reference.dispatch(at.x, at.idx, at.weights, rank, at.experts) for rank in range(at.ranks)]
     for turn in range(int(scene.options.get("turns", 1))):
         places, blocks = [], []
         for rank, engine in enumerate(at.engines):
@@ -106,11 +108,11 @@ def normal(scene: Scene) -> None:
             engine.notify(_at(goes), at.tokens, _at(per_expert), at.experts, 1, _at(positions), _at(prefix))
             places.append((positions, prefix))
             if scene.options.get("host", False):
-                epoch, rows = engine._counts[:8], engine._counts[8:12]
+                epoch, told = engine._counts[:8], engine._counts[8:12]
                 copy = at.out("rows that the host reads", (1,), np.int32)
                 watch = np.array(engine.pod["watch"])[()]
                 host = at.module.get_function("await_counts")
-                host(1, 32, (epoch, rows, copy, watch), rank=(rank + 1) % at.ranks, stream=1)
+                host(1, 32, (epoch, told, copy, watch), rank=(rank + 1) % at.ranks, stream=1)
                 scene.expect(copy, np.array([len(wanted[rank].handle.src_token)], np.int32), f"counts of rank {rank}")
         for rank, engine in enumerate(at.engines):
             rows = len(wanted[rank].handle.src_token)
@@ -183,7 +185,7 @@ def normal(scene: Scene) -> None:
 
 def _view(at: _Ranks, rank: int, where: int, like: Any) -> Any:
     """Part of a rank's heap, as an array like another."""
-    heap = at.engines[rank].link._kept[0][rank]
+    heap = at.heaps[rank]
     begin = where - _at(heap)
     return heap[begin : begin + like.nbytes].view(like.dtype).reshape(like.shape)
 
@@ -221,10 +223,9 @@ def low_latency(scene: Scene) -> None:
         for turn, half in order:
             for rank, engine in enumerate(at.engines):
                 got = made[turn][rank]
-                addresses = (_at(got[name]) for name in ("count", "source", "ranges", "map"))
                 engine.ll_dispatch(
-                    _at(at.x[rank]), _at(at.idx[rank]), at.tokens, False, False, False, _at(got["rows"]), 0, *addresses,
-                    phases=half,
+                    _at(at.x[rank]), _at(at.idx[rank]), at.tokens, False, False, False, _at(got["rows"]), 0,
+                    _at(got["count"]), _at(got["source"]), _at(got["ranges"]), _at(got["map"]), phases=half,
                 )  # fmt: skip
         for turn, half in order:
             for rank, engine in enumerate(at.engines):
