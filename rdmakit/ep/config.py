@@ -1,6 +1,6 @@
 """DeepEP's `Config` and its size hints: how many SMs a call may use, and how many bytes a Buffer should have.
 
-Leans on errors and ep.tensor_checks. DeepEP moves rows through rings of chunks, and its Config sizes them; rdmakit
+Leans on nvl_memory and tensor_checks. DeepEP moves rows through rings of chunks, and its Config sizes them; rdmakit
 puts rows straight where they belong and has no chunks. Their sizes are kept and checked, so that programs that tune
 them run.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rdmakit.ep.layout import FP8_BLOCK
+from rdmakit.ep.nvl_memory import low_latency_bytes
 from rdmakit.ep.tensor_checks import check_positive
 from rdmakit.errors import BadArgument
 
@@ -19,8 +20,6 @@ ALIGNMENT = 128
 MAX_NVLINK_RANKS = 8  # of one host
 HINT_TOKENS = 4096  # of one rank in one call: what the hints make room for
 META_BYTES = 256  # a row's top-k indices and weights (up to 16) and its source
-LOW_LATENCY_META = 512  # a token's choices and weights (up to 32 of each), two signals, alignment
-SIGNALS = 1 << 16  # words that ranks wait for, and padding between regions
 
 
 @dataclass(frozen=True)
@@ -90,7 +89,7 @@ def get_low_latency_rdma_size_hint(
     fraction of DeepEP's, and `num_experts` does not count.
 
     >>> get_low_latency_rdma_size_hint(128, 7168, 8, 288) >> 20
-    57
+    56
     """
     check_positive(
         num_max_dispatch_tokens_per_rank=num_max_dispatch_tokens_per_rank, hidden=hidden, num_ranks=num_ranks,
@@ -102,8 +101,7 @@ def get_low_latency_rdma_size_hint(
     if num_experts % num_ranks:
         raise BadArgument("experts cannot be split evenly over ranks", value=num_experts,
                           rule=f"num_experts % {num_ranks} == 0", remedy="pad the experts")  # fmt: skip
-    row = 2 * hidden + 2 * hidden + LOW_LATENCY_META
-    return _aligned(2 * num_ranks * num_max_dispatch_tokens_per_rank * row + SIGNALS)
+    return low_latency_bytes(num_ranks, num_max_dispatch_tokens_per_rank, hidden)
 
 
 def _aligned(nbytes: int) -> int:
