@@ -130,7 +130,7 @@ class Rig:
         self, sents: list[Sent], x: list[Any], idx: Any, weights: Any, experts: int, *, room: int = 0, num_sms: int = 3
     ) -> None:
         """Fills in what came; `room`: rows to make room for, beyond what comes."""
-        kept = []
+        kept, found = [], []
         for r, (engine, sent) in enumerate(zip(self.engines, sents, strict=True)):
             data, scales = x[r] if isinstance(x[r], tuple) else (x[r], None)
             row_bytes, scale_bytes = data.shape[1] * data.itemsize, 0 if scales is None else scales.shape[1] * 4
@@ -163,44 +163,32 @@ class Rig:
                 rows,
                 num_sms,
             )
+            found.append((sent, rows, data, scales, k))
+        self.run()
+        for sent, rows, data, scales, k in found:
+            block = sent.block
             sent.x = self.view(block.x, (rows, data.shape[1]), data.dtype)
             sent.scales = None if scales is None else self.view(block.scales, (rows, scales.shape[1]), np.float32)
             sent.topk = self.view(block.topk, (rows, k), np.int64)
             sent.weights = self.view(block.weights, (rows, k), np.float32)
             sent.source = self.view(block.source, (rows,), np.int32)
-        self.run()
 
     def combine(
-        self, sents: list[Sent], y: list[np.ndarray], weights: Any = None, bias: Any = None, num_sms: int = 3
+        self, sents: list[Sent], hidden: int, *, y: Any = None, weights: bool = True, bias: Any = None, num_sms: int = 3
     ) -> Any:
+        """Of the rows where they came, or of others, which lie elsewhere; with the weights that came."""
         out, out_weights, kept = [], [], []
         for r, (engine, sent) in enumerate(zip(self.engines, sents, strict=True)):
-            hidden = y[r].shape[1]
-            k = 0 if weights is None else weights[r].shape[1]
+            k = sent.weights.shape[1] if weights else 0
             out.append(self.array((max(sent.tokens, 1), hidden), BF16))
-            out_weights.append(None if weights is None else self.array((max(sent.tokens, 1), k), np.float32))
-            given = [y[r], None if weights is None else weights[r], *([self._given(b[r]) for b in bias or ()])]
-            given += [None] * (4 - len(given))
-            kept.append(
-                (
-                    given,
-                    engine.combine(
-                        address(given[0]),
-                        sent.rows,
-                        hidden,
-                        address(given[1]),
-                        k,
-                        address(sent.positions),
-                        address(sent.prefix),
-                        sent.tokens,
-                        address(out[r]),
-                        address(out_weights[r]),
-                        address(given[2]),
-                        address(given[3]),
-                        num_sms,
-                    ),
-                )
-            )
+            out_weights.append(self.array((max(sent.tokens, 1), k), np.float32) if k else None)
+            given = [None if y is None else self._given(y[r]), *(self._given(b[r]) for b in bias or ())]
+            given += [None] * (3 - len(given))
+            where = sent.block.x if given[0] is None else address(given[0])
+            places = address(sent.positions), address(sent.prefix)
+            args = where, sent.rows, hidden, sent.block.weights if k else 0, k, *places
+            args += sent.tokens, address(out[r]), address(out_weights[r]), address(given[1]), address(given[2]), num_sms
+            kept.append((given, engine.combine(*args)))
         self.run()
         return [o[: s.tokens] for o, s in zip(out, sents, strict=True)], [
             None if w is None else w[: s.tokens] for w, s in zip(out_weights, sents, strict=True)
