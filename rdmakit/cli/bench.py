@@ -1,9 +1,8 @@
 """`rdmakit bench …`: what the project promises about speed, with a check beside every number.
 
 Leans on all layers below. `bench ep` measures dispatch and combine on GPUs; `bench signal` models what signals cost;
-`bench emu` times the CPU runner and the
-emulated HCA; each part runs in a process of its
-own, so that its peak memory is its own.
+`bench emu` times the CPU runner and the emulated HCA; each part runs in a process of its own, so that its peak memory
+is its own.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rdmakit.device.report import Report
+from rdmakit.device.report import REPORT, Report
 
 __all__ = ["Link", "WorldLink"]
 
@@ -67,7 +67,7 @@ class WorldLink:
         self.heaps = [int(heap.ctypes.data) for heap in heaps]
         self.heap_bytes = heaps[rank].nbytes
         self._kept: list[Any] = [heaps]
-        self.report = Report(self.host_memory(_report_bytes()))
+        self.report = Report(self.host_memory(REPORT.itemsize))
         self.blocks = blocks
         self.shared_bytes = 64 << 10
         self.warps, self.threads, self.sharing, self.most_threads = warps, 32 * warps, 1, most_threads
@@ -105,9 +105,3 @@ class WorldLink:
 
     def close(self) -> None:
         """Arrays belong to the world."""
-
-
-def _report_bytes() -> int:
-    from rdmakit.device.report import REPORT
-
-    return int(REPORT.itemsize)

@@ -23,7 +23,7 @@ from rdmakit.errors import BadArgument, BadState, NotAvailable
 __all__ = ["Nvlink", "chunk_of", "connect"]
 
 DISPATCH_CHUNK = 8192  # bytes: large enough for bulk copies at speed, small enough for several under way in each warp
-COMBINE_CHUNK = 4096  # what a warp keeps of its own rank's row while it waits for the others: 8 vectors a lane
+COMBINE_CHUNK = 4096  # bytes: for each of a warp's chunks all other ranks' rows lie side by side in shared memory
 WORD_WARPS = 4  # of a block, that move choices, weights and scales
 SLOTS, STAGES = 4, 4  # kNvlSlots of nvl_dispatch.cu, kNvlStages of nvl_combine.cu
 MAX_EXPERTS = 4096
@@ -234,13 +234,13 @@ class Nvlink:
         ):
             return
         offsets = self.ll_region.offsets(max_tokens, hidden)
-        fresh = self._ll is not None
+        another = self._ll is not None
         self._ll = np.zeros((), abi.LL)
         self._ll["nvl"] = self.pod
         for name in abi.LL_HEAP.names or ():
             self._ll["ll"][name] = offsets[name]
         self._ll["max_tokens"], self._ll["hidden"], self._ll["experts"], self._ll["topk"] = shape
-        if fresh:
+        if another:
             self.ll_clean(stream)
 
     def ll_clean(self, stream: int = 0) -> None:
