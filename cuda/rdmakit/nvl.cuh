@@ -60,12 +60,17 @@ RDMAKIT_DEVICE NvlProgress& nvl_progress(const NvlRank& nvl, NvlKind kind) { ret
 // The epoch of the operation that this kernel is, the same in all blocks: it moves on only when all have ended.
 RDMAKIT_DEVICE u64 nvl_epoch(const NvlRank& nvl, NvlKind kind) { return load_relaxed<Scope::gpu>(&nvl_progress(nvl, kind).epoch) + 1; }
 
-// Waits for a rank's word in our own heap to reach `epoch`.
+// Waits for a word of rank `from`'s, in our own heap, to reach `epoch`.
+RDMAKIT_DEVICE Status nvl_reached(const NvlRank& nvl, const u64* word, u32 from, u64 epoch, const char* what,
+                                  Site site = Site::here(), Site place = Site::here()) {
+    u64 seen = 0;
+    return wait_until<Scope::sys>(word, [epoch](u64 v) { return v >= epoch; }, nvl.watch, Subject{what, epoch, 0, from, 0}, &seen,
+                                  site, place);
+}
+// The same, for one of an array's words.
 RDMAKIT_DEVICE Status nvl_wait(const NvlRank& nvl, u64 words, u32 from, u64 epoch, const char* what, Site site = Site::here(),
                                Site place = Site::here()) {
-    u64 seen = 0;
-    return wait_until<Scope::sys>(nvl_at<u64>(nvl, nvl.rank, words) + from, [epoch](u64 v) { return v >= epoch; }, nvl.watch,
-                                  Subject{what, epoch, 0, from, 0}, &seen, site, place);
+    return nvl_reached(nvl, nvl_at<u64>(nvl, nvl.rank, words) + from, from, epoch, what, site, place);
 }
 // Sets our word in the heap of rank `to`, behind all that this thread has written or seen.
 RDMAKIT_DEVICE void nvl_tell(const NvlRank& nvl, u64 words, u32 to, u64 epoch) {
@@ -113,10 +118,7 @@ RDMAKIT_DEVICE void nvl_offer(const NvlRank& nvl, u64 offers, u32 to, const NvlO
 // One thread a rank: wait for its offer of this epoch.
 RDMAKIT_DEVICE Status nvl_offered(const NvlRank& nvl, u64 offers, u32 from, u64 epoch, const char* what, Site site = Site::here(),
                                   Site place = Site::here()) {
-    const NvlOffer* const slot = nvl_at<NvlOffer>(nvl, nvl.rank, offers) + from;
-    u64 seen = 0;
-    return wait_until<Scope::sys>(&slot->epoch, [epoch](u64 v) { return v >= epoch; }, nvl.watch,
-                                  Subject{what, epoch, 0, from, 0}, &seen, site, place);
+    return nvl_reached(nvl, &nvl_at<NvlOffer>(nvl, nvl.rank, offers)[from].epoch, from, epoch, what, site, place);
 }
 
 // All threads: whether no thread of the block has failed. `failed` is a word of shared memory that is 0 before.

@@ -428,7 +428,7 @@ RDMAKIT_KERNEL use_nvl(RDMAKIT_GRID_CONSTANT NvlRank nvl, Memory m) {
     const u32 a = m.any<u32>();
     const u64 n = m.any<u64>(1);
     m.keep(nvl_at<u32>(nvl, a, n)).keep(nvl_progress(nvl, NvlKind::barrier).epoch).keep(nvl_epoch(nvl, NvlKind::notify));
-    m.keep(nvl_wait(nvl, n, a, n, "a word")).keep(nvl_first_row(nvl, &m.any<i32>(2), a, a));
+    m.keep(nvl_reached(nvl, &m.any<u64>(4), a, n, "a word")).keep(nvl_wait(nvl, n, a, n, "a word")).keep(nvl_first_row(nvl, &m.any<i32>(2), a, a));
     nvl_tell(nvl, n, a, n);
     nvl_offer(nvl, n, a, m.any<NvlOffer>(3), n);
     m.keep(nvl_offered(nvl, n, a, n, "an offer")).keep(nvl_all_ok(&word, m.any<Status>()));
