@@ -1,7 +1,7 @@
 // nvl_combine.cu — combine over NVLink: whoever sent a token reads its rows where the experts left them and adds them up.
 //
-// A warp takes tokens in turn, in chunks: bulk loads bring the rows of the other ranks side by side into shared memory,
-// the warp adds all in float by ascending rank and rounds once. Nothing is staged: a row crosses the link once.
+// A warp takes tokens in turn, in chunks: bulk loads bring the rows of all ranks side by side into shared memory, the warp
+// adds them in float by ascending rank and rounds once. Nothing is staged: a row crosses the link once.
 #include <rdmakit/numbers.cuh>
 #include <rdmakit/nvl.cuh>
 
@@ -14,9 +14,11 @@ struct NvlCombineInput {
     u8* out;                   // [tokens][hidden] BF16
     float* out_weights;        // [tokens][topk_count], or null
     u32 tokens, hidden, topk_count;
-    u32 chunk_bytes;           // divides 2 * hidden; a multiple of 16
+    u32 chunk_bytes;           // divides 2 * hidden; a multiple of 16, at most 4096
+    u32 row_warps, unused;     // of a block, that add up rows; the others add up weights
 };
-constexpr u32 kNvlStages = 4;
+constexpr u32 kNvlStages = 3;
+constexpr u32 kNvlVectors = 8 * 32 / kLanes;   // of a lane, in the longest chunk: 4096 bytes
 static_assert(kNvlStages <= kNvlBatch, "places of the tokens that are loaded ahead are known");
 
 struct NvlSources {
@@ -31,120 +33,121 @@ struct NvlWarp {
 };
 static_assert(sizeof(NvlWarp) <= kNvlWarpBytes, "the host makes room for it");
 
-// The tokens that one warp adds up, in chunks. Rows of other ranks come by bulk loads; this rank's own is read by the warp
-// itself, since a bulk load from memory here would wait behind those that the link holds up.
+// The tokens that one warp adds up, in chunks. This rank's own rows come by bulk loads too: loads of the warp's own would be
+// waited for one after the other.
 struct NvlTokens {
     const NvlCombineInput& in;
     const NvlSources& from;
     NvlItinerary way;
-    u8* slots;                 // [stages][ranks - 1] chunks
+    u8* slots;                 // [stages][ranks] chunks
     Mbarrier* full;
-    u32 self, chunks;
+    u32 chunks;
 
-    RDMAKIT_DEVICE u8* slot(u32 j, u32 rank) const {
-        return slots + (j % kNvlStages * (way.ranks - 1) + (rank < self ? rank : rank - 1)) * in.chunk_bytes;
-    }
+    RDMAKIT_DEVICE u8* slot(u32 stage, u32 rank) const { return slots + (stage * way.ranks + rank) * in.chunk_bytes; }
     RDMAKIT_DEVICE u64 row(u32 i, u32 rank) const { return from.first[rank] + static_cast<u32>(way.to(i)[rank]); }
-    RDMAKIT_DEVICE const u8* chunk_of(u32 i, u32 rank, u32 chunk) const {
-        return from.x[rank] + row(i, rank) * 2 * in.hidden + chunk * in.chunk_bytes;
-    }
-    // Lane 0: a chunk of the other ranks' rows on its way into the slots of chunk j.
-    RDMAKIT_DEVICE void load(u32 j, u32 i, u32 chunk) const {
+    // Lane 0: a chunk of each rank's row on its way into the slots of a stage.
+    RDMAKIT_DEVICE void load(u32 stage, u32 i, u32 chunk) const {
+        const i32* const place = way.to(i);
         u32 bytes = 0;
-        for (u32 r = 0; r < way.ranks; ++r) bytes += r != self && way.to(i)[r] >= 0 ? in.chunk_bytes : 0;
-        mbarrier_arrive_expect(full + j % kNvlStages, bytes);
+        for (u32 r = 0; r < way.ranks; ++r) bytes += place[r] >= 0 ? in.chunk_bytes : 0;
+        mbarrier_arrive_expect(full + stage, bytes);
         for (u32 r = 0; r < way.ranks; ++r) {
-            if (r != self && way.to(i)[r] >= 0) bulk_load(slot(j, r), chunk_of(i, r, chunk), in.chunk_bytes, full + j % kNvlStages);
+            if (place[r] < 0) continue;
+            bulk_load(slot(stage, r), from.x[r] + row(i, r) * 2 * in.hidden + chunk * in.chunk_bytes, in.chunk_bytes, full + stage);
         }
     }
-    // All lanes: the sum of a chunk of token i, once its rows are there. Ranks outside, vectors inside: what a rank's chunk
-    // takes to find is done once for all of a lane's vectors.
-    template <class Wait> RDMAKIT_DEVICE Status add(u32 j, u32 i, u32 chunk, Wait wait) const {
-        constexpr u32 kAbreast = 4;  // vectors of a lane, in registers all at once
-        const u32 vectors = in.chunk_bytes / sizeof(Vec16);
+    // All lanes: the sum of a chunk of token i, whose rows are there: vectors lane, lane + 32 … in `out`. Ranks outside, vectors
+    // inside: what a rank's chunk takes to find is done once for several of them.
+    RDMAKIT_DEVICE void add(u32 stage, u32 i, u32 chunk, Vec16 (&out)[kNvlVectors]) const {
+        constexpr u32 kAbreast = 4;  // in registers all at once
+        const u32 vectors = in.chunk_bytes / sizeof(Vec16), lane = static_cast<u32>(lane_id());
         const i32* const place = way.to(i);
-        const u64 at = static_cast<u64>(way.token(i)) * 2 * in.hidden + chunk * in.chunk_bytes;
         charge_copy(in.chunk_bytes);
-        for (u32 v = static_cast<u32>(lane_id()); v < round_up<u32>(vectors, kLanes); v += kAbreast * kLanes) {
-            Vec16 mine[kAbreast] = {};
-            if (place[self] >= 0) {
-                const auto* const own = reinterpret_cast<const Vec16*>(chunk_of(i, self, chunk)) + v;
-                RDMAKIT_UNROLL
-                for (u32 a = 0; a < kAbreast; ++a) {
-                    if (v + a * kLanes < vectors) mine[a] = load_stream(own + a * kLanes);
-                }
-            }
+        RDMAKIT_UNROLL
+        for (u32 n = 0; n < kNvlVectors; n += kAbreast) {
+            const u32 v = n * kLanes + lane;
+            if (n * kLanes >= vectors) break;
             Sum8 sum[kAbreast] = {};
             for (const u8* bias : in.bias) {
-                if (bias == nullptr) continue;
-                const auto* const more = reinterpret_cast<const Vec16*>(bias + at) + v;
-                RDMAKIT_UNROLL
-                for (u32 a = 0; a < kAbreast; ++a) {
-                    if (v + a * kLanes < vectors) add_bf16(sum[a], more[a * kLanes]);
-                }
+                if (bias != nullptr) add_all(sum, reinterpret_cast<const Vec16*>(bias + at(i, chunk)), v, vectors);
             }
-            const Status came = wait();
-            if (came != Status::ok) return came;
             RDMAKIT_NO_UNROLL
             for (u32 r = 0; r < way.ranks; ++r) {
-                if (place[r] < 0) continue;
-                const auto* const row = reinterpret_cast<const Vec16*>(slot(j, r)) + v;
-                RDMAKIT_UNROLL
-                for (u32 a = 0; a < kAbreast; ++a) {
-                    Vec16 part = mine[a];
-                    if (r != self && v + a * kLanes < vectors) part = row[a * kLanes];
-                    add_bf16(sum[a], part);
-                }
+                if (place[r] >= 0) add_all(sum, reinterpret_cast<const Vec16*>(slot(stage, r)), v, vectors);
             }
-            auto* const out = reinterpret_cast<Vec16*>(in.out + at) + v;
             RDMAKIT_UNROLL
-            for (u32 a = 0; a < kAbreast; ++a) {
-                if (v + a * kLanes < vectors) store_stream(out + a * kLanes, to_bf16(sum[a]));
-            }
+            for (u32 a = 0; a < kAbreast; ++a) out[n + a] = to_bf16(sum[a]);
         }
-        return Status::ok;
     }
-    RDMAKIT_DEVICE void add_weights(u32 i) const {
-        for (u32 k = static_cast<u32>(lane_id()); k < in.topk_count; k += kLanes) {
-            float sum = 0;
-            for (u32 r = 0; r < way.ranks; ++r) {
-                if (way.to(i)[r] >= 0) sum += from.weights[r][row(i, r) * in.topk_count + k];
-            }
-            in.out_weights[static_cast<u64>(way.token(i)) * in.topk_count + k] = sum;
+    // Vectors v, v + 32 … of a row; of those beyond its end it is no matter what they add up to.
+    template <u32 N> RDMAKIT_DEVICE static void add_all(Sum8 (&sum)[N], const Vec16* row, u32 v, u32 vectors) {
+        Vec16 part[N];
+        RDMAKIT_UNROLL
+        for (u32 a = 0; a < N; ++a) part[a] = row[smaller(v + a * static_cast<u32>(kLanes), vectors - 1)];
+        RDMAKIT_UNROLL
+        for (u32 a = 0; a < N; ++a) add_bf16(sum[a], part[a]);
+    }
+    RDMAKIT_DEVICE u64 at(u32 i, u32 chunk) const { return static_cast<u64>(way.token(i)) * 2 * in.hidden + chunk * in.chunk_bytes; }
+    RDMAKIT_DEVICE void write(u32 i, u32 chunk, const Vec16 (&out)[kNvlVectors]) const {
+        const u32 vectors = in.chunk_bytes / sizeof(Vec16);
+        auto* const to = reinterpret_cast<Vec16*>(in.out + at(i, chunk));
+        RDMAKIT_UNROLL
+        for (u32 n = 0; n < kNvlVectors; ++n) {
+            const u32 v = n * kLanes + static_cast<u32>(lane_id());
+            if (v < vectors) store_stream(to + v, out[n]);
         }
     }
 };
 
 RDMAKIT_DEVICE Status nvl_add_rows(const NvlRank& nvl, const NvlTokens& tokens) {
     const u32 count = tokens.way.count();
-    u32 ahead = 0, ahead_chunk = 0, loaded = 0;  // the next chunk to load: token, part; chunks so far
+    u32 ahead = 0, ahead_chunk = 0, to = 0;  // the next chunk to load: token, part, stage
     const auto load_next = [&] {
         if (ahead == count) return;
-        tokens.load(loaded++, ahead, ahead_chunk);
+        tokens.load(to, ahead, ahead_chunk);
         if (++ahead_chunk == tokens.chunks) ahead_chunk = 0, ++ahead;
+        if (++to == kNvlStages) to = 0;
     };
-    for (u32 i = 0, j = 0; i < count; ++i) {
+    for (u32 i = 0, stage = 0, parity = 0; i < count; ++i) {
         tokens.way.arrive(i);
         if (i == 0 && lane_id() == 0) {
             for (u32 n = 0; n < kNvlStages; ++n) load_next();
         }
         const Subject who{"rows of a token", tokens.way.token(i), 0, nvl.rank, 0};
-        for (u32 chunk = 0; chunk < tokens.chunks; ++chunk, ++j) {
-            const Status came = tokens.add(j, i, chunk, [&] {
-                return mbarrier_wait(tokens.full + j % kNvlStages, j / kNvlStages & 1, nvl.watch, who);
-            });
+        for (u32 chunk = 0; chunk < tokens.chunks; ++chunk) {
+            const Status came = mbarrier_wait(tokens.full + stage, parity, nvl.watch, who);
             if (came != Status::ok) return came;
+            Vec16 out[kNvlVectors];
+            tokens.add(stage, i, chunk, out);
             proxy_fence_shared();  // these reads before the slots are loaded anew
             warp_sync();
             if (lane_id() == 0) load_next();
+            tokens.write(i, chunk, out);  // behind the fence, which would wait for it
+            if (++stage == kNvlStages) stage = 0, parity ^= 1;
         }
-        if (tokens.in.out_weights != nullptr) tokens.add_weights(i);
     }
     return Status::ok;
 }
 
-// Any number of blocks that are resident together, of up to 16 warps; dynamic shared memory of 4 * (ranks - 1) chunks and
-// kNvlWarpBytes a warp.
+// The weights of a warp's tokens, a batch of tokens at a time: a lane takes one, of all ranks.
+RDMAKIT_DEVICE void nvl_add_weights(const NvlCombineInput& in, const NvlSources& from, const NvlItinerary& way) {
+    const u32 tokens = way.count();
+    for (u32 i0 = 0; i0 < tokens; i0 += kNvlBatch) {
+        way.arrive(i0);
+        for (u32 w = static_cast<u32>(lane_id()); w < smaller(kNvlBatch, tokens - i0) * in.topk_count; w += kLanes) {
+            const u32 i = i0 + w / in.topk_count, k = w % in.topk_count;
+            const i32* const place = way.to(i);
+            float sum = 0;
+            for (u32 r = 0; r < way.ranks; ++r) {
+                if (place[r] >= 0) sum += from.weights[r][(from.first[r] + static_cast<u64>(place[r])) * in.topk_count + k];
+            }
+            in.out_weights[static_cast<u64>(way.token(i)) * in.topk_count + k] = sum;
+        }
+    }
+}
+
+// Any number of blocks that are resident together, of up to 16 warps, row_warps of them or more; dynamic shared memory of
+// 3 * ranks chunks for each that adds rows up and kNvlWarpBytes for each.
 RDMAKIT_NAMED_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 1) combine_nvl(RDMAKIT_GRID_CONSTANT NvlRank nvl, RDMAKIT_GRID_CONSTANT NvlCombineInput in) {
     RDMAKIT_DYNAMIC_SHARED(u8, slots);
     RDMAKIT_SHARED(NvlSources, from);
@@ -155,11 +158,13 @@ RDMAKIT_NAMED_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 1) combine_nvl(RDMAKIT_GRID_CONS
     if (block_id() == 0) {
         for (u32 d = me; d < nvl.ranks; d += step) nvl_offer(nvl, nvl.at.combine_offer, d, in.here, epoch);
     }
-    const u64 slot_bytes = static_cast<u64>(kNvlStages * (nvl.ranks - 1)) * in.chunk_bytes;  // of a warp; behind all of them is what warps keep
-    NvlWarp& mine = *reinterpret_cast<NvlWarp*>(slots + block_warps * slot_bytes + warp * kNvlWarpBytes);
-    const NvlItinerary way{mine.places, in.positions, nvl.ranks, static_cast<u32>(block_id()) * block_warps + warp,
-                           static_cast<u32>(blocks_in_grid()) * block_warps, in.tokens};
-    const NvlTokens tokens{in, from, way, slots + warp * slot_bytes, mine.full, nvl.rank, 2 * in.hidden / in.chunk_bytes};
+    const u64 slot_bytes = static_cast<u64>(kNvlStages * nvl.ranks) * in.chunk_bytes;  // of a warp that adds rows up; what warps keep lies behind
+    NvlWarp& mine = *reinterpret_cast<NvlWarp*>(slots + in.row_warps * slot_bytes + warp * kNvlWarpBytes);
+    const bool adds = warp < in.row_warps;
+    const u32 alike = adds ? in.row_warps : block_warps - in.row_warps, index = adds ? warp : warp - in.row_warps;
+    const NvlItinerary way{mine.places, in.positions, nvl.ranks, static_cast<u32>(block_id()) * alike + index,
+                           static_cast<u32>(blocks_in_grid()) * alike, in.tokens};
+    const NvlTokens tokens{in, from, way, slots + warp * slot_bytes, mine.full, 2 * in.hidden / in.chunk_bytes};
     if (lane_id() == 0) {
         for (u32 s = 0; s < kNvlStages; ++s) mbarrier_init(tokens.full + s, 1);
     }
@@ -174,7 +179,9 @@ RDMAKIT_NAMED_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 1) combine_nvl(RDMAKIT_GRID_CONS
         from.first[d] = nvl_first_row(nvl, in.prefix, nvl.rank, d);
     }
     bool ok = nvl_all_ok(&from.failed, status);
-    ok = nvl_all_ok(&from.failed, ok ? nvl_add_rows(nvl, tokens) : Status::aborted);
+    if (ok && !adds) nvl_add_weights(in, from, way);
+    if (ok && adds) status = nvl_add_rows(nvl, tokens);
+    ok = nvl_all_ok(&from.failed, ok ? status : Status::aborted);
     if (!nvl_last_block(nvl, NvlKind::combine, &from.last)) return;
     for (u32 d = me; d < nvl.ranks && !aborted(nvl.watch.report); d += step) nvl_tell(nvl, nvl.at.taken, d, epoch);
     for (u32 d = me; d < nvl.ranks && ok; d += step) {

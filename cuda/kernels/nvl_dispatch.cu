@@ -75,24 +75,26 @@ struct NvlRows {
     }
 };
 
-RDMAKIT_DEVICE Status nvl_send_rows(const NvlRank& nvl, const NvlRows& rows) {
-    const u32 tokens = rows.way.count();
-    u32 ahead = 0, ahead_chunk = 0, loaded = 0;  // the next chunk to load: token, part; chunks so far
-    const auto load_next = [&] {
-        if (ahead == tokens) return;
-        rows.load(loaded++, ahead, ahead_chunk);
-        if (++ahead_chunk == rows.chunks) ahead_chunk = 0, ++ahead;
-    };
-    if (lane_id() == 0) {
-        for (u32 n = 0; n < kNvlAhead; ++n) load_next();
+// Lane 0: chunks of a warp's rows that are loaded ahead.
+struct NvlAhead {
+    u32 token = 0, chunk = 0, loaded = 0;   // the next to load, and how many have been
+
+    RDMAKIT_DEVICE void load(const NvlRows& rows) {
+        if (token == rows.way.count()) return;
+        rows.load(loaded++, token, chunk);
+        if (++chunk == rows.chunks) chunk = 0, ++token;
     }
+};
+
+RDMAKIT_DEVICE Status nvl_send_rows(const NvlRank& nvl, const NvlRows& rows, NvlAhead& ahead) {
+    const u32 tokens = rows.way.count();
     for (u32 i = 0, j = 0; i < tokens; ++i) {
         rows.way.arrive(i);
         for (u32 chunk = 0; chunk < rows.chunks; ++chunk, ++j) {
             warp_sync();  // all lanes are through with the slot that is loaded next
             if (lane_id() == 0) {
                 bulk_wait_read<kNvlSlots - kNvlAhead - 1>();  // and what was stored from it
-                load_next();
+                ahead.load(rows);
             }
             const Subject who{"a row of x", rows.way.token(i), 0, nvl.rank, 0};
             const Status came = mbarrier_wait(rows.full + j % kNvlSlots, j / kNvlSlots & 1, nvl.watch, who);
@@ -170,8 +172,10 @@ RDMAKIT_NAMED_KERNEL RDMAKIT_LAUNCH_BOUNDS(768, 1) dispatch_nvl(RDMAKIT_GRID_CON
     const NvlItinerary way{mine.places, in.positions, nvl.ranks, static_cast<u32>(block_id()) * alike + index,
                            static_cast<u32>(blocks_in_grid()) * alike, in.tokens};
     const NvlRows rows{in, to, way, slots + warp * slot_bytes, mine.full, nvl.rank, in.row_bytes / in.chunk_bytes};
+    NvlAhead ahead;
     if (lane_id() == 0) {
         for (u32 s = 0; s < kNvlSlots; ++s) mbarrier_init(mine.full + s, 1);
+        for (u32 n = 0; n < kNvlAhead && moves; ++n) ahead.load(rows);  // before anybody has said where they go
     }
     if (me == 0) to.failed = 0;
     block_sync();
@@ -197,7 +201,10 @@ RDMAKIT_NAMED_KERNEL RDMAKIT_LAUNCH_BOUNDS(768, 1) dispatch_nvl(RDMAKIT_GRID_CON
         }
     }
     if (ok && !moves) nvl_send_words(in, to, way);
-    if (ok && moves) status = nvl_send_rows(nvl, rows);
+    if (ok && moves) status = nvl_send_rows(nvl, rows, ahead);
+    for (u32 j = 0; j < ahead.loaded && !ok; ++j) {  // nobody leaves while something is on its way into its shared memory
+        mbarrier_wait(rows.full + j, 0, nvl.watch, Subject{"a row of x that nobody waits for", j, 0, nvl.rank, 0});
+    }
     ok = nvl_all_ok(&to.failed, ok ? status : Status::aborted);
     if (!nvl_last_block(nvl, NvlKind::dispatch, &to.last)) return;
     for (u32 d = me; d < nvl.ranks && !aborted(nvl.watch.report); d += step) nvl_tell(nvl, nvl.at.arrived, d, epoch);

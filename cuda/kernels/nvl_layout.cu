@@ -10,12 +10,17 @@ struct NvlLayoutInput {
     u32* sums;                // [experts + ranks], zero before and after
     u32 tokens, topk_count, experts, ranks;
 };
+constexpr u32 kLayoutTile = 128;  // tokens that a block looks at together: a thread takes a choice, not a token
+struct NvlTile {
+    u32 goes[kLayoutTile];        // ranks, as bits
+};
 }  // namespace rdmakit
 
 // Any grid; shared memory of 4 * (experts + ranks) bytes. Each block counts a share of the tokens, the last adds up.
 RDMAKIT_KERNEL nvl_dispatch_layout(RDMAKIT_GRID_CONSTANT rdmakit::NvlRank nvl, RDMAKIT_GRID_CONSTANT rdmakit::NvlLayoutInput in) {
     using namespace rdmakit;
     RDMAKIT_DYNAMIC_SHARED(u32, counts);
+    RDMAKIT_SHARED(NvlTile, tile);
     RDMAKIT_SHARED(u32, last);
     if (!layout_matches(nvl.layout_version, nvl.watch, "NvlRank of another layout version")) return;
     const u32 block = static_cast<u32>(block_id()), blocks = static_cast<u32>(blocks_in_grid());
@@ -24,21 +29,24 @@ RDMAKIT_KERNEL nvl_dispatch_layout(RDMAKIT_GRID_CONSTANT rdmakit::NvlRank nvl, R
     for (u32 i = me; i < words; i += step) counts[i] = 0;
     block_sync();
     const u32 end = static_cast<u32>(static_cast<u64>(in.tokens) * (block + 1) / blocks);
-    for (u32 t = static_cast<u32>(static_cast<u64>(in.tokens) * block / blocks) + me; t < end; t += step) {
-        u32 ranks = 0;
-        for (u32 k = 0; k < in.topk_count; ++k) {
-            const i64 expert = in.topk[static_cast<u64>(t) * in.topk_count + k];
+    for (u32 t0 = static_cast<u32>(static_cast<u64>(in.tokens) * block / blocks); t0 < end; t0 += kLayoutTile) {
+        const u32 tokens = smaller(kLayoutTile, end - t0);
+        for (u32 t = me; t < tokens; t += step) tile.goes[t] = 0;
+        block_sync();
+        for (u32 c = me; c < tokens * in.topk_count; c += step) {
+            const i64 expert = in.topk[static_cast<u64>(t0) * in.topk_count + c];
             if (expert < 0 || expert >= static_cast<i64>(in.experts)) continue;
             fetch_add<Scope::cta>(counts + expert, 1u);
-            ranks |= 1u << (static_cast<u32>(expert) / per_rank);
+            fetch_or<Scope::cta>(tile.goes + c / in.topk_count, 1u << (static_cast<u32>(expert) / per_rank));
         }
-        for (u32 r = 0; r < in.ranks; ++r) {
-            const bool goes = ((ranks >> r) & 1) != 0;
-            in.is_in_rank[static_cast<u64>(t) * in.ranks + r] = goes ? 1 : 0;
-            if (goes) fetch_add<Scope::cta>(counts + in.experts + r, 1u);
+        block_sync();
+        for (u32 w = me; w < tokens * in.ranks; w += step) {
+            const u32 r = w % in.ranks, there = tile.goes[w / in.ranks] >> r & 1;
+            in.is_in_rank[static_cast<u64>(t0) * in.ranks + w] = static_cast<u8>(there);
+            if (there != 0) fetch_add<Scope::cta>(counts + in.experts + r, 1u);
         }
+        block_sync();
     }
-    block_sync();
     for (u32 i = me; i < words; i += step) {
         if (counts[i] != 0) fetch_add<Scope::gpu>(in.sums + i, counts[i]);
     }

@@ -18,9 +18,11 @@ struct NvlNotifyInput {
     u32 tokens, experts, alignment, unused;
 };
 constexpr u32 kNotifyWarps = 32;
+constexpr u32 kNotifyAbreast = 4;
 
 struct NvlScan {
-    i32 of_warp[kNotifyWarps][kMaxNvlRanks];
+    i32 of_warp[kNotifyWarps][kMaxNvlRanks];   // tokens of its run
+    i32 before[kNotifyWarps][kMaxNvlRanks];    // tokens before those that it has placed
     i32 total[kMaxNvlRanks];
 };
 }  // namespace rdmakit
@@ -37,35 +39,42 @@ RDMAKIT_KERNEL RDMAKIT_LAUNCH_BOUNDS(1024, 1) nvl_notify_dispatch(RDMAKIT_GRID_C
     const u32 warp = static_cast<u32>(warp_id()), warps = static_cast<u32>(warps_in_block());
     if (me == 0) failed = 0;
 
-    // Each warp has a run of tokens. Count those to each rank, learn how many come before the run, hand places out.
+    // Each warp has a run of tokens, and counts those to each rank.
     const u32 begin = static_cast<u32>(static_cast<u64>(in.tokens) * warp / warps);
     const u32 end = static_cast<u32>(static_cast<u64>(in.tokens) * (warp + 1) / warps);
     const u32 lane = static_cast<u32>(lane_id());
-    const auto goes = [&](u32 t, u32 r) { return t < end && in.is_in_rank[static_cast<u64>(t) * ranks + r] != 0; };
-    for (u32 r = 0; r < ranks; ++r) {
-        i32 mine = 0;
-        RDMAKIT_NO_UNROLL
-        for (u32 t = begin + lane; t < end; t += kLanes) mine += goes(t, r) ? 1 : 0;
-        mine = warp_sum(mine);
-        if (lane == 0) scan.of_warp[warp][r] = mine;
+    // Ranks of the lane's token of each of kNotifyAbreast groups of 32, as bits: all loads are under way together.
+    const auto read = [&](u32 t0, u32 (&goes)[kNotifyAbreast]) {
+        RDMAKIT_UNROLL
+        for (u32 a = 0; a < kNotifyAbreast; ++a) {
+            const u32 t = t0 + a * kLanes + lane;
+            goes[a] = 0;
+            RDMAKIT_UNROLL
+            for (u32 r = 0; r < kMaxNvlRanks; ++r) {
+                if (r < ranks && t < end) goes[a] |= in.is_in_rank[static_cast<u64>(t) * ranks + r] != 0 ? 1u << r : 0;
+            }
+        }
+    };
+    for (u32 r = lane; r < ranks; r += kLanes) scan.of_warp[warp][r] = 0;
+    warp_sync();
+    RDMAKIT_NO_UNROLL
+    for (u32 t0 = begin; t0 < end; t0 += kNotifyAbreast * kLanes) {
+        u32 goes[kNotifyAbreast];
+        read(t0, goes);
+        for (u32 r = 0; r < ranks; ++r) {
+            u32 mine = 0;
+            RDMAKIT_UNROLL
+            for (u32 word : goes) mine += word >> r & 1;
+            mine = warp_sum(mine);
+            if (lane == 0) scan.of_warp[warp][r] += static_cast<i32>(mine);
+        }
     }
     block_sync();
-    for (u32 r = 0; r < ranks; ++r) {
-        i32 before = 0, all = 0;
-        for (u32 w = lane; w < warps; w += kLanes) {
-            before += w < warp ? scan.of_warp[w][r] : 0;
-            all += scan.of_warp[w][r];
-        }
-        before = warp_sum(before);
+    for (u32 r = warp; r < ranks; r += warps) {
+        i32 all = 0;
+        for (u32 w = lane; w < warps; w += kLanes) all += scan.of_warp[w][r];
         all = warp_sum(all);
-        if (warp == 0 && lane == 0) scan.total[r] = all;
-        RDMAKIT_NO_UNROLL
-        for (u32 t0 = begin; t0 < end; t0 += kLanes) {
-            const u32 t = t0 + lane, mask = warp_ballot(goes(t, r));
-            const i32 place = before + static_cast<i32>(count_ones(mask & ((1u << lane) - 1)));
-            if (t < end) in.positions[static_cast<u64>(t) * ranks + r] = (mask >> lane & 1) != 0 ? place : -1;
-            before += static_cast<i32>(count_ones(mask));
-        }
+        if (lane == 0) scan.total[r] = all;
     }
     block_sync();
 
@@ -78,8 +87,35 @@ RDMAKIT_KERNEL RDMAKIT_LAUNCH_BOUNDS(1024, 1) nvl_notify_dispatch(RDMAKIT_GRID_C
         nvl_at<i32>(nvl, to, rows + nvl.rank * nvl.at.count_bytes)[w] = value;
     }
     block_sync();
-    Status status = Status::ok;
     for (u32 r = me; r < ranks; r += step) nvl_tell(nvl, nvl.at.counted, r, epoch);
+
+    // While they travel: each token's place, behind those of the runs before.
+    for (u32 r = 0; r < ranks; ++r) {
+        i32 before = 0;
+        for (u32 w = lane; w < warp; w += kLanes) before += scan.of_warp[w][r];
+        before = warp_sum(before);
+        if (lane == 0) scan.before[warp][r] = before;
+    }
+    warp_sync();
+    RDMAKIT_NO_UNROLL
+    for (u32 t0 = begin; t0 < end; t0 += kNotifyAbreast * kLanes) {
+        u32 goes[kNotifyAbreast];
+        read(t0, goes);
+        for (u32 r = 0; r < ranks; ++r) {
+            i32 place = scan.before[warp][r];
+            RDMAKIT_UNROLL
+            for (u32 a = 0; a < kNotifyAbreast; ++a) {
+                const u32 t = t0 + a * kLanes + lane, mask = warp_ballot((goes[a] >> r & 1) != 0);
+                const i32 mine = place + static_cast<i32>(count_ones(mask & ((1u << lane) - 1)));
+                if (t < end) in.positions[static_cast<u64>(t) * ranks + r] = (mask >> lane & 1) != 0 ? mine : -1;
+                place += static_cast<i32>(count_ones(mask));
+            }
+            warp_sync();
+            if (lane == 0) scan.before[warp][r] = place;
+        }
+        warp_sync();
+    }
+    Status status = Status::ok;
     for (u32 r = me; r < ranks && status == Status::ok; r += step) {
         status = nvl_wait(nvl, nvl.at.counted, r, epoch, "a rank's counts of a dispatch");
     }

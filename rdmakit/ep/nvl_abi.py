@@ -79,7 +79,7 @@ COMBINE_INPUT = _pod(
     *_u64("positions", "prefix"),
     ("bias", "<u8", (2,)),
     *_u64("out", "out_weights"),
-    *_u32("tokens", "hidden", "topk_count", "chunk_bytes"),
+    *_u32("tokens", "hidden", "topk_count", "chunk_bytes", "row_warps", "unused"),
 )
 LL_HEAP = _pod(
     *_u64("choices", "chosen", "messages", "sent", "received", "weights", "weighed", "sums", "summed", "combined")

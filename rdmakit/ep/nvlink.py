@@ -22,10 +22,13 @@ from rdmakit.errors import BadArgument, BadState, NotAvailable
 
 __all__ = ["Nvlink", "chunk_of", "connect"]
 
-DISPATCH_CHUNK = 8192  # bytes: large enough for bulk copies at speed, small enough for several under way in each warp
-COMBINE_CHUNK = 4096  # bytes: for each of a warp's chunks all other ranks' rows lie side by side in shared memory
-WORD_WARPS = 4  # of a block, that move choices, weights and scales
-SLOTS, STAGES = 4, 4  # kNvlSlots of nvl_dispatch.cu, kNvlStages of nvl_combine.cu
+DISPATCH_CHUNK = 4096  # bytes: large enough for bulk copies at speed, small enough for several under way in each warp
+# Bytes on their way to other ranks, of all warps together: more only queue up at the link, and rows that stay wait behind
+# them in the same queues (benchmarks/probes/link.cu: 350 GB/s at 340 KB, 300 at 400 KB and more).
+WINDOW = 352 << 10
+COMBINE_CHUNK = 4096  # bytes: for each of a warp's chunks all ranks' rows lie side by side in shared memory
+WORD_WARPS = 4  # of a block, that move choices, weights and scales, or add weights up
+SLOTS, STAGES = 4, 3  # kNvlSlots of nvl_dispatch.cu, kNvlStages of nvl_combine.cu
 MAX_EXPERTS = 4096
 NOTIFY_THREADS = 1024
 LAYOUT_THREADS = 256
@@ -188,7 +191,7 @@ class Nvlink:
         stream: int = 0,
     ) -> None:  # fmt: skip
         """Send rows of `row_bytes` (and `scale_bytes` of scales) to where the ranks receive; `topk` 0: no choices."""
-        grid = self._grid(row_bytes, DISPATCH_CHUNK, SLOTS, min(WORD_WARPS, self.link.warps), num_sms)
+        grid = self._grid(row_bytes, DISPATCH_CHUNK, SLOTS, min(WORD_WARPS, self.link.warps), num_sms, WINDOW)
         heap = self.link.heaps[self.rank]
         here = (0, *(address - heap for address in received.addresses), (0, 0))
         pod = np.zeros((), abi.DISPATCH_INPUT)
@@ -204,7 +207,8 @@ class Nvlink:
 
         `x` and `topk_weights` may lie anywhere; memory of a `Block` is read where it is, other memory is copied there.
         """
-        grid = self._grid(2 * hidden, COMBINE_CHUNK, STAGES * (self.ranks - 1), 0, num_sms)
+        others = min(WORD_WARPS, self.link.warps) if out_weights else 0
+        grid = self._grid(2 * hidden, COMBINE_CHUNK, STAGES * self.ranks, others, num_sms, 0)
         kept: list[Any] = []
         offsets = [0, 0]
         for index, (address, nbytes) in enumerate(((x, 2 * rows * hidden), (topk_weights, 4 * rows * topk))):
@@ -218,7 +222,8 @@ class Nvlink:
                 kept.append(block)
         here = 0, offsets[0], 0, 0, offsets[1], 0, (0, 0)
         pod = np.zeros((), abi.COMBINE_INPUT)
-        pod[()] = (here, positions, prefix, (bias_0, bias_1), out, out_weights, tokens, hidden, topk, grid.chunk)
+        pod[()] = (here, positions, prefix, (bias_0, bias_1), out, out_weights, tokens, hidden, topk, grid.chunk,
+                   grid.row_warps, 0)  # fmt: skip
         self._launch_rows("combine_nvl", grid, pod, stream)
         return kept
 
@@ -293,25 +298,28 @@ class Nvlink:
                            remedy="call ll_configure first")  # fmt: skip
         return self._ll
 
-    def _grid(self, row_bytes: int, chunk_limit: int, slots: int, others: int, num_sms: int) -> _Grid:
-        asked = row_bytes, chunk_limit, slots, others, num_sms
+    def _grid(self, row_bytes: int, chunk_limit: int, slots: int, others: int, num_sms: int, window: int) -> _Grid:
+        asked = row_bytes, chunk_limit, slots, others, num_sms, window
         if asked not in self._grids:
             self._grids[asked] = self._new_grid(*asked)
         return self._grids[asked]
 
-    def _new_grid(self, row_bytes: int, chunk_limit: int, slots: int, others: int, num_sms: int) -> _Grid:
-        """`slots` chunks for each warp that moves rows; `others`: warps that do something else."""
+    def _new_grid(self, row_bytes: int, chunk_limit: int, slots: int, others: int, num_sms: int, window: int) -> _Grid:
+        """`slots` chunks for each warp that moves rows; `others`: warps that do something else; `window`: bytes that
+        all warps may have under way, a chunk each, or 0."""
         room = self.link.shared_bytes - others * abi.WARP_BYTES
         limit = chunk_limit
         while limit > 512 and min(self.link.warps, 4) * (slots * chunk_of(row_bytes, limit) + abi.WARP_BYTES) > room:
             limit //= 2
         chunk = chunk_of(row_bytes, limit)
         each = slots * chunk + abi.WARP_BYTES
-        warps = min(self.link.warps, room // each)
+        warps = min(self.link.warps, abi.MAX_WARPS - others, room // each)
         if warps < 1:
             raise BadArgument("rows too long for shared memory", value=row_bytes, rule=f"{slots} parts in {room} B",
                               remedy="hidden with more factors of two")  # fmt: skip
         blocks = max(1, min(num_sms, self.link.blocks))
+        if window:
+            warps = min(warps, max(1, window // (blocks * chunk)))
         return _Grid(blocks, warps, warps + others, chunk, warps * each + others * abi.WARP_BYTES)
 
     def _launch_rows(self, kernel: str, grid: _Grid, pod: Any, stream: int) -> None:
