@@ -17,15 +17,17 @@ struct NvlCombineInput {
     u32 chunk_bytes;           // divides 2 * hidden; a multiple of 16, at most 4096
     u32 row_warps, unused;     // of a block, that add up rows; the others add up weights
 };
-constexpr u32 kNvlStages = 3;
+constexpr u32 kNvlStages = 2;
 constexpr u32 kNvlVectors = 8 * 32 / kLanes;   // of a lane, in the longest chunk: 4096 bytes
 static_assert(kNvlStages <= kNvlBatch, "places of the tokens that are loaded ahead are known");
 
 struct NvlSources {
-    const u8* x[kMaxNvlRanks];
-    const float* weights[kMaxNvlRanks];
+    NvlOffered offered;
     u32 first[kMaxNvlRanks];
     u32 failed, last;
+
+    RDMAKIT_DEVICE const u8* x(u32 r) const { return offered.at[r][0]; }
+    RDMAKIT_DEVICE const float* weights(u32 r) const { return reinterpret_cast<const float*>(offered.at[r][3]); }
 };
 struct NvlWarp {
     Mbarrier full[kNvlStages];
@@ -53,7 +55,7 @@ struct NvlTokens {
         mbarrier_arrive_expect(full + stage, bytes);
         for (u32 r = 0; r < way.ranks; ++r) {
             if (place[r] < 0) continue;
-            bulk_load(slot(stage, r), from.x[r] + row(i, r) * 2 * in.hidden + chunk * in.chunk_bytes, in.chunk_bytes, full + stage);
+            bulk_load(slot(stage, r), from.x(r) + row(i, r) * 2 * in.hidden + chunk * in.chunk_bytes, in.chunk_bytes, full + stage);
         }
     }
     // All lanes: the sum of a chunk of token i, whose rows are there: vectors lane, lane + 32 … in `out`. Ranks outside, vectors
@@ -139,7 +141,7 @@ RDMAKIT_DEVICE void nvl_add_weights(const NvlCombineInput& in, const NvlSources&
             const i32* const place = way.to(i);
             float sum = 0;
             for (u32 r = 0; r < way.ranks; ++r) {
-                if (place[r] >= 0) sum += from.weights[r][(from.first[r] + static_cast<u64>(place[r])) * in.topk_count + k];
+                if (place[r] >= 0) sum += from.weights(r)[(from.first[r] + static_cast<u64>(place[r])) * in.topk_count + k];
             }
             in.out_weights[static_cast<u64>(way.token(i)) * in.topk_count + k] = sum;
         }
@@ -147,7 +149,7 @@ RDMAKIT_DEVICE void nvl_add_weights(const NvlCombineInput& in, const NvlSources&
 }
 
 // Any number of blocks that are resident together, of up to 16 warps, row_warps of them or more; dynamic shared memory of
-// 3 * ranks chunks for each that adds rows up and kNvlWarpBytes for each.
+// 2 * ranks chunks for each that adds rows up and kNvlWarpBytes for each.
 RDMAKIT_NAMED_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 1) combine_nvl(RDMAKIT_GRID_CONSTANT NvlRank nvl, RDMAKIT_GRID_CONSTANT NvlCombineInput in) {
     RDMAKIT_DYNAMIC_SHARED(u8, slots);
     RDMAKIT_SHARED(NvlSources, from);
@@ -155,9 +157,7 @@ RDMAKIT_NAMED_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 1) combine_nvl(RDMAKIT_GRID_CONS
     const u64 epoch = nvl_epoch(nvl, NvlKind::combine);
     const u32 me = static_cast<u32>(block_rank()), step = static_cast<u32>(block_size());
     const u32 warp = static_cast<u32>(warp_id()), block_warps = static_cast<u32>(warps_in_block());
-    if (block_id() == 0) {
-        for (u32 d = me; d < nvl.ranks; d += step) nvl_offer(nvl, nvl.at.combine_offer, d, in.here, epoch);
-    }
+    if (block_id() == 0) nvl_offer(nvl, nvl.at.combine_offer, in.here, epoch);
     const u64 slot_bytes = static_cast<u64>(kNvlStages * nvl.ranks) * in.chunk_bytes;  // of a warp that adds rows up; what warps keep lies behind
     NvlWarp& mine = *reinterpret_cast<NvlWarp*>(slots + in.row_warps * slot_bytes + warp * kNvlWarpBytes);
     const bool adds = warp < in.row_warps;
@@ -169,15 +169,10 @@ RDMAKIT_NAMED_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 1) combine_nvl(RDMAKIT_GRID_CONS
         for (u32 s = 0; s < kNvlStages; ++s) mbarrier_init(tokens.full + s, 1);
     }
     if (me == 0) from.failed = 0;
+    way.start();
+    for (u32 d = me; d < nvl.ranks; d += step) from.first[d] = nvl_first_row(nvl, in.prefix, nvl.rank, d);
     block_sync();
-    Status status = Status::ok;
-    for (u32 d = me; d < nvl.ranks && status == Status::ok; d += step) {
-        status = nvl_offered(nvl, nvl.at.combine_offer, d, epoch, "where a rank's rows lie");
-        const NvlOffer& there = nvl_at<NvlOffer>(nvl, nvl.rank, nvl.at.combine_offer)[d];
-        from.x[d] = nvl.heaps[d] + there.x;
-        from.weights[d] = reinterpret_cast<const float*>(nvl.heaps[d] + there.weights);
-        from.first[d] = nvl_first_row(nvl, in.prefix, nvl.rank, d);
-    }
+    Status status = nvl_all_offered(nvl, nvl.at.combine_offer, epoch, "where a rank's rows lie", from.offered);
     bool ok = nvl_all_ok(&from.failed, status);
     if (ok && !adds) nvl_add_weights(in, from, way);
     if (ok && adds) status = nvl_add_rows(nvl, tokens);

@@ -24,13 +24,15 @@ constexpr u32 kNvlSlots = 4;   // of a warp, chunk_bytes each
 constexpr u32 kNvlAhead = 2;   // chunks that are loaded while one is stored
 
 struct NvlTargets {
-    u8* x[kMaxNvlRanks];
-    u32* scales[kMaxNvlRanks];
-    i64* topk[kMaxNvlRanks];
-    float* weights[kMaxNvlRanks];
-    i32* source[kMaxNvlRanks];
+    NvlOffered offered;
     u32 first[kMaxNvlRanks];   // row of our first token there
     u32 failed, last;
+
+    RDMAKIT_DEVICE u8* x(u32 d) const { return offered.at[d][0]; }
+    RDMAKIT_DEVICE u32* scales(u32 d) const { return reinterpret_cast<u32*>(offered.at[d][1]); }
+    RDMAKIT_DEVICE i64* topk(u32 d) const { return reinterpret_cast<i64*>(offered.at[d][2]); }
+    RDMAKIT_DEVICE float* weights(u32 d) const { return reinterpret_cast<float*>(offered.at[d][3]); }
+    RDMAKIT_DEVICE i32* source(u32 d) const { return reinterpret_cast<i32*>(offered.at[d][4]); }
 };
 struct NvlWarp {
     Mbarrier full[kNvlSlots];
@@ -56,7 +58,7 @@ struct NvlRows {
     }
     RDMAKIT_DEVICE u8* place(u32 i, u32 rank, u32 chunk) const {
         const u64 row = to.first[rank] + static_cast<u32>(way.to(i)[rank]);
-        return to.x[rank] + row * in.row_bytes + chunk * in.chunk_bytes;
+        return to.x(rank) + row * in.row_bytes + chunk * in.chunk_bytes;
     }
     // All lanes; a chunk of token i to each rank.
     RDMAKIT_DEVICE void store(u32 j, u32 i, u32 chunk) const {
@@ -124,8 +126,8 @@ RDMAKIT_DEVICE void nvl_send_words(const NvlDispatchInput& in, const NvlTargets&
                 const u64 at = (to.first[d] + static_cast<u64>(place)) * in.topk_count + k;
                 const i64 expert = chosen - static_cast<i64>(d) * local_experts;
                 const bool there = expert >= 0 && expert < static_cast<i64>(local_experts);
-                to.topk[d][at] = there ? expert : -1;
-                to.weights[d][at] = there ? weight : 0.0f;
+                to.topk(d)[at] = there ? expert : -1;
+                to.weights(d)[at] = there ? weight : 0.0f;
             }
         }
         constexpr u32 kAbreast = 4;
@@ -141,14 +143,14 @@ RDMAKIT_DEVICE void nvl_send_words(const NvlDispatchInput& in, const NvlTargets&
                 const u32 w = w0 + a * kLanes, i = i0 + w / in.scale_words;
                 for (u32 d = 0; d < way.ranks && w < batch * in.scale_words; ++d) {
                     const i32 place = way.to(i)[d];
-                    if (place >= 0) to.scales[d][(to.first[d] + static_cast<u64>(place)) * in.scale_words + w % in.scale_words] = scale[a];
+                    if (place >= 0) to.scales(d)[(to.first[d] + static_cast<u64>(place)) * in.scale_words + w % in.scale_words] = scale[a];
                 }
             }
         }
         for (u32 w = lane; w < batch * way.ranks; w += kLanes) {
             const u32 i = i0 + w / way.ranks, d = w % way.ranks;
             const i32 place = way.to(i)[d];
-            if (place >= 0) to.source[d][to.first[d] + static_cast<u32>(place)] = static_cast<i32>(way.token(i));
+            if (place >= 0) to.source(d)[to.first[d] + static_cast<u32>(place)] = static_cast<i32>(way.token(i));
         }
     }
 }
@@ -162,9 +164,7 @@ RDMAKIT_NAMED_KERNEL RDMAKIT_LAUNCH_BOUNDS(768, 1) dispatch_nvl(RDMAKIT_GRID_CON
     const u64 epoch = nvl_epoch(nvl, NvlKind::dispatch);
     const u32 me = static_cast<u32>(block_rank()), step = static_cast<u32>(block_size());
     const u32 warp = static_cast<u32>(warp_id()), block_warps = static_cast<u32>(warps_in_block());
-    if (block_id() == 0) {
-        for (u32 d = me; d < nvl.ranks; d += step) nvl_offer(nvl, nvl.at.dispatch_offer, d, in.here, epoch);
-    }
+    if (block_id() == 0) nvl_offer(nvl, nvl.at.dispatch_offer, in.here, epoch);
     const u64 slot_bytes = static_cast<u64>(kNvlSlots) * in.chunk_bytes;  // of a warp that moves rows; what warps keep lies behind
     NvlWarp& mine = *reinterpret_cast<NvlWarp*>(slots + in.row_warps * slot_bytes + warp * kNvlWarpBytes);
     const bool moves = warp < in.row_warps;
@@ -178,19 +178,10 @@ RDMAKIT_NAMED_KERNEL RDMAKIT_LAUNCH_BOUNDS(768, 1) dispatch_nvl(RDMAKIT_GRID_CON
         for (u32 n = 0; n < kNvlAhead && moves; ++n) ahead.load(rows);  // before anybody has said where they go
     }
     if (me == 0) to.failed = 0;
+    way.start();
+    for (u32 d = me; d < nvl.ranks; d += step) to.first[d] = nvl_first_row(nvl, in.prefix, nvl.rank, d);
     block_sync();
-    Status status = Status::ok;
-    for (u32 d = me; d < nvl.ranks && status == Status::ok; d += step) {
-        status = nvl_offered(nvl, nvl.at.dispatch_offer, d, epoch, "where a rank receives");
-        const NvlOffer& there = nvl_at<NvlOffer>(nvl, nvl.rank, nvl.at.dispatch_offer)[d];
-        u8* const heap = nvl.heaps[d];
-        to.x[d] = heap + there.x;
-        to.scales[d] = reinterpret_cast<u32*>(heap + there.scales);
-        to.topk[d] = reinterpret_cast<i64*>(heap + there.topk);
-        to.weights[d] = reinterpret_cast<float*>(heap + there.weights);
-        to.source[d] = reinterpret_cast<i32*>(heap + there.source);
-        to.first[d] = nvl_first_row(nvl, in.prefix, nvl.rank, d);
-    }
+    Status status = nvl_all_offered(nvl, nvl.at.dispatch_offer, epoch, "where a rank receives", to.offered);
     bool ok = nvl_all_ok(&to.failed, status);
     if (ok) {
         const u32 threads = step * static_cast<u32>(blocks_in_grid());

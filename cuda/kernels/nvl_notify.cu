@@ -3,11 +3,10 @@
 #include <rdmakit/nvl.cuh>
 
 namespace rdmakit {
-// What the host waits for, in memory of its own.
+// What the host waits for, in memory of its own: counts, each tagged with the epoch.
 struct NvlCounts {
-    u64 epoch;        // written last
-    i32 rows;         // that will come
-    i32 experts[1];   // [local experts] rows of each, rounded up to the alignment
+    u64 rows;         // that will come
+    u64 experts[1];   // [local experts] rows of each, rounded up to the alignment
 };
 struct NvlNotifyInput {
     const u8* is_in_rank;            // [tokens][ranks]
@@ -84,10 +83,8 @@ RDMAKIT_KERNEL RDMAKIT_LAUNCH_BOUNDS(1024, 1) nvl_notify_dispatch(RDMAKIT_GRID_C
     for (u32 i = me; i < ranks * words; i += step) {
         const u32 to = i / words, w = i % words;
         const i32 value = w < ranks ? scan.total[w] : in.tokens_per_expert[to * local_experts + w - ranks];
-        nvl_at<i32>(nvl, to, rows + nvl.rank * nvl.at.count_bytes)[w] = value;
+        store_relaxed<Scope::sys>(nvl_at<u64>(nvl, to, rows + nvl.rank * nvl.at.count_bytes) + w, nvl_tagged(epoch, static_cast<u32>(value)));
     }
-    block_sync();
-    for (u32 r = me; r < ranks; r += step) nvl_tell(nvl, nvl.at.counted, r, epoch);
 
     // While they travel: each token's place, behind those of the runs before.
     for (u32 r = 0; r < ranks; ++r) {
@@ -115,27 +112,29 @@ RDMAKIT_KERNEL RDMAKIT_LAUNCH_BOUNDS(1024, 1) nvl_notify_dispatch(RDMAKIT_GRID_C
         }
         warp_sync();
     }
+    const auto row = [&](u32 source) { return nvl_at<u64>(nvl, nvl.rank, rows + source * nvl.at.count_bytes); };
     Status status = Status::ok;
-    for (u32 r = me; r < ranks && status == Status::ok; r += step) {
-        status = nvl_wait(nvl, nvl.at.counted, r, epoch, "a rank's counts of a dispatch");
+    for (u32 i = me; i < ranks * words && status == Status::ok; i += step) {
+        const u32 s = i / words;
+        u64 seen = 0;
+        status = wait_until<Scope::sys>(row(s) + i % words, [epoch](u64 v) { return nvl_is_of(v, epoch); }, nvl.watch,
+                                        Subject{"a rank's counts of a dispatch", epoch, 0, s, 0}, &seen);
     }
     if (!nvl_all_ok(&failed, status)) return;
 
-    const auto row = [&](u32 source) { return nvl_at<const i32>(nvl, nvl.rank, rows + source * nvl.at.count_bytes); };
+    const auto count = [&](u32 source, u32 word) { return static_cast<u32>(row(source)[word]); };
     for (u32 d = me; d < ranks; d += step) {
-        i32 sum = 0;
+        u32 sum = 0;
         for (u32 s = 0; s < ranks; ++s) {
-            sum += row(s)[d];
-            in.prefix[s * ranks + d] = sum;
+            sum += count(s, d);
+            in.prefix[s * ranks + d] = static_cast<i32>(sum);
         }
-        if (d == nvl.rank) in.counts->rows = sum;
+        if (d == nvl.rank) store_relaxed<Scope::sys>(&in.counts->rows, nvl_tagged(epoch, sum));
     }
     for (u32 e = me; e < local_experts; e += step) {
         u32 sum = 0;
-        for (u32 s = 0; s < ranks; ++s) sum += static_cast<u32>(row(s)[ranks + e]);
-        in.counts->experts[e] = static_cast<i32>(round_up(sum, in.alignment));
+        for (u32 s = 0; s < ranks; ++s) sum += count(s, ranks + e);
+        store_relaxed<Scope::sys>(in.counts->experts + e, nvl_tagged(epoch, round_up(sum, in.alignment)));
     }
-    block_sync();
-    if (me == 0) store_release<Scope::sys>(&in.counts->epoch, epoch);
     nvl_end(nvl, NvlKind::notify, epoch);
 }

@@ -4,7 +4,7 @@
 // A rank's *heap* is memory that every rank has mapped; offsets mean the same on all. Operations are collective and come
 // in one order on every rank. Each kind counts its *epochs* in the rank's own memory, so that a launch has no argument
 // that changes and can be replayed from a CUDA graph. Words of a heap are written by one rank each, with the epoch as
-// their value, and are never cleared: who waits, waits until the word has come that far.
+// their value or above it, and are never cleared: who waits, waits until the word has come that far.
 #pragma once
 #include "bulk.cuh"
 
@@ -13,7 +13,7 @@ namespace rdmakit {
 constexpr u32 kMaxNvlRanks = 8;
 constexpr u32 kMaxTopk = 32;
 constexpr u32 kNvlWarps = 16;       // of a block that moves rows, at most
-constexpr u32 kNvlWarpBytes = 320;  // of shared memory for what a warp that moves rows keeps beside the rows
+constexpr u32 kNvlWarpBytes = 1088; // of shared memory for what a warp that moves rows keeps beside the rows
 
 // Kinds of operations, each with its own epochs.
 enum class NvlKind : u32 { layout = 0, barrier, notify, dispatch, combine, ll_dispatch_send, ll_dispatch_receive, ll_combine_send,
@@ -25,21 +25,23 @@ struct NvlProgress {
     u32 unused;
 };
 
-// What a rank tells another at the beginning of an operation: where things lie in its heap. The epoch is written last.
+// What a rank tells another at the beginning of an operation: where things lie in its heap, in multiples of 4 bytes.
 struct NvlOffer {
-    u64 epoch;
     u64 x, scales, topk, weights, source;
-    u64 unused[2];
 };
+constexpr u32 kNvlOfferWords = sizeof(NvlOffer) / sizeof(u64);
+
+// A number of 32 bits with the operation's epoch above it, so that whoever sees the one knows that it is of the other.
+RDMAKIT_DEVICE constexpr u64 nvl_tagged(u64 epoch, u32 value) { return epoch << 32 | value; }
+RDMAKIT_DEVICE constexpr bool nvl_is_of(u64 tagged, u64 epoch) { return tagged >> 32 == (epoch & 0xffffffff); }
 
 // Offsets of the words that ranks exchange. Indexed by the rank that writes.
 struct NvlHeap {
     u64 barrier;          // [ranks] u64
-    u64 counts;           // [2][ranks] rows of `count_bytes`, by the epoch's parity
-    u64 counted;          // [ranks] u64: epoch whose row of counts has come
-    u64 dispatch_offer;   // [ranks] NvlOffer: where each rank receives
+    u64 counts;           // [2][ranks] rows of `count_bytes`, by the epoch's parity: tagged counts
+    u64 dispatch_offer;   // [ranks] NvlOffer, tagged: where each rank receives
     u64 arrived;          // [ranks] u64: epochs of dispatch for which that rank has written everything
-    u64 combine_offer;    // [ranks] NvlOffer: where each rank's rows lie
+    u64 combine_offer;    // [ranks] NvlOffer, tagged: where each rank's rows lie
     u64 taken;            // [ranks] u64: epochs of combine for which that rank has read all our rows
     u64 count_bytes;
 };
@@ -105,20 +107,39 @@ RDMAKIT_DEVICE bool nvl_last_quietly(const NvlRank& nvl, NvlKind kind) {
     block_sync();
     return block_rank() == 0 && nvl_comes_last(nvl, kind);
 }
-// One thread of each destination: publish an offer there.
-RDMAKIT_DEVICE void nvl_offer(const NvlRank& nvl, u64 offers, u32 to, const NvlOffer& offer, u64 epoch) {
-    NvlOffer* const slot = nvl_at<NvlOffer>(nvl, to, offers) + nvl.rank;
-    slot->x = offer.x;
-    slot->scales = offer.scales;
-    slot->topk = offer.topk;
-    slot->weights = offer.weights;
-    slot->source = offer.source;
-    store_release<Scope::sys>(&slot->epoch, epoch);
+// All threads of a block: publish an offer to all ranks. A release: what lies there is there.
+RDMAKIT_DEVICE void nvl_offer(const NvlRank& nvl, u64 offers, const NvlOffer& offer, u64 epoch) {
+    const u64* const places = &offer.x;
+    for (u32 i = static_cast<u32>(block_rank()); i < nvl.ranks * kNvlOfferWords; i += static_cast<u32>(block_size())) {
+        const u32 to = i / kNvlOfferWords, w = i % kNvlOfferWords;
+        u64* const slot = nvl_at<u64>(nvl, to, offers) + nvl.rank * kNvlOfferWords + w;
+        store_release<Scope::sys>(slot, nvl_tagged(epoch, static_cast<u32>(places[w] / 4)));
+    }
 }
-// One thread a rank: wait for its offer of this epoch.
-RDMAKIT_DEVICE Status nvl_offered(const NvlRank& nvl, u64 offers, u32 from, u64 epoch, const char* what, Site site = Site::here(),
-                                  Site place = Site::here()) {
-    return nvl_reached(nvl, &nvl_at<NvlOffer>(nvl, nvl.rank, offers)[from].epoch, from, epoch, what, site, place);
+// One thread a word of a rank's offer: waits for it; where it is, as we reach it.
+RDMAKIT_DEVICE Status nvl_offered(const NvlRank& nvl, u64 offers, u32 from, u32 word, u64 epoch, const char* what, u8** place,
+                                  Site site = Site::here(), Site at = Site::here()) {
+    u64 seen = 0;
+    const u64* const slot = nvl_at<u64>(nvl, nvl.rank, offers) + from * kNvlOfferWords + word;
+    const Status status = wait_until<Scope::sys>(slot, [epoch](u64 v) { return nvl_is_of(v, epoch); }, nvl.watch,
+                                                 Subject{what, epoch, 0, from, 0}, &seen, site, at);
+    *place = nvl.heaps[from] + 4 * (seen & 0xffffffff);
+    return status;
+}
+// Where every rank's offer says that things lie, in shared memory.
+struct NvlOffered {
+    u8* at[kMaxNvlRanks][kNvlOfferWords];
+};
+// All threads, each for some words.
+RDMAKIT_DEVICE Status nvl_all_offered(const NvlRank& nvl, u64 offers, u64 epoch, const char* what, NvlOffered& to,
+                                      Site site = Site::here(), Site at = Site::here()) {
+    Status status = Status::ok;
+    const u32 step = static_cast<u32>(block_size());
+    for (u32 w = static_cast<u32>(block_rank()); w < nvl.ranks * kNvlOfferWords && status == Status::ok; w += step) {
+        const u32 from = w / kNvlOfferWords, word = w % kNvlOfferWords;
+        status = nvl_offered(nvl, offers, from, word, epoch, what, &to.at[from][word], site, at);
+    }
+    return status;
 }
 
 // All threads: whether no thread of the block has failed. `failed` is a word of shared memory that is 0 before.
@@ -130,7 +151,7 @@ RDMAKIT_DEVICE bool nvl_all_ok(u32* failed, Status mine) {
 
 // Where a warp's tokens go, in shared memory: read in batches ahead of need, so that nobody waits for each one's words.
 // Token i of the warp is token first + i * step of the rank.
-constexpr u32 kNvlBatch = 4;
+constexpr u32 kNvlBatch = 16;
 struct NvlPlaces {
     i32 at[2][kNvlBatch][kMaxNvlRanks];
 };
@@ -142,18 +163,18 @@ struct NvlItinerary {
     RDMAKIT_DEVICE u32 count() const { return first < tokens ? ceil_div(tokens - first, step) : 0; }
     RDMAKIT_DEVICE u32 token(u32 i) const { return first + i * step; }
     RDMAKIT_DEVICE const i32* to(u32 i) const { return places.at[i / kNvlBatch % 2][i % kNvlBatch]; }  // [ranks]
-    // All lanes, at each token in order: places of this batch of tokens and of the next are known.
+    // All lanes, first of all; then at each token in order: places of this batch of tokens and of the next are known.
+    RDMAKIT_DEVICE void start() const { read(0, 2 * kNvlBatch); }
     RDMAKIT_DEVICE void arrive(u32 i) const {
-        if (i == 0) read(0);
-        if (i % kNvlBatch == 0) read(i + kNvlBatch);
+        if (i != 0 && i % kNvlBatch == 0) read(i + kNvlBatch, kNvlBatch);
     }
 
   private:
-    RDMAKIT_DEVICE void read(u32 i) const {
+    RDMAKIT_DEVICE void read(u32 i, u32 many) const {
         warp_sync();
-        for (u32 w = static_cast<u32>(lane_id()); w < kNvlBatch * ranks; w += kLanes) {
-            const u32 n = w / ranks, r = w % ranks;
-            places.at[i / kNvlBatch % 2][n][r] = i + n < count() ? positions[static_cast<u64>(token(i + n)) * ranks + r] : -1;
+        for (u32 w = static_cast<u32>(lane_id()); w < many * ranks; w += kLanes) {
+            const u32 n = i + w / ranks, r = w % ranks;
+            places.at[n / kNvlBatch % 2][n % kNvlBatch][r] = n < count() ? positions[static_cast<u64>(token(n)) * ranks + r] : -1;
         }
         warp_sync();
     }

@@ -22,6 +22,7 @@ __all__ = [
     "LL_COMBINE_INPUT",
     "LL_DISPATCH_INPUT",
     "LL_HEAP",
+    "MAX_HEAP",
     "MAX_RANKS",
     "MAX_TOPK",
     "MAX_WARPS",
@@ -35,7 +36,8 @@ __all__ = [
 MAX_RANKS = 8  # kMaxNvlRanks, nvl.cuh
 MAX_TOPK = 32  # kMaxTopk
 MAX_WARPS = 16  # kNvlWarps
-WARP_BYTES = 320  # kNvlWarpBytes
+MAX_HEAP = 4 << 32  # bytes: an offer is 32 bits of 4 bytes each
+WARP_BYTES = 1088  # kNvlWarpBytes
 KINDS = 9  # NvlKind::count
 
 
@@ -52,8 +54,8 @@ def _u64(*names: str) -> list[tuple[str, Any]]:
 
 
 PROGRESS = _pod(*_u64("epoch"), *_u32("finished", "unused"))
-OFFER = _pod(*_u64("epoch", "x", "scales", "topk", "weights", "source"), ("unused", "<u8", (2,)))
-HEAP = _pod(*_u64("barrier", "counts", "counted", "dispatch_offer", "arrived", "combine_offer", "taken", "count_bytes"))
+OFFER = _pod(*_u64("x", "scales", "topk", "weights", "source"))
+HEAP = _pod(*_u64("barrier", "counts", "dispatch_offer", "arrived", "combine_offer", "taken", "count_bytes"))
 RANK = _pod(
     *_u32("layout_version", "rank", "ranks", "unused"),
     ("heaps", "<u8", (MAX_RANKS,)),

@@ -23,9 +23,9 @@ class Control:
 
     def __init__(self, ranks: int, max_experts: int) -> None:
         layout = HeapLayout()
-        row = -(-4 * (ranks + -(-max_experts // ranks)) // ALIGNMENT) * ALIGNMENT
+        row = -(-8 * (ranks + -(-max_experts // ranks)) // ALIGNMENT) * ALIGNMENT
         for name, nbytes in (
-            ("barrier", 8 * ranks), ("counts", 2 * ranks * row), ("counted", 8 * ranks),
+            ("barrier", 8 * ranks), ("counts", 2 * ranks * row),
             ("dispatch_offer", abi.OFFER.itemsize * ranks), ("arrived", 8 * ranks),
             ("combine_offer", abi.OFFER.itemsize * ranks), ("taken", 8 * ranks),
         ):  # fmt: skip

@@ -22,13 +22,14 @@ from rdmakit.errors import BadArgument, BadState, NotAvailable
 
 __all__ = ["Nvlink", "chunk_of", "connect"]
 
-DISPATCH_CHUNK = 4096  # bytes: large enough for bulk copies at speed, small enough for several under way in each warp
-# Bytes on their way to other ranks, of all warps together: more only queue up at the link, and rows that stay wait behind
-# them in the same queues (benchmarks/probes/link.cu: 350 GB/s at 340 KB, 300 at 400 KB and more).
-WINDOW = 352 << 10
+# Chunks of rows that a dispatch moves. With few SMs their own rate binds, and large chunks cost them least. With more the
+# link binds: bytes under way beyond a window, of all warps together, only queue up at it, and rows that stay on their rank
+# wait in the same queues (benchmarks/probes/link.cu: 350 GB/s at 340 KB under way, 300 at 400 KB and more).
+FEW_SMS, FEW_SMS_CHUNK = 16, 8192
+DISPATCH_CHUNK, WINDOW = 4096, 352 << 10
 COMBINE_CHUNK = 4096  # bytes: for each of a warp's chunks all ranks' rows lie side by side in shared memory
 WORD_WARPS = 4  # of a block, that move choices, weights and scales, or add weights up
-SLOTS, STAGES = 4, 3  # kNvlSlots of nvl_dispatch.cu, kNvlStages of nvl_combine.cu
+SLOTS, STAGES = 4, 2  # kNvlSlots of nvl_dispatch.cu, kNvlStages of nvl_combine.cu
 MAX_EXPERTS = 4096
 NOTIFY_THREADS = 1024
 LAYOUT_THREADS = 256
@@ -81,9 +82,12 @@ class Nvlink:
         if begin > link.heap_bytes:
             raise BadArgument("the heap is too small", value=link.heap_bytes, rule=f"{begin} bytes at least",
                               remedy="more num_nvl_bytes")  # fmt: skip
+        if link.heap_bytes > abi.MAX_HEAP:
+            raise BadArgument("the heap is too large", value=link.heap_bytes, rule=f"at most {abi.MAX_HEAP} bytes",
+                              remedy="fewer num_nvl_bytes")  # fmt: skip
         self.pool = Pool(begin, link.heap_bytes - begin)
         self._kept: list[Any] = []
-        self._counts = link.host_memory(16 + 4 * max_experts)
+        self._counts = link.host_memory(8 + 8 * max_experts).view(np.uint64)
         self._counts_epoch = 0
         self._scratch = self._own(4 * (max_experts + link.ranks))
         self.pod = np.zeros((), abi.RANK)
@@ -173,10 +177,11 @@ class Nvlink:
 
     def counts(self) -> tuple[int, list[int]]:
         """Rows that the last notified dispatch brings, and those of each local expert; the host waits for them."""
-        epoch = self._counts[:8].view(np.uint64)
-        self.link.wait(lambda: int(epoch[0]) >= self._counts_epoch, "the counts of a dispatch")
-        words = self._counts[8:].view(np.int32)
-        return int(words[0]), words[1 : 1 + self._local_experts].tolist()
+        words = self._counts[: 1 + self._local_experts]
+        epoch = np.uint64(self._counts_epoch & 0xFFFFFFFF)
+        self.link.wait(lambda: bool((words >> np.uint64(32) == epoch).all()), "the counts of a dispatch")
+        rows, *experts = (words & np.uint64(0xFFFFFFFF)).tolist()
+        return rows, experts
 
     def receive_block(self, rows: int, row_bytes: int, scale_bytes: int, topk: int, stream: int = 0) -> Block:
         """Room for what one dispatch brings. BadArgument when the heap is used up.
@@ -191,9 +196,10 @@ class Nvlink:
         stream: int = 0,
     ) -> None:  # fmt: skip
         """Send rows of `row_bytes` (and `scale_bytes` of scales) to where the ranks receive; `topk` 0: no choices."""
-        grid = self._grid(row_bytes, DISPATCH_CHUNK, SLOTS, min(WORD_WARPS, self.link.warps), num_sms, WINDOW)
+        limit, window = (FEW_SMS_CHUNK, 0) if num_sms < FEW_SMS else (DISPATCH_CHUNK, WINDOW)
+        grid = self._grid(row_bytes, limit, SLOTS, min(WORD_WARPS, self.link.warps), num_sms, window)
         heap = self.link.heaps[self.rank]
-        here = (0, *(address - heap for address in received.addresses), (0, 0))
+        here = tuple(address - heap for address in received.addresses)
         pod = np.zeros((), abi.DISPATCH_INPUT)
         pod[()] = (here, x, scales, topk_idx, topk_weights, positions, prefix, tokens, row_bytes, scale_bytes // 4,
                    topk, experts, rows if topk else 0, grid.chunk, grid.row_warps)  # fmt: skip
@@ -220,7 +226,7 @@ class Nvlink:
                 self.link.copy(block.x, address, nbytes, stream)
                 offsets[index] = block.x - self.link.heaps[self.rank]
                 kept.append(block)
-        here = 0, offsets[0], 0, 0, offsets[1], 0, (0, 0)
+        here = offsets[0], 0, 0, offsets[1], 0
         pod = np.zeros((), abi.COMBINE_INPUT)
         pod[()] = (here, positions, prefix, (bias_0, bias_1), out, out_weights, tokens, hidden, topk, grid.chunk,
                    grid.row_warps, 0)  # fmt: skip
