@@ -40,7 +40,7 @@ def chunk_of(row_bytes: int, limit: int = DISPATCH_CHUNK) -> int:
     """The largest part of a row, in whole equal parts, that is a multiple of 16 and at most `limit` bytes.
 
     >>> chunk_of(14336), chunk_of(4096)
-    (7168, 4096)
+    (3584, 4096)
     """
     units = row_bytes // 16
     if row_bytes % 16 or units == 0:
