@@ -122,7 +122,7 @@ RDMAKIT_KERNEL RDMAKIT_LAUNCH_BOUNDS(1024, 1) nvl_notify_dispatch(RDMAKIT_GRID_C
     }
     if (!nvl_all_ok(&failed, status)) return;
 
-    const auto count = [&](u32 source, u32 word) { return static_cast<u32>(row(source)[word]); };
+    const auto count = [&](u32 source, u32 word) { return static_cast<u32>(load_relaxed<Scope::sys>(row(source) + word)); };
     for (u32 d = me; d < ranks; d += step) {
         u32 sum = 0;
         for (u32 s = 0; s < ranks; ++s) {

@@ -24,11 +24,11 @@ KERNELS = """
 RDMAKIT_KERNEL negate(unsigned* words, int count) {
     for (int i = rdmakit::block_rank(); i < count; i += rdmakit::block_size()) words[i] ^= 0x80008000u;
 }
-RDMAKIT_KERNEL await_counts(const unsigned long long* epoch, const int* rows, int* copy, rdmakit::Watch watch) {
+RDMAKIT_KERNEL await_counts(const unsigned long long* rows, int* copy, rdmakit::Watch watch) {
     using namespace rdmakit;
     unsigned long long seen = 0;
     const Subject who{"the counts of a dispatch", 1, 0, 0, 0};
-    if (wait_until<Scope::sys>(epoch, [](u64 v) { return v != 0; }, watch, who, &seen) == Status::ok) *copy = *rows;
+    if (wait_until<Scope::sys>(rows, [](u64 v) { return v != 0; }, watch, who, &seen) == Status::ok) *copy = static_cast<int>(seen);
 }
 """
 
@@ -108,11 +108,10 @@ def normal(scene: Scene) -> None:
             engine.notify(_at(goes), at.tokens, _at(per_expert), at.experts, 1, _at(positions), _at(prefix))
             places.append((positions, prefix))
             if scene.options.get("host", False):
-                epoch, told = engine._counts[:8], engine._counts[8:12]
                 copy = at.out("rows that the host reads", (1,), np.int32)
                 watch = np.array(engine.pod["watch"])[()]
                 host = at.module.get_function("await_counts")
-                host(1, 32, (epoch, told, copy, watch), rank=(rank + 1) % at.ranks, stream=1)
+                host(1, 32, (engine._counts[:1], copy, watch), rank=(rank + 1) % at.ranks, stream=1)
                 scene.expect(copy, np.array([len(wanted[rank].handle.src_token)], np.int32), f"counts of rank {rank}")
         for rank, engine in enumerate(at.engines):
             rows = len(wanted[rank].handle.src_token)
