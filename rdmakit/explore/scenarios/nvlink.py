@@ -24,11 +24,14 @@ KERNELS = """
 RDMAKIT_KERNEL negate(unsigned* words, int count) {
     for (int i = rdmakit::block_rank(); i < count; i += rdmakit::block_size()) words[i] ^= 0x80008000u;
 }
-RDMAKIT_KERNEL await_counts(const unsigned long long* rows, int* copy, rdmakit::Watch watch) {
+RDMAKIT_KERNEL await_counts(const unsigned long long* words, int* copy, int count, rdmakit::Watch watch) {
     using namespace rdmakit;
-    unsigned long long seen = 0;
     const Subject who{"the counts of a dispatch", 1, 0, 0, 0};
-    if (wait_until<Scope::sys>(rows, [](u64 v) { return v != 0; }, watch, who, &seen) == Status::ok) *copy = static_cast<int>(seen);
+    for (int i = block_rank(); i < count; i += block_size()) {
+        unsigned long long seen = 0;
+        if (wait_until<Scope::sys>(words + i, [](u64 v) { return v != 0; }, watch, who, &seen) != Status::ok) return;
+        copy[i] = static_cast<int>(seen);
+    }
 }
 """
 
@@ -108,11 +111,15 @@ def normal(scene: Scene) -> None:
             engine.notify(_at(goes), at.tokens, _at(per_expert), at.experts, 1, _at(positions), _at(prefix))
             places.append((positions, prefix))
             if scene.options.get("host", False):
-                copy = at.out("rows that the host reads", (1,), np.int32)
+                want = wanted[rank]
+                told = [len(want.handle.src_token), *want.num_recv_tokens_per_expert]
+                copy = at.out("counts that the host reads", (len(told),), np.int32)
                 watch = np.array(engine.pod["watch"])[()]
                 host = at.module.get_function("await_counts")
-                host(1, 32, (engine._counts[:1], copy, watch), rank=(rank + 1) % at.ranks, stream=1)
-                scene.expect(copy, np.array([len(wanted[rank].handle.src_token)], np.int32), f"counts of rank {rank}")
+                host(
+                    1, 32, (engine._counts[: len(told)], copy, len(told), watch), rank=(rank + 1) % at.ranks, stream=1
+                )
+                scene.expect(copy, np.array(told, np.int32), f"counts of rank {rank}")
         for rank, engine in enumerate(at.engines):
             rows = len(wanted[rank].handle.src_token)
             block = engine.receive_block(rows, 2 * HIDDEN, 0, TOPK)
