@@ -37,8 +37,10 @@ struct KeyCheck {
     u64 memory;  // meaningful if fault is none
 };
 
-// The entry is that of the key's index.
-RDMAKIT_DEVICE KeyCheck check_entry(const KeyEntry& entry, u32 key, u64 addr, u64 len, u32 access, u32 pd) {
+RDMAKIT_DEVICE KeyCheck check_key(const KeyTable& table, u32 key, u64 addr, u64 len, u32 access, u32 pd) {
+    const u32 index = key >> 8;
+    if (index >= table.count) return {KeyFault::unknown, 0};
+    const KeyEntry& entry = table.entries[index];
     if (entry.state != KeyState::live) return {KeyFault::unknown, 0};
     if (entry.key != key) return {KeyFault::stale, 0};
     if (entry.pd != pd) return {KeyFault::foreign_pd, 0};
@@ -46,11 +48,6 @@ RDMAKIT_DEVICE KeyCheck check_entry(const KeyEntry& entry, u32 key, u64 addr, u6
     // In this form nothing can overflow.
     if (addr < entry.addr || len > entry.len || addr - entry.addr > entry.len - len) return {KeyFault::bounds, 0};
     return {KeyFault::none, entry.base + (addr - entry.addr)};
-}
-RDMAKIT_DEVICE KeyCheck check_key(const KeyTable& table, u32 key, u64 addr, u64 len, u32 access, u32 pd) {
-    const u32 index = key >> 8;
-    if (index >= table.count) return {KeyFault::unknown, 0};
-    return check_entry(table.entries[index], key, addr, len, access, pd);
 }
 
 }  // namespace rdmakit

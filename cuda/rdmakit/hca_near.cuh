@@ -18,58 +18,41 @@ struct NoProbe {
 };
 
 // ---- keys -----------------------------------------------------------------------------------------------------------------
-// The two entries that were asked for last: the host changes them only while no kernel runs.
+// A live key of the right domain, as the host registered it: it changes keys only while no kernel runs.
+struct NearKey {
+    u64 addr, len, base;
+    u32 key, access;  // key 0 is none
+};
+// The two that were asked for last.
 struct NearKeys {
     KeyTable table;
     u32 pd;
-    KeyEntry last, other;
+    NearKey one, other;
 
     RDMAKIT_DEVICE void begin(const KeyTable& keys, u32 domain) {
         table = keys;
         pd = domain;
-        last.state = other.state = KeyState::free;
+        one = other = NearKey{};
     }
-    RDMAKIT_DEVICE KeyCheck check(u32 key, u64 addr, u64 bytes, u32 access) {
-        if (other.key == key && other.state == KeyState::live) return check_entry(other, key, addr, bytes, access, pd);
-        if (last.key != key || last.state != KeyState::live) {
-            if (key >> 8 >= table.count) return {KeyFault::unknown, 0};
-            other = last;
-            last = table.entries[key >> 8];
-        }
-        return check_entry(last, key, addr, bytes, access, pd);
+    // Where the bytes lie, in *memory. False: not here, or not allowed.
+    RDMAKIT_DEVICE bool find(u32 key, u64 addr, u64 bytes, u32 access, u64* memory) {
+        if (key != one.key && key != other.key && !learn(key)) return false;
+        const bool first = key == one.key;
+        const u64 at = addr - (first ? one.addr : other.addr), len = first ? one.len : other.len;
+        *memory = (first ? one.base : other.base) + at;
+        return (access & ~(first ? one.access : other.access)) == 0 && bytes <= len && at <= len - bytes;
+    }
+
+  private:
+    RDMAKIT_DEVICE bool learn(u32 key) {
+        if (key >> 8 >= table.count) return false;
+        const KeyEntry entry = table.entries[key >> 8];
+        if (entry.state != KeyState::live || entry.key != key || entry.pd != pd || key == 0) return false;
+        other = one;
+        one = NearKey{entry.addr, entry.len, entry.base, key, entry.access};
+        return true;
     }
 };
-
-// ---- WQEs -----------------------------------------------------------------------------------------------------------------
-// Basic blocks [first, end) as the lanes hold them: a segment each.
-struct Fetched {
-    u64 first, end;
-    Vec16 mine;
-};
-constexpr u32 kFetchBlocks = kWarpThreads / kDsPerBb;
-
-// One round trip for all of them. They were published before what said so was acquired.
-RDMAKIT_DEVICE Fetched fetch_blocks(const SendRing& ring, u64 first, u64 end) {
-    Fetched fetched{first, smaller(end, first + kFetchBlocks), Vec16{}};
-    if constexpr (kLanes > 1) {
-        const u32 lane = static_cast<u32>(lane_id());
-        if (first + lane / kDsPerBb < fetched.end) fetched.mine = load_ds(ring, first, lane);
-    }
-    return fetched;
-}
-RDMAKIT_DEVICE FirstBlock block_of(const SendRing& ring, const Fetched& fetched, u64 bb) {
-    FirstBlock block{};
-    block.log_bbs = ring.log_bbs;
-    for (u32 ds = 0; ds < kDsPerBb; ++ds) {
-        if constexpr (kLanes == 1) {
-            block.segment[ds] = load_ds(ring, bb, ds);
-        } else {
-            const int lane = static_cast<int>(bb - fetched.first) * static_cast<int>(kDsPerBb) + static_cast<int>(ds);
-            for (u32 i = 0; i < 4; ++i) block.segment[ds].w[i] = warp_shuffle(fetched.mine.w[i], lane);
-        }
-    }
-    return block;
-}
 
 // ---- what a warp knows ----------------------------------------------------------------------------------------------------
 struct Near {
@@ -77,32 +60,35 @@ struct Near {
     const u64* bell;
     u64* heard_at;
     u32* attend;
-    SendRing ring;
+    const u8* sq;
     HcaCq* cq;
     const u32* record;
     HcaDoorbell doorbell;
-    u32 qpn, sig_all;
+    u32 log_sq, qpn, sig_all;
     NearKeys keys, peer_keys;
     u32 peer_access;       // what the peer lets this one do; 0 where nothing may go the short way
     u32 in_order;
-    u64 producer, completed, heard;
+    u64 heard, completed;
+    u32 pending;           // basic blocks from `completed` on that were rung for
     bool unordered;        // something was placed behind which no fence stands yet
     u64 doorbells, ignored, send_wqes, atomics, cqes, sent, fetched;
 
+    RDMAKIT_DEVICE u32 entries() const { return 1u << log_sq; }
     RDMAKIT_DEVICE void take_up(const HcaHandle& hca, u32 index) {
         qp = &hca.qps[index];
         bell = &hca.registers[index];
         heard_at = &hca.heard[index];
         attend = &hca.attend[index];
-        ring = SendRing{qp->sq, qp->log_sq};
+        sq = qp->sq;
+        log_sq = qp->log_sq;
         cq = qp->send_cq;
         record = qp->dbrec + kDbrecSend;
         doorbell = qp->doorbell;
         qpn = qp->qpn;
         sig_all = qp->sq_sig_all;
         keys.begin(qp->keys, qp->pd);
-        producer = qp->producer;
         completed = qp->completed;
+        pending = static_cast<u32>(qp->producer - completed);
         heard = warp_broadcast(load_relaxed<Scope::sys>(heard_at));
         unordered = true;
         doorbells = ignored = send_wqes = atomics = cqes = sent = fetched = 0;
@@ -121,7 +107,7 @@ struct Near {
         warp_sync();
         if (lane_id() == 0) {
             store_relaxed<Scope::sys>(heard_at, heard);
-            qp->producer = producer;
+            qp->producer = completed + pending;
             qp->completed = completed;
             qp->doorbells += doorbells;
             qp->ignored += ignored;
@@ -140,27 +126,96 @@ struct Near {
     }
 };
 
+// ---- WQEs -----------------------------------------------------------------------------------------------------------------
+// Basic blocks from `completed` on as the lanes hold them, a segment each: `count` of them, of which `next` have been executed.
+struct Fetched {
+    Vec16 mine;
+    u32 next, count;
+};
+constexpr u32 kFetchBlocks = kWarpThreads / kDsPerBb;
+
+// One round trip for all of them. They were published before what said so was acquired.
+RDMAKIT_DEVICE Fetched fetch_blocks(const Near& n, u32 published) {
+    Fetched fetched{Vec16{}, 0, smaller(published, kFetchBlocks)};
+    if constexpr (kLanes > 1) {
+        const u32 lane = static_cast<u32>(lane_id());
+        const u32 slot = (static_cast<u32>(n.completed) * kDsPerBb + lane) & (n.entries() * kDsPerBb - 1);
+        if (lane < fetched.count * kDsPerBb) fetched.mine = *reinterpret_cast<const Vec16*>(n.sq + slot * kDs);
+    }
+    return fetched;
+}
+// The next one's segments, in every lane.
+RDMAKIT_DEVICE void show_block(const Near& n, const Fetched& fetched, Vec16 (&segments)[kDsPerBb]) {
+    for (u32 ds = 0; ds < kDsPerBb; ++ds) {
+        if constexpr (kLanes == 1) {
+            segments[ds] = load_ds(SendRing{n.sq, n.log_sq}, n.completed, ds);
+        } else {
+            for (u32 i = 0; i < 4; ++i)
+                segments[ds].w[i] = warp_shuffle(fetched.mine.w[i], static_cast<int>(fetched.next * kDsPerBb + ds));
+        }
+    }
+}
+
+// A request of those that may go the short way.
+struct Request {
+    bool known, adds, inlined, signalled;
+    u32 bytes;
+    u64 raddr, laddr, add;
+    u32 rkey, lkey, opcode;
+    Vec16 data;  // the local segment, as it lies in memory
+};
+// As decode_wqe (hca_wqe.cuh) has it, but strict: what is unusual is not known here.
+RDMAKIT_DEVICE Request read_request(const Vec16 (&v)[kDsPerBb], u32 index, u32 qpn, bool sig_all) {
+    constexpr u32 kWrite = static_cast<u32>(Opcode::write), kAdd = static_cast<u32>(Opcode::fetch_add);
+    constexpr u32 kMasked = static_cast<u32>(Opcode::masked_fetch_add);
+    constexpr u32 kMasked4 = (kOpmodMasked4 << 24) | kMasked, kMasked8 = (kOpmodMasked8 << 24) | kMasked;
+    const u32 kind = swap_bytes(v[0].w[0]) ^ ((index & 0xffff) << 8), low_boundary = v[2].w[2] | v[2].w[3];
+    const bool narrow = kind == kMasked4 && v[2].w[1] == 0;
+    const bool adds = kind == kAdd || (kind == kMasked8 && low_boundary == 0) || narrow;
+    Request r{};
+    r.adds = adds;
+    r.opcode = kind & 0xff;
+    r.data = adds ? v[3] : v[2];
+    const u32 count = swap_bytes(r.data.w[0]), most = adds ? (narrow ? 4u : 8u) : kMaxWrite;
+    r.inlined = (count & kInlineFlag) != 0;
+    r.bytes = count & ~kInlineFlag;
+    r.raddr = word64(v[1], 0);
+    r.rkey = swap_bytes(v[1].w[2]);
+    r.laddr = word64(r.data, 2);
+    r.lkey = swap_bytes(r.data.w[1]);
+    r.add = narrow ? swap_bytes(v[2].w[0]) : word64(v[2], 0);
+    r.signalled = sig_all || ((v[0].w[2] >> 24) & (3u << 2)) == kCqUpdate;
+    const bool fits = r.inlined ? !adds && r.bytes <= 12 : r.bytes <= most;
+    const bool aligned = !adds || (r.bytes == most && (r.raddr & (most - 1)) == 0);
+    r.known = (kind == kWrite || adds) && v[0].w[1] == swap_bytes((qpn << 8) | (adds ? 4u : 3u)) && r.bytes != 0 && fits && aligned;
+    return r;
+}
+
 // ---- doorbells --------------------------------------------------------------------------------------------------------------
-// `value` was acquired and is not what was heard last. While the blocks for which it vouches are on their way, the record and
-// `attend` are looked at: whoever knew of a change and rang after it is not served as before. False: not the short way.
+// `value` was acquired and is not what was heard last; nothing is pending. While the blocks for which it vouches are on their
+// way, the record and `attend` are looked at: whoever knew of a change and rang after it is not served as before. False: not
+// the short way.
 RDMAKIT_DEVICE bool hear_near(Near& n, u64 value, Fetched* fetched) {
     const Doorbell bell = decode_doorbell(value);
-    const u64 told = widen_index(n.producer, doorbell_next_index(bell)), most = n.completed + (1ull << n.ring.log_bbs);
-    if (n.peer_access == 0 || bell.qpn != n.qpn || told > most) return false;
-    *fetched = fetch_blocks(n.ring, n.completed, larger(told, n.completed));
-    const u32 asked = load_relaxed<Scope::sys>(n.attend);
-    u64 target = n.doorbell == HcaDoorbell::dbrec ? n.producer : told;
-    if (n.doorbell != HcaDoorbell::no_dbr) {
-        const u32 record = swap_bytes(load_acquire<Scope::sys>(n.record));
-        target = larger(target, widen_index(n.producer, record & 0xffff));
+    const u32 done = static_cast<u32>(n.completed), told = (doorbell_next_index(bell) - done) & 0xffff;
+    if (n.peer_access == 0 || bell.qpn != n.qpn || told > n.entries()) return false;
+    *fetched = fetch_blocks(n, told);
+    u32 pending = told, asked = 0;
+    {
+        const Abreast in_flight(1);
+        asked = load_relaxed<Scope::sys>(n.attend);
+        if (n.doorbell != HcaDoorbell::no_dbr) {
+            const u32 recorded = (swap_bytes(load_acquire<Scope::sys>(n.record)) - done) & 0xffff;
+            pending = n.doorbell == HcaDoorbell::dbrec ? recorded : larger(told, recorded);
+        }
     }
-    target = warp_broadcast(target);
+    pending = warp_broadcast(pending);
     warp_sync();
-    if (warp_any(asked != 0) || target > most) return false;
+    if (warp_any(asked != 0) || pending > n.entries()) return false;
     n.heard = value;
+    n.pending = pending;
     ++n.doorbells;
-    if (target <= n.producer) ++n.ignored;
-    else n.producer = target;
+    n.ignored += pending == 0 ? 1 : 0;
     return true;
 }
 
@@ -173,67 +228,58 @@ RDMAKIT_NOINLINE void complete_no_more(HcaQp& qp, const Watch& watch, Pushed pus
     s.write_back();
     warp_sync();
 }
-// One lane. Inline data are in the segment itself.
-RDMAKIT_DEVICE void place_few(u8* to, const u8* from, u32 bytes, bool inlined, const Vec16& segment) {
-    if (inlined) {
-        store_few(to, segment.w[1] | (static_cast<u64>(segment.w[2]) << 32), segment.w[3], bytes);
-    } else if (bytes == 8 && is_aligned<u64>(from) && is_aligned<u64>(to)) {
-        store_relaxed<Scope::sys>(reinterpret_cast<u64*>(to), *reinterpret_cast<const u64*>(from));
-    } else {
-        move_few(to, from, bytes);
-    }
-}
-// One lane. The old value lands where the WQE says.
+// One lane. The old value lands where the WQE says; of 4 bytes big endian.
 RDMAKIT_DEVICE void add_word(u8* word, u32 width, u64 add, u8* landing) {
     if (width == 8) {
-        const u64 old = fetch_add<Scope::sys>(reinterpret_cast<u64*>(word), add);
-        store_few(landing, old, 0, 8);
+        store_few(landing, fetch_add<Scope::sys>(reinterpret_cast<u64*>(word), add), 0, 8);
     } else {
-        const u32 old = fetch_add<Scope::sys>(reinterpret_cast<u32*>(word), static_cast<u32>(add));
-        store_few(landing, swap_bytes(old), 0, 4);
+        store_few(landing, swap_bytes(fetch_add<Scope::sys>(reinterpret_cast<u32*>(word), static_cast<u32>(add))), 0, 4);
     }
 }
 
 // The WQE at `completed`. False: not the short way, and nothing has happened.
 template <class Probe>
-RDMAKIT_DEVICE bool execute_near(const HcaHandle& hca, u32 index, Near& n, const Fetched& fetched, Probe& probe) {
-    const FirstBlock block = block_of(n.ring, fetched, n.completed);
-    if ((swap_bytes(block.segment[0].w[1]) & kMaxDs) > kDsPerBb) return false;
-    const DecodedWqe wqe = decode_wqe(block, n.completed, n.producer - n.completed, n.qpn);
-    const Opcode opcode = static_cast<Opcode>(wqe.opcode);
-    const bool adds = (opcode == Opcode::fetch_add || opcode == Opcode::masked_fetch_add) && wqe.operands.compare_mask == 0;
-    if (wqe.fault != Syndrome::none || (opcode != Opcode::write && !adds) || wqe.first_segment + 1 != wqe.ds) return false;
-    const u32 needed = adds ? kKeyRemoteAtomic : kKeyRemoteWrite;
-    if ((n.peer_access & needed) == 0 || wqe.bytes == 0) return false;
-    const KeyCheck remote = n.peer_keys.check(wqe.rkey, wqe.raddr, wqe.bytes, needed);
-    if (remote.fault != KeyFault::none || (adds && (remote.memory | wqe.raddr) % wqe.atomic_width != 0)) return false;
-    const LocalSegment segment = local_segment(block, wqe, wqe.first_segment);
-    const bool inlined = segment.inline_ds != 0;
-    KeyCheck local{KeyFault::none, 0};
-    if (!inlined) local = n.keys.check(segment.lkey, segment.addr, segment.bytes, adds ? kKeyLocalWrite : 0);
-    if (local.fault != KeyFault::none) return false;
+RDMAKIT_DEVICE bool execute_near(const HcaHandle& hca, u32 index, Near& n, Fetched& fetched, Probe& probe) {
+    Vec16 segments[kDsPerBb];
+    show_block(n, fetched, segments);
+    const u32 counter = static_cast<u32>(n.completed) & 0xffff;
+    const Request r = read_request(segments, counter, n.qpn, n.sig_all != 0);
+    const u32 needed = r.adds ? kKeyRemoteAtomic : kKeyRemoteWrite;
+    if (!r.known || (n.peer_access & needed) == 0) return false;
+    u64 from = 0, to = 0;
+    if (!r.inlined && !n.keys.find(r.lkey, r.laddr, r.bytes, r.adds ? kKeyLocalWrite : 0, &from)) return false;
+    const bool word = r.bytes == 8 && !r.adds && !r.inlined && (from & 7) == 0;
+    u64 value = r.data.w[1] | (static_cast<u64>(r.data.w[2]) << 32);
+    if (word && lane_id() == 0) value = *reinterpret_cast<const u64*>(from);  // on its way while the other key is looked at
+    if (!n.peer_keys.find(r.rkey, r.raddr, r.bytes, needed, &to) || (r.adds && (to & (r.bytes - 1)) != 0)) return false;
 
-    u8* const to = reinterpret_cast<u8*>(remote.memory);
-    u8* const near = reinterpret_cast<u8*>(local.memory);
+    u8* const target = reinterpret_cast<u8*>(to);
+    u8* const source = reinterpret_cast<u8*>(from);
     n.settle();
-    if (adds) {
+    if (r.adds) {
         probe.mark(Stage::ordered);
-        if (lane_id() == 0) add_word(to, wqe.atomic_width, wqe.operands.swap_add, near);
+        if (lane_id() == 0) add_word(target, r.bytes, r.add, source);
         probe.mark(Stage::signalled);
         ++n.atomics;
-        n.fetched += wqe.bytes;
+        n.fetched += r.bytes;
     } else {
-        if (wqe.bytes > kFewBytes) warp_move(to, near, wqe.bytes, n.in_order != 0);
-        else if (lane_id() == 0) place_few(to, near, static_cast<u32>(wqe.bytes), inlined, load_ds(block, 0, wqe.first_segment));
+        if (r.bytes > kFewBytes) {
+            warp_move(target, source, r.bytes, n.in_order != 0);
+        } else if (lane_id() == 0) {
+            if (word && (to & 7) == 0) store_relaxed<Scope::sys>(reinterpret_cast<u64*>(to), value);
+            else if (word || r.inlined) store_few(target, value, r.data.w[3], r.bytes);
+            else move_few(target, source, r.bytes);
+        }
         probe.mark(Stage::placed);
-        n.sent += wqe.bytes;
+        n.sent += r.bytes;
     }
     n.unordered = true;
-    n.completed = wqe.bb + 1;
+    ++n.completed;
+    --n.pending;
+    ++fetched.next;
     ++n.send_wqes;
-    if (!wants_cqe(wqe, n.sig_all != 0)) return true;
-    const Cqe cqe = requester_cqe(n.qpn, wqe.opcode, wqe.index, static_cast<u32>(wqe.bytes), time_ns());
-    const Pushed pushed = push_cqe(*n.cq, cqe, hca.watch);
+    if (!r.signalled) return true;
+    const Pushed pushed = push_cqe(*n.cq, requester_cqe(n.qpn, r.opcode, counter, r.bytes, time_ns()), hca.watch);
     probe.mark(Stage::completed);
     if (pushed == Pushed::yes) {
         ++n.cqes;
@@ -251,12 +297,12 @@ RDMAKIT_DEVICE bool execute_near(const HcaHandle& hca, u32 index, Near& n, const
 template <class Probe>
 RDMAKIT_DEVICE bool serve_news(const HcaHandle& hca, u32 index, Near& n, u64 value, bool asked, bool last_chance, Probe& probe) {
     probe.mark(Stage::heard);
-    Fetched fetched{0, 0, Vec16{}};
-    const bool rang = !asked && value != n.heard && n.completed == n.producer && hear_near(n, value, &fetched);
+    Fetched fetched{Vec16{}, 0, 0};
+    const bool rang = !asked && value != n.heard && n.pending == 0 && hear_near(n, value, &fetched);
     bool near = rang;
     probe.mark(Stage::fetched);
-    while (near && n.completed != n.producer) {
-        if (n.completed >= fetched.end) fetched = fetch_blocks(n.ring, n.completed, n.producer);
+    while (near && n.pending != 0) {
+        if (fetched.next == fetched.count) fetched = fetch_blocks(n, n.pending);
         near = execute_near(hca, index, n, fetched, probe);
     }
     if (near) return true;
@@ -301,10 +347,15 @@ template <class Probe> RDMAKIT_DEVICE void serve_near(const HcaHandle& hca, u32 
     n.take_up(hca, index);
     bool over = false;
     for (Spin spin(hca.watch);;) {
-        // None of the three waits for another.
-        const bool asked = load_relaxed<Scope::sys>(n.attend) != 0;
-        const u32 ended = load_relaxed<Scope::sys>(left);
-        const u64 seen = load_acquire<Scope::sys>(n.bell);
+        u32 ended = 0;
+        u64 seen = 0;
+        bool asked = false;
+        {
+            const Abreast in_flight(2);
+            asked = load_relaxed<Scope::sys>(n.attend) != 0;
+            ended = load_relaxed<Scope::sys>(left);
+            seen = load_acquire<Scope::sys>(n.bell);
+        }
         if (warp_any(seen != n.heard || asked)) {
             const u64 value = warp_broadcast(seen);
             const bool wanted = warp_any(asked);

@@ -39,16 +39,6 @@ RDMAKIT_DEVICE const u8* ring_ds(const SendRing& ring, u64 bb, u32 ds) {
 RDMAKIT_DEVICE Vec16 load_ds(const SendRing& ring, u64 bb, u32 ds) {
     return *reinterpret_cast<const Vec16*>(ring_ds(ring, bb, ds));
 }
-// A WQE's first basic block, which has been read: a ring as far as it goes. Whoever decodes a longer WQE needs the ring.
-struct FirstBlock {
-    Vec16 segment[kDsPerBb];
-    u32 log_bbs;
-};
-RDMAKIT_DEVICE Vec16 load_ds(const FirstBlock& block, u64, u32 ds) {
-    const Vec16 low = ds == 0 ? block.segment[0] : block.segment[1];  // no index: the segments stay in registers
-    const Vec16 high = ds == 2 ? block.segment[2] : block.segment[3];
-    return ds < 2 ? low : high;
-}
 RDMAKIT_DEVICE u64 word64(const Vec16& v, int first) {
     return (static_cast<u64>(swap_bytes(v.w[first])) << 32) | swap_bytes(v.w[first + 1]);
 }
@@ -75,7 +65,7 @@ struct LocalSegment {
     u32 inline_ds;  // inline: DS offset of the segment, whose bytes begin 4 further; 0 for memory (0 is the ctrl's)
     u32 ds;         // its own size
 };
-template <class Ring> RDMAKIT_DEVICE LocalSegment local_segment(const Ring& ring, const DecodedWqe& wqe, u32 at) {
+RDMAKIT_DEVICE LocalSegment local_segment(const SendRing& ring, const DecodedWqe& wqe, u32 at) {
     const Vec16 v = load_ds(ring, wqe.bb, at);
     const u32 count = swap_bytes(v.w[0]);
     if (count & kInlineFlag) {
@@ -113,7 +103,7 @@ RDMAKIT_DEVICE DecodedWqe faulty(DecodedWqe wqe, Syndrome fault) {
     return wqe;
 }
 
-template <class Ring> RDMAKIT_DEVICE void decode_atomic(const Ring& ring, DecodedWqe& wqe) {
+RDMAKIT_DEVICE void decode_atomic(const SendRing& ring, DecodedWqe& wqe) {
     const Opcode opcode = static_cast<Opcode>(wqe.opcode);
     const Vec16 v = load_ds(ring, wqe.bb, 2);
     const bool masked = opcode == Opcode::masked_cmp_swap || opcode == Opcode::masked_fetch_add;
@@ -139,7 +129,7 @@ template <class Ring> RDMAKIT_DEVICE void decode_atomic(const Ring& ring, Decode
 
 // Decodes the WQE at `bb` and checks all that can be seen in its bytes. `available` is how many basic blocks the
 // doorbell covers from there. On a fault the fields decoded so far are right; bbs is 1 where the size is unknown.
-template <class Ring> RDMAKIT_DEVICE DecodedWqe decode_wqe(const Ring& ring, u64 bb, u64 available, u32 qpn) {
+RDMAKIT_DEVICE DecodedWqe decode_wqe(const SendRing& ring, u64 bb, u64 available, u32 qpn) {
     const Vec16 ctrl = load_ds(ring, bb, 0);
     const u32 first = swap_bytes(ctrl.w[0]), second = swap_bytes(ctrl.w[1]);
     DecodedWqe wqe = {};
