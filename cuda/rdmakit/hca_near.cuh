@@ -359,6 +359,7 @@ template <class Probe> RDMAKIT_DEVICE void serve_near(const HcaHandle& hca, u32 
         if (warp_any(seen != n.heard || asked)) {
             const u64 value = warp_broadcast(seen);
             const bool wanted = warp_any(asked);
+            warp_sync();  // what lane 0 has acquired, all have
             if (serve_news(hca, index, n, value, wanted, over, probe)) {
                 spin = Spin(hca.watch);
                 continue;

@@ -255,7 +255,7 @@ RDMAKIT_DEVICE Status publish(const QpHandle& qp, u64 base, u32 bbs, Site site =
                                                  about(qp, "the turn to publish", base), &turn, site);
     if (status != Status::ok) return status;
     if (!others_follow) {
-        const bool taken = exchange_acquire<Scope::gpu>(&s.bell, 1u) != 0;
+        const bool taken = compare_swap<Scope::gpu>(&s.bell, 0u, 1u) != 0;  // the first fence of ring acquires
         if (holds(!taken)) {
             ring(qp, end);
             store_relaxed<Scope::gpu>(&s.ready, end);  // behind the fences of ring
