@@ -324,6 +324,11 @@ RDMAKIT_KERNEL use_hca_near(HcaHandle hca, Memory m) {
     NoProbe probe;
     Near n;
     n.take_up(hca, a);
+    u64 memory = 0;
+    n.keys.begin(n.qp->keys, a);
+    m.keep(n.keys.find(a, a, a, a, &memory)).keep(memory).keep(n.entries());
+    n.settle();
+    probe.mark(Stage::heard);
     Fetched fetched = fetch_blocks(n, a);
     show_block(n, fetched, shown);
     m.keep(shown[0]).keep(read_request(segments, a, a, false).known).keep(hear_near(n, m.any<u64>(3), &fetched));
