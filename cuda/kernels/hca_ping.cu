@@ -34,40 +34,89 @@ RDMAKIT_DEVICE void post_alone(const PingEnd& end, rdmakit::u64* posted, bool re
     mmio_store(qp.doorbell, bell);
 }
 
-RDMAKIT_KERNEL hca_ping(const rdmakit::HcaHandle* hcas, PingEnd* ends, unsigned way, unsigned warm, unsigned rounds) {
+// Sums of time_ns() at each stage of all rounds: differences of two are what lies between them, however coarse the clock is.
+// A poster's and a receiver's own, then those of the server behind the poster (Stage, hca_near.cuh).
+struct PingStages {
+    unsigned long long begun, rung, seen, read;
+    unsigned long long server[rdmakit::kStages];
+};
+struct PingProbe {
+    unsigned long long sums[rdmakit::kStages] = {};
+    RDMAKIT_DEVICE void mark(rdmakit::Stage stage) { sums[static_cast<unsigned>(stage)] += rdmakit::time_ns(); }
+};
+
+// `stages`: null, or one for each end. What an end needs of its handle it has in registers: a wait's acquire empties L1.
+template <class Probe>
+RDMAKIT_DEVICE void ping(const rdmakit::HcaHandle* hcas, PingEnd* ends, unsigned way, unsigned warm, unsigned rounds, PingStages* stages) {
     using namespace rdmakit;
     if (block_id() == 0) {
-        if (warp_id() < 2) hca_serve(hcas[warp_id()], 0, 1);
+        const u32 warp = static_cast<u32>(warp_id());
+        if (warp >= 2) return;
+        Probe probe{};
+        hca_serve(hcas[warp], 0, 1, probe);
+        if constexpr (sizeof(Probe) == sizeof(PingProbe)) {
+            if (lane_id() == 0) {
+                for (u32 i = 0; i < kStages; ++i) stages[warp].server[i] = probe.sums[i];
+            }
+        }
         return;
     }
     if (block_id() > 2) return;
-    PingEnd& end = ends[block_id() - 1];
+    PingEnd& shared = ends[block_id() - 1];
     const bool first = block_id() == 1;
-    if (thread_in_block() == 0 && check_handle(end.qp)) {
+    if (thread_in_block() == 0 && check_handle(shared.qp)) {
+        const PingEnd end = shared;
         u64 since = 0, sum = 0, wrong = 0, posted = 0;
+        u64 begun = 0, rung = 0, saw = 0, read = 0;
+        const auto note = [&](u64& stage) {
+            if constexpr (sizeof(Probe) == sizeof(PingProbe)) stage += time_ns();
+        };
         for (u64 round = 1; round <= rounds; ++round) {
             if (round == warm + 1) since = time_ns();
             const auto send = [&] {
+                note(begun);
                 *end.source = round;
+                Status status = Status::ok;
                 if (way != static_cast<u32>(PingWay::shared)) {
                     post_alone(end, &posted, way == static_cast<u32>(PingWay::alone));
-                    return Status::ok;
+                } else {
+                    status = put_signal(end.qp, end.to, end.from, 8, end.word, 1);
                 }
-                return put_signal(end.qp, end.to, end.from, 8, end.word, 1);
+                note(rung);
+                return status;
             };
             if (first && send() != Status::ok) break;
             u64 seen = 0;
             const Subject who = about(end.qp, "the peer's signal", round);
             if (wait_signal(end.mine, round, end.qp.watch, who, &seen) != Status::ok) break;
-            sum += *end.data;
-            wrong += *end.data == round ? 0 : 1;
+            note(saw);
+            const u64 got = *end.data;
+            sum += got;
+            wrong += got == round ? 0 : 1;
+            note(read);
             if (!first && send() != Status::ok) break;
         }
-        end.ns = time_ns() - since;
-        end.sum = sum;
-        end.wrong = wrong;
+        shared.ns = time_ns() - since;
+        shared.sum = sum;
+        shared.wrong = wrong;
+        if constexpr (sizeof(Probe) == sizeof(PingProbe)) {
+            PingStages& mine = stages[block_id() - 1];
+            mine.begun = begun;
+            mine.rung = rung;
+            mine.seen = saw;
+            mine.read = read;
+        }
         if (posted != 0) end.qp.state->reserved = end.qp.state->ready = end.qp.state->rung = posted;
         quiet(end.qp);
     }
     hca_leave(hcas->left);
+}
+
+RDMAKIT_KERNEL hca_ping(const rdmakit::HcaHandle* hcas, PingEnd* ends, unsigned way, unsigned warm, unsigned rounds) {
+    ping<rdmakit::NoProbe>(hcas, ends, way, warm, rounds, nullptr);
+}
+// The same with a look at the clock at every stage, which takes time itself.
+RDMAKIT_KERNEL hca_ping_stages(const rdmakit::HcaHandle* hcas, PingEnd* ends, unsigned way, unsigned warm, unsigned rounds,
+                               PingStages* stages) {
+    ping<PingProbe>(hcas, ends, way, warm, rounds, stages);
 }

@@ -60,7 +60,8 @@ RDMAKIT_DEVICE Pushed make_room(HcaCq& cq) {
     }
     return Pushed::yes;
 }
-// `words`: a Cqe or ErrorCqe whose owner bit is 0. The release makes visible what its WQE has placed, and the entry's body.
+// `words`: a Cqe or ErrorCqe whose owner bit is 0. The fence makes visible what its WQE has placed, and the entry's body; and
+// it stands before whatever later WQEs place.
 RDMAKIT_DEVICE void write_cqe(HcaCq& cq, const u64 (&words)[8]) {
     const bool collapsed = cq.collapsed != 0;
     u8* const entry = cq.entries + (cqe_slot(cq.produced, cq.log_entries, collapsed) << cq.log_stride);
@@ -73,7 +74,8 @@ RDMAKIT_DEVICE void write_cqe(HcaCq& cq, const u64 (&words)[8]) {
     store_relaxed<Scope::sys>(reinterpret_cast<u64*>(body + 48), words[6]);
     store_relaxed<Scope::sys>(reinterpret_cast<u32*>(body + 56), static_cast<u32>(words[7]));
     const u32 owner = cqe_owner(cq.produced, cq.log_entries, collapsed);
-    store_release<Scope::sys>(reinterpret_cast<u32*>(body + 60), static_cast<u32>(words[7] >> 32) | (owner << 24));
+    fence<Scope::sys>();
+    store_relaxed<Scope::sys>(reinterpret_cast<u32*>(body + 60), static_cast<u32>(words[7] >> 32) | (owner << 24));
     ++cq.produced;
 }
 RDMAKIT_NOINLINE Pushed push_words(HcaCq& cq, const u64 (&words)[8], const Watch& watch) {
@@ -154,6 +156,8 @@ RDMAKIT_NOINLINE void enter_error(Serving& s) {
     if (s.state == HcaQpState::error) return;
     s.state = HcaQpState::error;
     set_error(s.qp);
+    // Whoever serves the peer may know that this one listens.
+    if (lane_id() == 0 && s.qp.peer != nullptr) store_release<Scope::sys>(s.qp.peer->attend, 1u);
     flush_sends(s);
     if (!take_respond(s.qp, s.watch)) return;
     flush_receives(s.qp, s.watch);

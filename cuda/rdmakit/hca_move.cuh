@@ -30,14 +30,8 @@ RDMAKIT_DEVICE void store_byte(u8* to, u8 value) {
 #endif
 }
 
-// One lane; up to kFewBytes bytes. All is read before anything is written: the runs may overlap.
-RDMAKIT_NOINLINE void move_few(u8* to, const u8* from, u32 bytes) {
-    u64 low = 0, high = 0;
-    if (bytes == 8) {
-        low = load_unaligned<u64>(from);
-    } else {
-        for (u32 i = 0; i < bytes; ++i) (i < 8 ? low : high) |= static_cast<u64>(from[i]) << (8 * (i % 8));
-    }
+// One lane; up to kFewBytes bytes that have been read.
+RDMAKIT_DEVICE void store_few(u8* to, u64 low, u64 high, u32 bytes) {
     while (bytes != 0) {
         u32 n = 1;
         if (bytes >= 8 && is_aligned<u64>(to)) {
@@ -54,6 +48,16 @@ RDMAKIT_NOINLINE void move_few(u8* to, const u8* from, u32 bytes) {
         low = n == 8 ? high : (low >> (8 * n)) | (high << (64 - 8 * n));
         high = n == 8 ? 0 : high >> (8 * n);
     }
+}
+// One lane; up to kFewBytes bytes. All is read before anything is written: the runs may overlap.
+RDMAKIT_NOINLINE void move_few(u8* to, const u8* from, u32 bytes) {
+    u64 low = 0, high = 0;
+    if (bytes == 8) {
+        low = load_unaligned<u64>(from);
+    } else {
+        for (u32 i = 0; i < bytes; ++i) (i < 8 ? low : high) |= static_cast<u64>(from[i]) << (8 * (i % 8));
+    }
+    store_few(to, low, high, bytes);
 }
 
 #if RDMAKIT_GPU

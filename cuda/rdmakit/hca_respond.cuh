@@ -41,7 +41,7 @@ RDMAKIT_NOINLINE Answer refuse_request(HcaQp& peer, Syndrome nak, u32 event, con
         if (!has_respond) end_turn(&peer.respond);
     }
     if (first) {
-        if (lane_id() == 0) store_relaxed<Scope::sys>(peer.attend, 1u);
+        if (lane_id() == 0) store_release<Scope::sys>(peer.attend, 1u);
         if (try_turn_and_tell(&peer.turn)) {
             Serving theirs(peer, watch);
             flush_sends(theirs);

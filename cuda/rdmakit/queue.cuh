@@ -83,6 +83,20 @@ RDMAKIT_DEVICE u64 doorbell_value(const QpHandle& qp, u64 next) {
 // Who finds the bell taken leaves: the ringer looks again after putting it back. A failed attempt still hands its `ready`
 // on to the ringer, who puts the bell back by an exchange, since that reads the attempt. What the ringer has to know of
 // others' work it learns by its second look at `ready`.
+
+// Holder of the bell, and of everything below `next` it knows.
+RDMAKIT_DEVICE void ring(const QpHandle& qp, u64 next) {
+    SqState& s = *qp.state;
+    // Read before the record is written: once that is there an earlier bell may make the NIC execute the last WQE,
+    // and its slot be filled anew.
+    const u64 bell = doorbell_value(qp, next);
+    fence<Scope::sys>();  // all WQEs below `next`, and the payload they point to, before the record
+    store_relaxed<Scope::sys>(qp.dbrec, swap_bytes(static_cast<u32>(next & 0xffff)));
+    fence<Scope::sys>();  // the record before the register: the NIC may read it as soon as it is rung
+    mmio_store(qp.doorbell, bell);
+    store_relaxed<Scope::gpu>(&s.rung, next);
+    s.doorbells += 1;
+}
 RDMAKIT_DEVICE void submit(const QpHandle& qp) {
     SqState& s = *qp.state;
     for (;;) {
@@ -91,17 +105,7 @@ RDMAKIT_DEVICE void submit(const QpHandle& qp) {
         const bool taken = exchange_release<Scope::gpu>(&s.bell, 1u) != 0;
         if (!holds(!taken)) return;
         const u64 next = load_acquire<Scope::gpu>(&s.ready);
-        if (next > load_relaxed<Scope::gpu>(&s.rung)) {
-            // Read before the record is written: once that is there an earlier bell may make the NIC execute the last WQE,
-            // and its slot be filled anew.
-            const u64 bell = doorbell_value(qp, next);
-            fence<Scope::sys>();  // all WQEs below `next`, and the payload they point to, before the record
-            store_relaxed<Scope::sys>(qp.dbrec, swap_bytes(static_cast<u32>(next & 0xffff)));
-            fence<Scope::sys>();  // the record before the register: the NIC may read it as soon as it is rung
-            mmio_store(qp.doorbell, bell);
-            store_relaxed<Scope::gpu>(&s.rung, next);
-            s.doorbells += 1;
-        }
+        if (next > load_relaxed<Scope::gpu>(&s.rung)) ring(qp, next);
         exchange<Scope::gpu>(&s.bell, 0u);
     }
 }
@@ -240,16 +244,27 @@ RDMAKIT_DEVICE u64 reserve(const QpHandle& qp, u32 bbs, Site site = Site::here()
 }
 
 // Hands [base, base + bbs) to the NIC's side of the ring, in order of reservation, and rings unless batching says that
-// a later reservation, already made, will.
+// a later reservation, already made, will. Who has nobody behind it rings before it hands the turn on: then nobody has
+// to be told what is ready first, which would cost a fence and a look more.
 RDMAKIT_DEVICE Status publish(const QpHandle& qp, u64 base, u32 bbs, Site site = Site::here()) {
     SqState& s = *qp.state;
+    const u64 end = base + bbs;
+    const bool others_follow = load_relaxed<Scope::gpu>(&s.reserved) != end;
     u64 turn = 0;
     const Status status = wait_until<Scope::gpu>(&s.ready, [base](u64 ready) { return ready == base; }, qp.watch,
                                                  about(qp, "the turn to publish", base), &turn, site);
     if (status != Status::ok) return status;
-    const u64 end = base + bbs;
+    if (!others_follow) {
+        const bool taken = compare_swap<Scope::gpu>(&s.bell, 0u, 1u) != 0;  // the first fence of ring acquires
+        if (holds(!taken)) {
+            ring(qp, end);
+            store_relaxed<Scope::gpu>(&s.ready, end);  // behind the fences of ring
+            exchange<Scope::gpu>(&s.bell, 0u);
+            submit(qp);
+            return Status::ok;
+        }
+    }
     store_release<Scope::gpu>(&s.ready, end);
-    const bool others_follow = load_relaxed<Scope::gpu>(&s.reserved) != end;
     const bool batch_full = qp.batch == 0 || base / qp.batch != end / qp.batch;
     if (!others_follow || batch_full) submit(qp);
     return Status::ok;

@@ -215,7 +215,8 @@ class Spin {
         if (spent < bound && t.api->park(&t, list, static_cast<int>(sizeof...(S)) + 1, note, bound - spent)) return true;
 #endif
         const u64 end = time_ns();
-        fail(watch_, who.late, who, first(seen...), 0, end > since_ ? end - since_ : 0, 0, 0, site);
+        const Watch watch = watch_;  // of which a call may have the address: this object stays in registers
+        fail(watch, who.late, who, first(seen...), 0, end > since_ ? end - since_ : 0, 0, 0, site);
         return give_up(who.late);
     }
     RDMAKIT_DEVICE Status status() const { return status_; }

@@ -22,7 +22,7 @@ from rdmakit.device.handle import QP_HANDLE, struct
 from rdmakit.gpu.bare import KEY, BareQueue, GpuPlatform, Platform, bare_handles, bare_hca, bare_report, bare_sinks
 from rdmakit.layout import Opcode
 
-__all__ = ["all_processors", "everything", "one_warp", "put_signal", "rate", "shared_queue"]
+__all__ = ["all_processors", "everything", "one_warp", "put_signal", "put_signal_stages", "rate", "shared_queue"]
 
 _MEMORY = struct(16, address=(0, "<u8"), key=(8, "<u4"))  # RemoteMemory, LocalMemory: signal.cuh
 PING_END = struct(
@@ -37,6 +37,10 @@ PING_END = struct(
     sum=(208, "<u8"),
     wrong=(216, "<u8"),
     ns=(224, "<u8"),
+)  # hca_ping.cu
+_SERVED = ("heard", "fetched", "placed", "ordered", "signalled", "completed")  # Stage, hca_near.cuh
+PING_STAGES = struct(
+    80, **{name: (8 * i, "<u8") for i, name in enumerate(("begun", "rung", "seen", "read", *_SERVED))}
 )  # hca_ping.cu
 _FIRST_QPN = 0x4A00
 # How an end of the ping posts (PingWay, hca_ping.cu): by the protocol for many threads, as the only one, and that
@@ -125,8 +129,13 @@ def one_warp(platform: Platform | None = None, *, wqes: int = 1 << 20) -> dict[s
     return _reported("wqe_per_s_one_warp", f"one warp, one QP, {how['batch']} a reservation", best)
 
 
-def _ping(platform: Platform, way: str, warm: int, rounds: int) -> tuple[float, bool]:
-    """Microseconds from a put to the peer that has seen its signal: half a round trip."""
+def _ping(
+    platform: Platform, way: str, warm: int, rounds: int, stages: dict[str, float] | None = None
+) -> tuple[float, bool]:
+    """Microseconds from a put to the peer that has seen its signal: half a round trip.
+
+    `stages`: is filled with the time of each stage of a put after its beginning, microseconds.
+    """
     memory = platform.memory(2 * BareQueue.bytes_for(8) + (1 << 16))
     report, report_at = bare_report(memory)
     ends, ends_at = memory.take(2, PING_END)
@@ -140,12 +149,39 @@ def _ping(platform: Platform, way: str, warm: int, rounds: int) -> tuple[float, 
         ends[i]["source_memory"], ends[i]["source"] = (source[i], KEY), source[i]
         ends[i]["data"], ends[i]["mine"] = data[i], word[i]
     hcas = bare_hca(memory, queues, registers, report_at, "no_dbr" if way == "no_dbr" else "dbrec")
+    sums, sums_at = memory.take(2, PING_STAGES)
     memory.upload()
-    platform.run("hca_ping", 3, 64, (hcas, ends_at, WAYS.index(way), warm, rounds))
+    args = (hcas, ends_at, WAYS.index(way), warm, rounds)
+    if stages is None:
+        platform.run("hca_ping", 3, 64, args)
+    else:
+        platform.run("hca_ping_stages", 3, 64, (*args, sums_at))
     memory.download()
+    if stages is not None:
+        stages.update(_stages(sums, rounds))
     report.raise_for_status()
     right = (ends["sum"] == rounds * (rounds + 1) // 2).all() and not ends["wrong"].any()
     return float(ends[0]["ns"]) / 1e3 / (2 * (rounds - warm)), bool(right)
+
+
+def _stages(sums: Any, rounds: int) -> dict[str, float]:
+    """Microseconds after a put began, on average of both directions."""
+    begun = sum(int(end["begun"]) for end in sums)
+    names = ("rung", *_SERVED, "seen", "read")
+    return {name: (sum(int(end[name]) for end in sums) - begun) / (2 * rounds) / 1e3 for name in names}
+
+
+def put_signal_stages(platform: Platform | None = None, *, rounds: int = 5000) -> dict[str, Any]:
+    """Where the time of `put_signal` goes: each stage of a put and its signal, with the clock read at each."""
+    platform = platform or GpuPlatform()
+    lines, ok = [], True
+    for way in WAYS:
+        stages: dict[str, float] = {}
+        us, right = _ping(platform, way, 0, rounds, stages)
+        ok = ok and right
+        each = ", ".join(f"{name} {at:.2f}" for name, at in stages.items())
+        lines.append(f"put_signal stages, {way}: {each} µs after its beginning ({us:.2f} µs with the clock; measured)")
+    return {"ok": ok, "figures": {}, "lines": lines}
 
 
 def put_signal(platform: Platform | None = None, *, warm: int = 100, rounds: int = 5000) -> dict[str, Any]:
@@ -162,7 +198,13 @@ def put_signal(platform: Platform | None = None, *, warm: int = 100, rounds: int
     return {"ok": ok, "figures": figures, "lines": [line]}
 
 
-PARTS: tuple[Callable[[], dict[str, Any]], ...] = all_processors, shared_queue, one_warp, put_signal
+PARTS: tuple[Callable[[], dict[str, Any]], ...] = (
+    all_processors,
+    shared_queue,
+    one_warp,
+    put_signal,
+    put_signal_stages,
+)
 
 
 def _apart(part: Callable[[], dict[str, Any]]) -> dict[str, Any]:

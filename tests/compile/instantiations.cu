@@ -11,8 +11,10 @@
 #include <rdmakit/hca_complete.cuh>
 #include <rdmakit/hca_cqe.cuh>
 #include <rdmakit/hca_engine.cuh>
+#include <rdmakit/hca_execute.cuh>
 #include <rdmakit/hca_key.cuh>
 #include <rdmakit/hca_move.cuh>
+#include <rdmakit/hca_near.cuh>
 #include <rdmakit/hca_respond.cuh>
 #include <rdmakit/hca_sink.cuh>
 #include <rdmakit/hca_state.cuh>
@@ -203,6 +205,7 @@ RDMAKIT_KERNEL use_queue(QpHandle qp, Memory m) {
     m.keep(wait_completed(qp, index, "a use"));
     const u64 base = reserve(qp, 3);
     m.keep(publish(qp, base, 3)).keep(quiet(qp));
+    ring(qp, base);
     submit(qp);
 }
 
@@ -254,6 +257,7 @@ RDMAKIT_KERNEL use_hca_move(HcaQp* qp, Memory m) {
     u8* const to = m.bytes + bytes;
     m.keep(is_aligned<u64>(to)).keep(load_unaligned<u32>(to)).keep(load_unaligned<u64>(to + 1));
     store_byte(to, static_cast<u8>(a));
+    store_few(to, bytes, 0, a & 15);
     move_few(to, m.bytes, a & 15);
     warp_move(to, m.bytes, bytes, a != 0);
 #if RDMAKIT_GPU
@@ -306,10 +310,35 @@ RDMAKIT_KERNEL use_hca_engine(HcaHandle hca, HcaSink* sink, Memory m) {
     hear(s, m.any<u64>(2));
     touch_wqes(s);
     m.keep(check_locally(s, m.any<DecodedWqe>(3))).keep(execute_next(s, a != 0)).keep(serve_qp(hca, a, a != 0));
+    m.keep(serve_turn(hca, a, a != 0));
     m.keep(hca_groups(hca)).keep(hca_look(hca, a, a, false)).keep(check_control(m.any<u64>(2), a, *sink).sum);
     hca_serve(hca, a, a + 1);
     hca_leave(hca.left);
     m.keep(run_sink(*sink, watch));
+}
+
+RDMAKIT_KERNEL use_hca_near(HcaHandle hca, Memory m) {
+    const u32 a = m.any<u32>(1);
+    const Vec16(&segments)[kDsPerBb] = m.any<Vec16[kDsPerBb]>(2);
+    Vec16 shown[kDsPerBb];
+    NoProbe probe;
+    Near n;
+    n.take_up(hca, a);
+    u64 memory = 0;
+    n.keys.begin(n.qp->keys, a);
+    m.keep(n.keys.find(a, a, a, a, &memory)).keep(memory).keep(n.entries());
+    n.settle();
+    probe.mark(Stage::heard);
+    Fetched fetched = fetch_blocks(n, a);
+    show_block(n, fetched, shown);
+    m.keep(shown[0]).keep(read_request(segments, a, a, false).known).keep(hear_near(n, m.any<u64>(3), &fetched));
+    complete_no_more(*n.qp, hca.watch, Pushed::died);
+    add_word(m.bytes, a, a, m.bytes);
+    Spin spin(hca.watch);
+    m.keep(execute_near(hca, a, n, fetched, probe)).keep(serve_news(hca, a, n, a, false, false, probe));
+    m.keep(pause_near(n, spin, m.any<Subject>(4), hca.left, a, Site::here()));
+    n.give_back();
+    serve_near(hca, a, probe);
 }
 
 // ---- signal ----------------------------------------------------------------------------------------------------------
