@@ -16,6 +16,8 @@ NVLINK = {
     "NvlOffer": nvl_abi.OFFER,
     "NvlHeap": nvl_abi.HEAP,
     "NvlRank": nvl_abi.RANK,
+    "NvlMasks": nvl_abi.MASKS,
+    "NvlMaskInput": nvl_abi.MASK_INPUT,
     "NvlLayoutInput": nvl_abi.LAYOUT_INPUT,
     "NvlNotifyInput": nvl_abi.NOTIFY_INPUT,
     "NvlDispatchInput": nvl_abi.DISPATCH_INPUT,
@@ -42,7 +44,7 @@ STRUCTS = {
 
 ALL = {
     ("ep_dispatch", "ep_combine", "ll_dispatch"): STRUCTS,
-    ("nvl_layout", "nvl_notify", "nvl_dispatch", "nvl_ll_dispatch", "nvl_ll_combine"): NVLINK,
+    ("nvl_layout", "nvl_notify", "nvl_dispatch", "nvl_ll_dispatch", "nvl_ll_combine", "nvl_mask"): NVLINK,
     ("nvl_combine",): NVLINK_COMBINE,
 }
 
@@ -77,6 +79,9 @@ def test_limits_are_the_headers():
     assert f"kNvlWarpBytes = {nvl_abi.WARP_BYTES};" in text and text.count(f"kNvlWarps = {nvl_abi.MAX_WARPS};") == 1
     kinds = text[text.index("enum class NvlKind") : text.index("count };")].count(",")
     assert kinds == nvl_abi.KINDS
+    text = (Path(rdmakit.get_include()) / "rdmakit" / "nvl_mask.cuh").read_text()
+    about = text[text.index("enum class NvlVerdict") : text.index("count };")]
+    assert about.count(",") == nvl_abi.VERDICTS
     for kernel, constant, value in (("dispatch", "kNvlSlots", nvlink.SLOTS), ("combine", "kNvlStages", nvlink.STAGES)):
         source = (Path(rdmakit.get_include()) / "kernels" / f"nvl_{kernel}.cu").read_text()
         assert f"{constant} = {value};" in source
