@@ -89,7 +89,7 @@ RDMAKIT_DEVICE Status nvl_await_complete(const NvlLl& p, const NvlLlCombineInput
         u32 said = 0;
         status = nvl_clocked(block_id() == 0 ? in.waits : nullptr, r, [&] {
             return nvl_verdict(p.nvl, NvlVerdict::complete, nvl_at<u64>(p.nvl, p.nvl.rank, p.ll.complete) + r, r, epoch,
-                               [epoch](u64 v) { return v >> 32 >= epoch; }, "a rank's sums", &said);
+                               "a rank's sums", &said);
         });
         if (status == Status::ok) fetch_or<Scope::cta>(&words.present, 1u << r);
         if (status == Status::absent) status = Status::ok;

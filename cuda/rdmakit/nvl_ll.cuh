@@ -66,14 +66,14 @@ RDMAKIT_DEVICE void nvl_send_list(const NvlLl& p, u32 to, u64 lists, u64 words, 
 RDMAKIT_DEVICE Status nvl_list_came(const NvlLl& p, u64 words, NvlVerdict about, u64 epoch, u32 source, const char* what,
                                     u32* tokens, Site site = Site::here(), Site place = Site::here()) {
     const u64* const word = nvl_at<u64>(p.nvl, p.nvl.rank, words) + nvl_pair(p, epoch, source);
-    const auto came = [epoch](u64 v) { return v >> 32 == epoch; };
     if (p.nvl.masks != nullptr) {
-        const Status status = nvl_verdict(p.nvl, about, word, source, epoch, came, what, tokens, site, place);
+        const Status status = nvl_verdict(p.nvl, about, word, source, epoch, what, tokens, site, place);
         if (status != Status::ok) *tokens = 0;
         return status == Status::absent ? Status::ok : status;
     }
     u64 seen = 0;
-    const Status status = wait_until<Scope::sys>(word, came, p.nvl.watch, Subject{what, epoch, 0, source, 0}, &seen, site, place);
+    const Status status = wait_until<Scope::sys>(word, [epoch](u64 v) { return v >> 32 == epoch; }, p.nvl.watch,
+                                                 Subject{what, epoch, 0, source, 0}, &seen, site, place);
     *tokens = static_cast<u32>(seen);
     return status;
 }

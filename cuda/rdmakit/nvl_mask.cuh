@@ -30,9 +30,8 @@ RDMAKIT_DEVICE u32 nvl_present(const NvlRank& nvl) {
 }
 
 // One thread: waits as nvl_wait does; `absent` for a rank that is masked, or that is masked here because it does not come.
-RDMAKIT_DEVICE Status nvl_answers(const NvlRank& nvl, u64 words, u32 from, u64 epoch, const char* what, Site site = Site::here(),
-                                  Site place = Site::here()) {
-    if (nvl.masks == nullptr) return nvl_wait(nvl, words, from, epoch, what, site, place);
+RDMAKIT_NOINLINE Status nvl_answers_or_is_masked(const NvlRank& nvl, u64 words, u32 from, u64 epoch, const char* what, Site site,
+                                                 Site place) {
     const u64* const word = nvl_at<u64>(nvl, nvl.rank, words) + from;
     u32* const masked = &nvl.masks->masked[from];
     for (Spin spin(nvl.watch);;) {
@@ -46,12 +45,17 @@ RDMAKIT_DEVICE Status nvl_answers(const NvlRank& nvl, u64 words, u32 from, u64 e
         store_relaxed<Scope::gpu>(masked, 1u);
     }
 }
+RDMAKIT_DEVICE Status nvl_answers(const NvlRank& nvl, u64 words, u32 from, u64 epoch, const char* what, Site site = Site::here(),
+                                  Site place = Site::here()) {
+    if (nvl.masks != nullptr) return nvl_answers_or_is_masked(nvl, words, from, epoch, what, site, place);
+    return nvl_wait(nvl, words, from, epoch, what, site, place);
+}
 
-// One thread of each block: does rank `from` take part in this epoch? Its word, when `came` holds of it, says that it does,
-// and *said is what the word's lower half says; else `absent`. Whoever goes by a verdict sees all that lies behind the word.
-template <class Came>
-RDMAKIT_DEVICE Status nvl_verdict(const NvlRank& nvl, NvlVerdict about, const u64* word, u32 from, u64 epoch, Came came,
-                                  const char* what, u32* said, Site site = Site::here(), Site place = Site::here()) {
+// One thread of each block: does rank `from` take part in this epoch? Its word, whose upper half has then come to the epoch,
+// says that it does, and *said is the word's lower half; else `absent`. Whoever goes by a verdict sees all that lies behind
+// the word.
+RDMAKIT_NOINLINE Status nvl_verdict(const NvlRank& nvl, NvlVerdict about, const u64* word, u32 from, u64 epoch, const char* what,
+                                    u32* said, Site site = Site::here(), Site place = Site::here()) {
     u64* const verdict = &nvl.masks->verdicts[static_cast<u32>(about)][from];
     u32* const masked = &nvl.masks->masked[from];
     for (Spin spin(nvl.watch);;) {
@@ -62,7 +66,7 @@ RDMAKIT_DEVICE Status nvl_verdict(const NvlRank& nvl, NvlVerdict about, const u6
         }
         const u32 out = load_relaxed<Scope::gpu>(masked);
         const u64 seen = load_acquire<Scope::sys>(word);
-        if (out != 0 || holds(came(seen), place)) {
+        if (out != 0 || holds(seen >> 32 >= epoch, place)) {
             fence<Scope::gpu>();
             compare_swap<Scope::gpu>(verdict, given, epoch << 32 | (out != 0 ? 0 : 1 + (seen & 0xffffffffu)));
             continue;

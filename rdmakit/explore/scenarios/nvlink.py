@@ -6,6 +6,7 @@ ep.nvlink, ep.link.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import ml_dtypes
@@ -33,10 +34,12 @@ RDMAKIT_KERNEL await_counts(const unsigned long long* epoch, const int* rows, in
 """
 
 
-class _Ranks:
-    """Engines of all ranks on few warps, their inputs, and arrays that start out poisoned."""
+class Ranks:
+    """Engines of all ranks on few warps, their inputs, and arrays that start out poisoned. Reports fail a schedule, but
+    for those of `unwatched` ranks.
+    """
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Scene, *, unwatched: Collection[int] = ()) -> None:
         self.scene = scene
         self.ranks, self.tokens = int(scene.options.get("ranks", 2)), int(scene.options.get("tokens", 2))
         self.experts = self.ranks * int(scene.options.get("experts", 1))
@@ -51,8 +54,12 @@ class _Ranks:
         self.engines = []
         for rank in range(self.ranks):
             link = WorldLink(self.world, rank, heaps, blocks=self.blocks, warps=warps, most_threads=64)
-            self.engines.append(Nvlink(link, low_latency_bytes=low_latency, max_experts=64))
-            scene.watch(link.report)
+            shrink = bool(scene.options.get("shrink", False))
+            self.engines.append(
+                Nvlink(link, low_latency_bytes=low_latency, max_experts=64, enable_shrink=shrink)
+            )
+            if rank not in unwatched:
+                scene.watch(link.report)
         scene.keep(self)
         self.module = self.world.compile(KERNELS, name="around_nvlink.cu")
         self.x, self.idx, self.weights = [], [], []
@@ -83,7 +90,7 @@ class _Ranks:
         return made
 
 
-def _at(array: Any) -> int:
+def address_of(array: Any) -> int:
     return int(array.ctypes.data)
 
 
@@ -92,7 +99,7 @@ def normal(scene: Scene) -> None:
     """Options: ranks=2, tokens=2, experts=1 a rank, blocks=1, warps=1 that move rows, turns=1, changed=False (experts
     change the rows, before and after they are combined), host=False (a host waits for the counts), routing (a seed).
     """
-    at = _Ranks(scene)
+    at = Ranks(scene)
     shape = at.tokens, at.ranks
     wanted: list[Any] = [reference.dispatch(at.x, at.idx, at.weights, rank, at.experts) for rank in range(at.ranks)]
     for turn in range(int(scene.options.get("turns", 1))):
@@ -104,8 +111,8 @@ def normal(scene: Scene) -> None:
             )
             goes, positions = at.out("who goes where", shape, np.bool_), at.out("positions", shape, np.int32)
             prefix = at.out("prefix", (at.ranks, at.ranks), np.int32)
-            engine.layout(_at(at.idx[rank]), at.tokens, TOPK, at.experts, _at(per_rank), _at(per_expert), _at(goes))
-            engine.notify(_at(goes), at.tokens, _at(per_expert), at.experts, 1, _at(positions), _at(prefix))
+            engine.layout(address_of(at.idx[rank]), at.tokens, TOPK, at.experts, address_of(per_rank), address_of(per_expert), address_of(goes))
+            engine.notify(address_of(goes), at.tokens, address_of(per_expert), at.experts, 1, address_of(positions), address_of(prefix))
             places.append((positions, prefix))
             if scene.options.get("host", False):
                 epoch, told = engine._counts[:8], engine._counts[8:12]
@@ -119,17 +126,17 @@ def normal(scene: Scene) -> None:
             block = engine.receive_block(rows, 2 * HIDDEN, 0, TOPK)
             blocks.append(block)
             engine.dispatch(
-                _at(at.x[rank]),
+                address_of(at.x[rank]),
                 2 * HIDDEN,
                 0,
                 0,
-                _at(at.idx[rank]),
-                _at(at.weights[rank]),
+                address_of(at.idx[rank]),
+                address_of(at.weights[rank]),
                 TOPK,
                 at.experts,
                 at.tokens,
-                _at(places[rank][0]),
-                _at(places[rank][1]),
+                address_of(places[rank][0]),
+                address_of(places[rank][1]),
                 block,
                 rows,
                 at.blocks,
@@ -158,11 +165,11 @@ def normal(scene: Scene) -> None:
                 HIDDEN,
                 block.weights,
                 TOPK,
-                _at(places[rank][0]),
-                _at(places[rank][1]),
+                address_of(places[rank][0]),
+                address_of(places[rank][1]),
                 at.tokens,
-                _at(out),
-                _at(sums),
+                address_of(out),
+                address_of(sums),
                 0,
                 0,
                 at.blocks,
@@ -183,10 +190,10 @@ def normal(scene: Scene) -> None:
                 at.negate(rank, blocks[rank].x, wanted[rank].recv_x.nbytes)
 
 
-def _view(at: _Ranks, rank: int, where: int, like: Any) -> Any:
+def _view(at: Ranks, rank: int, where: int, like: Any) -> Any:
     """Part of a rank's heap, as an array like another."""
     heap = at.heaps[rank]
-    begin = where - _at(heap)
+    begin = where - address_of(heap)
     return heap[begin : begin + like.nbytes].view(like.dtype).reshape(like.shape)
 
 
@@ -196,7 +203,7 @@ def low_latency(scene: Scene) -> None:
     anew), halves=False (each in a launch of its own), ahead=False (three turns, of which two are sent and not yet
     received), routing (a seed).
     """
-    at = _Ranks(scene)
+    at = Ranks(scene)
     local, rows = at.experts // at.ranks, at.ranks * at.tokens
     wanted = [reference.low_latency_dispatch(at.x, at.idx, rank, at.experts, at.tokens) for rank in range(at.ranks)]
     ahead, turns = bool(scene.options.get("ahead", False)), int(scene.options.get("turns", 1))
@@ -224,15 +231,15 @@ def low_latency(scene: Scene) -> None:
             for rank, engine in enumerate(at.engines):
                 got = made[turn][rank]
                 engine.ll_dispatch(
-                    _at(at.x[rank]), _at(at.idx[rank]), at.tokens, False, False, False, _at(got["rows"]), 0,
-                    _at(got["count"]), _at(got["source"]), _at(got["ranges"]), _at(got["map"]), phases=half,
+                    address_of(at.x[rank]), address_of(at.idx[rank]), at.tokens, False, False, False, address_of(got["rows"]), 0,
+                    address_of(got["count"]), address_of(got["source"]), address_of(got["ranges"]), address_of(got["map"]), phases=half,
                 )  # fmt: skip
         for turn, half in order:
             for rank, engine in enumerate(at.engines):
                 got = made[turn][rank]
                 engine.ll_combine(
-                    _at(got["rows"]), _at(at.idx[rank]), _at(at.weights[rank]), _at(got["map"]), at.tokens,
-                    _at(got["home"]), phases=half,
+                    address_of(got["rows"]), address_of(at.idx[rank]), address_of(at.weights[rank]), address_of(got["map"]), at.tokens,
+                    address_of(got["home"]), phases=half,
                 )  # fmt: skip
     for turn in range(turns):
         for rank, want in enumerate(wanted):
@@ -241,20 +248,20 @@ def low_latency(scene: Scene) -> None:
             scene.expect(got["ranges"], want.packed_recv_layout_range, f"ranges {turn} of rank {rank}")
             for e, n in enumerate(want.packed_recv_count):
                 scene.expect(got["rows"][e, :n], want.packed_recv_x[e, :n], f"rows {turn} of rank {rank}, expert {e}")
-            scene.expect(got["home"], _sums(at, rank), f"sums {turn} of rank {rank}")
+            scene.expect(got["home"], sums_home(at, rank), f"sums {turn} of rank {rank}")
 
 
 @scenario("nvl-layout", "counts of a routing, by several blocks", tags=("ep",))
 def layout(scene: Scene) -> None:
     """Options: tokens=65, blocks=2, turns=1 (the sums start from zero again), experts=1 a rank."""
     scene.options = {"tokens": 65, "blocks": 2, **scene.options}
-    at = _Ranks(scene)
+    at = Ranks(scene)
     for turn in range(int(scene.options.get("turns", 1))):
         for rank, engine in enumerate(at.engines[:1]):
             per_rank = at.out("tokens a rank", (at.ranks,), np.int32)
             per_expert = at.out("tokens an expert", (at.experts,), np.int32)
             goes = at.out("who goes where", (at.tokens, at.ranks), np.bool_)
-            engine.layout(_at(at.idx[rank]), at.tokens, TOPK, at.experts, _at(per_rank), _at(per_expert), _at(goes))
+            engine.layout(address_of(at.idx[rank]), at.tokens, TOPK, at.experts, address_of(per_rank), address_of(per_expert), address_of(goes))
             local = at.idx[rank] // (at.experts // at.ranks)
             truth = np.stack([(local == d).any(1) for d in range(at.ranks)], 1)
             scene.expect(goes, truth, f"who goes where {turn}")
@@ -263,11 +270,13 @@ def layout(scene: Scene) -> None:
             scene.expect(per_expert, counts, f"tokens an expert {turn}")
 
 
-def _sums(at: _Ranks, rank: int) -> Any:
-    """As the two roundings of low-latency combine have it: a rank's rows by ascending choice, then ranks."""
+def sums_home(at: Ranks, rank: int, gone: Collection[int] = ()) -> Any:
+    """As the two roundings of low-latency combine have it: a rank's rows by ascending choice, then ranks; but for those
+    that are gone.
+    """
     total = np.zeros((at.tokens, HIDDEN), np.float32)
     local = at.experts // at.ranks
-    for owner in range(at.ranks):
+    for owner in set(range(at.ranks)) - set(gone):
         part = np.zeros_like(total)
         for t in range(at.tokens):
             for k in range(TOPK):

@@ -1,0 +1,145 @@
+"""Low-latency calls over NVLink that go on without a rank: it has died, or is left out by hand.
+
+What is gone counts as a whole or not at all: who survives has all of its rows or none, its sum for each token or for
+none. Leans on scenarios.nvlink.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from rdmakit.ep import reference
+from rdmakit.errors import BadArgument
+from rdmakit.explore.scenario import Scene, scenario
+from rdmakit.explore.scenarios.nvlink import BF16, HIDDEN, TOPK, Ranks, address_of, sums_home
+
+_DOOM = """
+#include <rdmakit/report.cuh>
+RDMAKIT_KERNEL doom(rdmakit::Report* report) { rdmakit::store_relaxed<rdmakit::Scope::sys>(&report->state, 2u); }
+"""
+
+
+@scenario("nvl-shrink", "low-latency calls of ranks that can be masked; one may die", tags=("ep",))
+def shrink(scene: Scene) -> None:
+    """Options: ranks=2, tokens=2, experts=1 a rank, blocks=1, warps=1, turns=1, halves=False, routing (a seed);
+    dies="" (nobody), "dispatch", "combine" (before the last turn's), "dispatching", "combining" (in it, where it first
+    has to wait) or "masked" (by hand, before the last turn), which the last rank does; meet=False (a barrier before the last turn, and
+    masks are read); waits=False (clocks of waits are added up).
+    """
+    scene.options = {**scene.options, "shrink": True}
+    dies = str(scene.options.get("dies", ""))
+    if dies not in ("", "dispatch", "combine", "dispatching", "combining", "masked"):
+        raise BadArgument("no such death", value=dies, rule="dispatch, combine, dispatching, combining, masked, or none",
+                          remedy="--set dies=combine")  # fmt: skip
+    dies_running = dies.endswith("ing")
+    at = Ranks(scene, unwatched=[int(scene.options.get("ranks", 2)) - 1] if dies_running else [])
+    last, turns = at.ranks - 1, int(scene.options.get("turns", 1))
+    halves = (1, 2) if scene.options.get("halves", False) else (3,)
+    clocks = [at.given(np.zeros(at.ranks, np.int64)) for _ in range(at.ranks if scene.options.get("waits", False) else 0)]
+    local, rows = at.experts // at.ranks, at.ranks * at.tokens
+    survivors = range(last if dies else at.ranks)
+    for engine in at.engines:
+        engine.ll_configure(at.tokens, HIDDEN, at.experts, TOPK)
+    for turn in range(turns):
+        ends = turn == turns - 1
+        dispatches = range(last) if ends and dies in ("dispatch", "masked") else range(at.ranks)
+        combines = survivors if ends and dies != "combining" else range(at.ranks)
+        if ends and dies == "dispatching":
+            _doom(at, last)
+        if ends and dies == "masked":
+            for rank in survivors:
+                at.engines[rank].mask_update(last, True)
+        if ends and scene.options.get("meet", False):
+            for rank in dispatches:
+                at.engines[rank].barrier()
+        got = [_Results(at, local, rows) for _ in range(at.ranks)]
+        for half in halves:
+            for rank in dispatches:
+                at.engines[rank].ll_dispatch(
+                    address_of(at.x[rank]), address_of(at.idx[rank]), at.tokens, False, False, False,
+                    *got[rank].addresses, wait_statistics=_address(clocks, rank), phases=half,
+                )  # fmt: skip
+        if ends and dies == "combining":
+            _doom(at, last)
+        for half in halves:
+            for rank in combines:
+                at.engines[rank].ll_combine(
+                    address_of(got[rank].rows), address_of(at.idx[rank]), address_of(at.weights[rank]),
+                    address_of(got[rank].map), at.tokens, address_of(got[rank].home),
+                    wait_statistics=_address(clocks, rank), phases=half,
+                )  # fmt: skip
+        masks = [at.out("masks", (at.ranks,), np.int32) for _ in survivors]
+        if ends and scene.options.get("meet", False):
+            for rank in survivors:
+                at.engines[rank].mask_query(address_of(masks[rank]))
+                scene.expect(masks[rank], [int(bool(dies) and r == last) for r in range(at.ranks)], f"masks of {rank}")
+        if ends and dies_running:
+            scene.check(lambda got=got: _whole_or_nothing(at, got, survivors))
+            continue
+        for rank in survivors:
+            silent = ends and dies in ("dispatch", "masked")
+            _expect(at, scene, rank, got[rank], turn, [last] if silent else [], [last] if ends and dies else [])
+
+
+class _Results:
+    """Poisoned memory for what one rank's dispatch and combine of a turn come to."""
+
+    def __init__(self, at: Ranks, local: int, rows: int) -> None:
+        self.rows = at.out("rows", (local, rows, HIDDEN), BF16)
+        self.count = at.out("counts", (local,), np.int32)
+        self.source = at.out("sources", (local, rows), np.int32)
+        self.ranges = at.out("ranges", (local, at.ranks), np.int64)
+        self.map = at.out("row map", (at.ranks, at.tokens, TOPK), np.int32)
+        self.home = at.out("sums", (at.tokens, HIDDEN), BF16)
+
+    @property
+    def addresses(self) -> tuple[int, ...]:
+        """As ll_dispatch takes them: rows, no scales, and the rest."""
+        found = (self.count, self.source, self.ranges, self.map)
+        return address_of(self.rows), 0, *(address_of(array) for array in found)
+
+
+def _address(arrays: list[Any], rank: int) -> int:
+    return address_of(arrays[rank]) if arrays else 0
+
+
+def _doom(at: Ranks, rank: int) -> None:
+    """Whoever of this rank's waits from now on gives up."""
+    module = at.world.compile(_DOOM, name="doom.cu")
+    module.get_function("doom")(1, 32, (at.engines[rank].link.report.address,), rank=rank)
+    at.scene.keep(module)
+
+
+def _truth(at: Ranks, rank: int, silent: list[int]) -> Any:
+    idx = [np.full_like(chosen, -1) if r in silent else chosen for r, chosen in enumerate(at.idx)]
+    return reference.low_latency_dispatch(at.x, idx, rank, at.experts, at.tokens)
+
+
+def _expect(at: Ranks, scene: Scene, rank: int, got: _Results, turn: int, silent: list[int], gone: list[int]) -> None:
+    want = _truth(at, rank, silent)
+    scene.expect(got.count, want.packed_recv_count, f"counts {turn} of rank {rank}")
+    scene.expect(got.ranges, want.packed_recv_layout_range, f"ranges {turn} of rank {rank}")
+    for e, n in enumerate(want.packed_recv_count):
+        scene.expect(got.rows[e, :n], want.packed_recv_x[e, :n], f"rows {turn} of rank {rank}, expert {e}")
+    for source in silent:
+        scene.expect(got.map[source], -1, f"rows {turn} of rank {source}, which is gone, at rank {rank}")
+    scene.expect(got.home, sums_home(at, rank, gone), f"sums {turn} of rank {rank}")
+
+
+def _whole_or_nothing(at: Ranks, got: list[_Results], survivors: range) -> str | bool:
+    """Of the last rank, which has died somewhere."""
+    last = at.ranks - 1
+    for rank in survivors:
+        came = bool((got[rank].ranges[:, last] & 0xFFFFFFFF).any())
+        want = _truth(at, rank, [] if came else [last])
+        if not np.array_equal(got[rank].count, want.packed_recv_count):
+            return f"rank {rank} counts {got[rank].count.tolist()}"
+        for e, n in enumerate(want.packed_recv_count):
+            if not np.array_equal(got[rank].rows[e, :n].view(np.uint16), want.packed_recv_x[e, :n].view(np.uint16)):
+                return f"rows of expert {e} at rank {rank}: the dead rank's {'have' if came else 'have not'} come"
+        home = got[rank].home.view(np.uint16)
+        if not any(np.array_equal(home, sums_home(at, rank, gone).view(np.uint16)) for gone in ([], [last])):
+            return f"sums of rank {rank}: neither with all of the dead rank's nor without"
+    return True
