@@ -15,23 +15,52 @@ from rdmakit.errors import BadArgument
 from rdmakit.explore.scenario import Scene, scenario
 from rdmakit.explore.scenarios.nvlink import BF16, HIDDEN, TOPK, Ranks, address_of, sums_home
 
-_DOOM = """
-#include <rdmakit/report.cuh>
-RDMAKIT_KERNEL doom(rdmakit::Report* report) { rdmakit::store_relaxed<rdmakit::Scope::sys>(&report->state, 2u); }
+_DEATHS = ("", "dispatch", "combine", "dispatching", "combining", "masked", "ahead")
+_KERNELS = """
+#include <rdmakit/nvl.cuh>
+using namespace rdmakit;
+RDMAKIT_KERNEL doom(Report* report) { store_relaxed<Scope::sys>(&report->state, 2u); }
+RDMAKIT_KERNEL leave(NvlRank nvl, u64 at, u64 value) {
+    for (u32 r = block_rank(); r < nvl.ranks; r += block_size()) nvl_at<u64>(nvl, r, at)[nvl.rank] = value;
+}
+RDMAKIT_KERNEL collect(NvlRank nvl, u64 at, u64* out) {
+    for (u32 r = block_rank(); r < nvl.ranks; r += block_size()) out[r] = nvl_at<u64>(nvl, nvl.rank, at)[r];
+}
 """
+
+
+@scenario("nvl-barrier", "what ranks have written is there behind a barrier, which goes on without who has died", tags=("ep",))
+def barrier(scene: Scene) -> None:
+    """Options: ranks=2, turns=2, shrink=False; dies=False (the last rank, before the last turn)."""
+    at = Ranks(scene)
+    turns, dies = int(scene.options.get("turns", 2)), bool(scene.options.get("dies", False))
+    module = at.world.compile(_KERNELS, name="around_barriers.cu")
+    leave, collect = module.get_function("leave"), module.get_function("collect")
+    scene.keep(module)
+    for turn in range(turns):
+        there = range(at.ranks - (dies and turn == turns - 1))
+        for rank in there:
+            engine = at.engines[rank]
+            got = at.out("what was left", (at.ranks,), np.uint64)
+            leave(1, 32, (engine.pod[()], engine.pool.begin, 7 + turn), rank=rank)
+            engine.barrier()
+            collect(1, 32, (engine.pod[()], engine.pool.begin, got), rank=rank)
+            engine.barrier()
+            scene.expect(got, [7 + turn if r in there else 6 + turn for r in range(at.ranks)], f"turn {turn}, rank {rank}")
 
 
 @scenario("nvl-shrink", "low-latency calls of ranks that can be masked; one may die", tags=("ep",))
 def shrink(scene: Scene) -> None:
     """Options: ranks=2, tokens=2, experts=1 a rank, blocks=1, warps=1, turns=1, halves=False, routing (a seed);
     dies="" (nobody), "dispatch", "combine" (before the last turn's), "dispatching", "combining" (in it, where it first
-    has to wait) or "masked" (by hand, before the last turn), which the last rank does; meet=False (a barrier before the last turn, and
+    has to wait) or "masked" (by hand, before the last turn), which the last rank does;
+    "ahead" (three turns: two dispatches are sent and not yet received, and it dies before it sends the third); meet=False (a barrier before the last turn, and
     masks are read); waits=False (clocks of waits are added up).
     """
     scene.options = {**scene.options, "shrink": True}
     dies = str(scene.options.get("dies", ""))
-    if dies not in ("", "dispatch", "combine", "dispatching", "combining", "masked"):
-        raise BadArgument("no such death", value=dies, rule="dispatch, combine, dispatching, combining, masked, or none",
+    if dies not in _DEATHS:
+        raise BadArgument("no such death", value=dies, rule=f"one of {', '.join(_DEATHS[1:])}, or none",
                           remedy="--set dies=combine")  # fmt: skip
     dies_running = dies.endswith("ing")
     at = Ranks(scene, unwatched=[int(scene.options.get("ranks", 2)) - 1] if dies_running else [])
@@ -42,6 +71,9 @@ def shrink(scene: Scene) -> None:
     survivors = range(last if dies else at.ranks)
     for engine in at.engines:
         engine.ll_configure(at.tokens, HIDDEN, at.experts, TOPK)
+    if dies == "ahead":
+        _ahead(at, scene, survivors, [_Results(at, local, rows) for _ in range(3 * at.ranks)])
+        return
     for turn in range(turns):
         ends = turn == turns - 1
         dispatches = range(last) if ends and dies in ("dispatch", "masked") else range(at.ranks)
@@ -80,7 +112,23 @@ def shrink(scene: Scene) -> None:
             continue
         for rank in survivors:
             silent = ends and dies in ("dispatch", "masked")
-            _expect(at, scene, rank, got[rank], turn, [last] if silent else [], [last] if ends and dies else [])
+            _expect_dispatch(at, scene, rank, got[rank], turn, [last] if silent else [])
+            home = sums_home(at, rank, [last] if ends and dies else [])
+            scene.expect(got[rank].home, home, f"sums {turn} of rank {rank}")
+
+
+def _ahead(at: Ranks, scene: Scene, survivors: range, results: list[_Results]) -> None:
+    """Two dispatches under way. The last rank dies before it says that it is through with the first."""
+    last = at.ranks - 1
+    for step, (turn, half) in enumerate([(0, 1), (1, 1), (0, 2), (2, 1), (1, 2), (2, 2)]):
+        for rank in range(at.ranks) if step < 3 else survivors:
+            at.engines[rank].ll_dispatch(
+                address_of(at.x[rank]), address_of(at.idx[rank]), at.tokens, False, False, False,
+                *results[at.ranks * turn + rank].addresses, phases=half,
+            )  # fmt: skip
+    for turn in range(3):
+        for rank in survivors:
+            _expect_dispatch(at, scene, rank, results[at.ranks * turn + rank], turn, [last] if turn else [])
 
 
 class _Results:
@@ -107,7 +155,7 @@ def _address(arrays: list[Any], rank: int) -> int:
 
 def _doom(at: Ranks, rank: int) -> None:
     """Whoever of this rank's waits from now on gives up."""
-    module = at.world.compile(_DOOM, name="doom.cu")
+    module = at.world.compile(_KERNELS, name="around_barriers.cu")
     module.get_function("doom")(1, 32, (at.engines[rank].link.report.address,), rank=rank)
     at.scene.keep(module)
 
@@ -117,7 +165,7 @@ def _truth(at: Ranks, rank: int, silent: list[int]) -> Any:
     return reference.low_latency_dispatch(at.x, idx, rank, at.experts, at.tokens)
 
 
-def _expect(at: Ranks, scene: Scene, rank: int, got: _Results, turn: int, silent: list[int], gone: list[int]) -> None:
+def _expect_dispatch(at: Ranks, scene: Scene, rank: int, got: _Results, turn: int, silent: list[int]) -> None:
     want = _truth(at, rank, silent)
     scene.expect(got.count, want.packed_recv_count, f"counts {turn} of rank {rank}")
     scene.expect(got.ranges, want.packed_recv_layout_range, f"ranges {turn} of rank {rank}")
@@ -125,7 +173,6 @@ def _expect(at: Ranks, scene: Scene, rank: int, got: _Results, turn: int, silent
         scene.expect(got.rows[e, :n], want.packed_recv_x[e, :n], f"rows {turn} of rank {rank}, expert {e}")
     for source in silent:
         scene.expect(got.map[source], -1, f"rows {turn} of rank {source}, which is gone, at rank {rank}")
-    scene.expect(got.home, sums_home(at, rank, gone), f"sums {turn} of rank {rank}")
 
 
 def _whole_or_nothing(at: Ranks, got: list[_Results], survivors: range) -> str | bool:
