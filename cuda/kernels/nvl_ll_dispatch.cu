@@ -24,16 +24,15 @@ struct NvlLlCounters {
     u8* token;               // [hidden] BF16
     float* largest;          // [hidden / 8]
 };
-RDMAKIT_DEVICE u32 nvl_counter_words(u32 local, u32 ranks, u32 blocks) { return round_up<u32>(local + ceil_div(local, blocks) * ranks, 4); }
+RDMAKIT_DEVICE u32 nvl_counter_words(u32 local, u32 ranks, u32 blocks) {
+    return round_up<u32>(local + ceil_div(local, blocks) * ranks, 4);
+}
 // Bytes of it, which a launch asks for (rdmakit/ep/nvlink.py computes the same).
 RDMAKIT_DEVICE u32 nvl_ll_shared_bytes(u32 local, u32 ranks, u32 blocks, u32 hidden) {
     return 4 * nvl_counter_words(local, ranks, blocks) + 2 * hidden + hidden / 8 * static_cast<u32>(sizeof(float));
 }
-RDMAKIT_DEVICE u32 nvl_counter_words(const NvlLl& p) {
-    return nvl_counter_words(nvl_local_experts(p), p.nvl.ranks, static_cast<u32>(blocks_in_grid()));
-}
-RDMAKIT_DEVICE NvlLlCounters nvl_ll_counters(const NvlLl& p, u8* shared) {
-    const u32 local = nvl_local_experts(p), words = nvl_counter_words(p);
+RDMAKIT_DEVICE NvlLlCounters nvl_ll_counters(const NvlLl& p, u8* shared, u32 blocks) {
+    const u32 local = nvl_local_experts(p), words = nvl_counter_words(local, p.nvl.ranks, blocks);
     auto* const before = reinterpret_cast<u32*>(shared);
     return {before, before + local, shared + 4ull * words, reinterpret_cast<float*>(shared + 4ull * words + 2ull * p.hidden)};
 }
@@ -256,13 +255,13 @@ RDMAKIT_NAMED_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 2) dispatch_nvl_ll(RDMAKIT_GRID_
     const u32 me = static_cast<u32>(block_rank()), step = static_cast<u32>(block_size());
     const u32 block = static_cast<u32>(block_id()), blocks = static_cast<u32>(blocks_in_grid());
     const u64 sending = nvl_epoch(p.nvl, NvlKind::ll_dispatch_send), receiving = nvl_epoch(p.nvl, NvlKind::ll_dispatch_receive);
-    const NvlLlCounters mine = nvl_ll_counters(p, shared);
+    const NvlLlCounters mine = nvl_ll_counters(p, shared, blocks);
     nvl_free(p, p.ll.received, receiving - 1);
     if (me == 0) {
         lists.failed = words.ranks = 0;
         words.present = ~0u;
     }
-    for (u32 i = me; i < nvl_counter_words(p); i += step) mine.before[i] = 0;
+    for (u32 i = me; i < nvl_counter_words(nvl_local_experts(p), p.nvl.ranks, blocks); i += step) mine.before[i] = 0;
     block_sync();
     bool ok = true;
     if ((in.halves & kLlSend) != 0) {

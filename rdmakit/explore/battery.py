@@ -71,6 +71,7 @@ BATTERY: list[tuple[str, dict[str, Any]]] = [
     ("nvl-shrink", {"dies": "masked", "turns": 2, "tokens": 1, "meet": True}),
     ("nvl-shrink", {"dies": "combining", "ranks": 3, "blocks": 2}),
     ("nvl-shrink", {"dies": "ahead", "blocks": 2}),
+    ("nvl-shrink", {"dies": "suspected", "blocks": 2}),
 ]
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import chain, combinations
+
 import numpy as np
 import pytest
-from nvlink_checks import check_low_latency
+from moe import make_inputs
+from nvlink_checks import check_low_latency, two_roundings
 from nvlink_rig import Rig
 
-from rdmakit.errors import BadArgument, BadState, HangError
+from rdmakit.ep import reference
+from rdmakit.errors import BadArgument, BadState, HangError, RankDied
 
 MOST, HIDDEN = 9, 512
 RUNS = [*((policy, 1) for policy in ("fast", "timed", "explore")), ("fast", 32)]
@@ -113,3 +117,59 @@ def test_waits_are_counted(shrink, seed):
         assert (waits >= 0).all(), name
         assert (waits[:2, 2] > 1_500_000).all(), f"{name}: 1 ms is 1.7 million clocks: {waits}"
         assert (waits[:2, :2] < 170_000).all() and (waits[2] < 170_000).all(), f"{name}: {waits}"
+
+
+class MortalRig(Rig):
+    """Goes on when a rank has died."""
+
+    def run(self):
+        try:
+            super().run()
+        except RankDied:
+            self.gone |= set(self.world.dead_ranks)
+
+
+def assert_whole_or_nothing(r, got, home, x, idx, weights, local):
+    """Who has come to rank r as a whole, and whose sums; all others have not come at all."""
+    ranks, mine = len(idx), got[r]
+    silent = [s for s in range(ranks) if not (mine["ranges"][:, s] & 0xFFFFFFFF).any()]
+    sent = [np.full_like(chosen, -1) if s in silent else chosen for s, chosen in enumerate(idx)]
+    want = [reference.low_latency_dispatch(x, sent, s, local * ranks, MOST) for s in range(ranks)]
+    assert np.array_equal(mine["count"], want[r].packed_recv_count)
+    assert np.array_equal(mine["ranges"], want[r].packed_recv_layout_range)
+    assert (mine["row_map"][silent] == -1).all()
+    for e, n in enumerate(want[r].packed_recv_count):
+        assert np.array_equal(mine["x"][e, :n].view(np.uint16), want[r].packed_recv_x[e, :n].view(np.uint16))
+    y = [truth.packed_recv_x for truth in (reference.low_latency_dispatch(x, idx, s, local * ranks, MOST)
+                                           for s in range(ranks))]  # fmt: skip
+    want = [reference.low_latency_dispatch(x, idx, s, local * ranks, MOST) for s in range(ranks)]
+    others = [s for s in range(ranks) if s != r]
+    for gone in chain.from_iterable(combinations(others, n) for n in range(ranks)):
+        masked = [np.where(np.isin(chosen // local, gone), -1, chosen) for chosen in idx]
+        if np.array_equal(home[r].view(np.uint16),
+                          two_roundings(y, want, masked, weights, ranks, r, local).view(np.uint16)):  # fmt: skip
+            return tuple(silent), gone
+    pytest.fail(f"sums of rank {r}: some rank's is there for one token and not for another")
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_a_death_in_the_middle(halves, seed, rng):
+    """At any moment of dispatch and combine: survivors have all of what the dead rank was to send, or nothing."""
+    ranks, local, topk = 3, 2, 3
+    x, idx, weights = make_inputs([MOST] * ranks, HIDDEN, local * ranks, topk, seed)
+
+    def calls(rig):
+        got = rig.ll_dispatch(x, idx, local * ranks, MOST, halves=halves)
+        return got, rig.ll_combine([mine["x"] for mine in got], got, weights, halves=halves)
+
+    whole = Rig(ranks, policy="timed", seed=seed, ll=(MOST, HIDDEN), shrink=True)
+    calls(whole)
+    seen = set()
+    for when in rng.integers(0, whole.world.now_ns, 24):
+        rig = MortalRig(ranks, policy="timed", seed=seed, ll=(MOST, HIDDEN), shrink=True, faults=f"dead=1@{when}ns")
+        got, home = calls(rig)
+        print(f"dead at {when} of {whole.world.now_ns} ns")
+        if not rig.gone:  # it had ended before
+            continue
+        seen |= {assert_whole_or_nothing(r, got, home, x, idx, weights, local) for r in (0, 2)}
+    assert {((1,), (1,)), ((), (1,))} <= seen, f"no death before dispatch has told, or none before combine has: {seen}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import rdmakit
-from rdmakit.ep import abi, nvl_abi, nvlink
+from rdmakit.ep import abi, nvl_abi, nvl_low_latency, nvlink
 
 NVLINK = {
     "NvlProgress": nvl_abi.PROGRESS,
@@ -49,14 +49,10 @@ ALL = {
 }
 
 
-@pytest.mark.parametrize("kernels", ALL, ids=lambda names: names[0])
-def test_offsets(kernels, tmp_path):
+def printed(tmp_path, kernels, lines):
+    """What statements print where these kernels are included."""
     if shutil.which("g++") is None:
         pytest.skip("g++ is not installed (apt install g++)")
-    lines = []
-    for name, dtype in ALL[kernels].items():
-        lines.append(f'printf("{name} - %zu\\n", sizeof({name}));')
-        lines += [f'printf("{name} {f} %zu\\n", offsetof({name}, {f}));' for f in dtype.names]
     source = tmp_path / "abi.cpp"
     includes = "".join(f"#include <kernels/{kernel}.cu>\n" for kernel in kernels)
     source.write_text(
@@ -64,11 +60,33 @@ def test_offsets(kernels, tmp_path):
     )
     program = source.with_suffix("")
     subprocess.run(["g++", "-std=c++17", "-I", rdmakit.get_include(), source, "-o", program], check=True)
-    printed = subprocess.run([program], check=True, capture_output=True, text=True).stdout
-    seen = {(s, f): int(n) for s, f, n in (line.split() for line in printed.splitlines())}
+    return subprocess.run([program], check=True, capture_output=True, text=True).stdout.splitlines()
+
+
+@pytest.mark.parametrize("kernels", ALL, ids=lambda names: names[0])
+def test_offsets(kernels, tmp_path):
+    lines = []
+    for name, dtype in ALL[kernels].items():
+        lines.append(f'printf("{name} - %zu\\n", sizeof({name}));')
+        lines += [f'printf("{name} {f} %zu\\n", offsetof({name}, {f}));' for f in dtype.names]
+    seen = {(s, f): int(n) for s, f, n in (line.split() for line in printed(tmp_path, kernels, lines))}
     for name, dtype in ALL[kernels].items():
         ours = {field: dtype.fields[field][1] for field in dtype.names} | {"-": dtype.itemsize}
         assert ours == {field: n for (struct, field), n in seen.items() if struct == name}, name
+
+
+def test_shared_memory_of_low_latency_dispatch_is_the_kernels(tmp_path, rng):
+    """What a launch asks for is what the kernel divides: its last part ends where it says."""
+    shapes = [(int(rng.integers(1, 513)), int(rng.integers(1, 9)), int(rng.integers(1, 300)), 128 * int(rng.integers(1, 65)))
+              for _ in range(200)]  # fmt: skip
+    lines = [f'printf("%u\\n", nvl_ll_shared_bytes({", ".join(map(str, shape))}));' for shape in shapes]
+    lines += [f"{{ NvlLl p = {{}}; p.nvl.ranks = {r}; p.experts = {local * r}; p.hidden = {hidden}; "
+              f"const auto mine = nvl_ll_counters(p, nullptr, {blocks}); "
+              f'printf("%zu\\n", reinterpret_cast<size_t>(mine.largest + {hidden // 8})); }}'
+              for local, r, blocks, hidden in shapes]  # fmt: skip
+    asked = [nvl_low_latency.shared_bytes(*shape) for shape in shapes]
+    found = list(map(int, printed(tmp_path, ["nvl_ll_dispatch"], lines)))
+    assert found == asked + asked
 
 
 def test_limits_are_the_headers():

@@ -6,6 +6,7 @@ none. Leans on scenarios.nvlink.
 
 from __future__ import annotations
 
+from itertools import chain, combinations
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from rdmakit.errors import BadArgument
 from rdmakit.explore.scenario import Scene, scenario
 from rdmakit.explore.scenarios.nvlink import BF16, HIDDEN, TOPK, Ranks, address_of, sums_home
 
-_DEATHS = ("", "dispatch", "combine", "dispatching", "combining", "masked", "ahead")
+_DEATHS = ("", "dispatch", "combine", "dispatching", "combining", "masked", "ahead", "suspected")
 _KERNELS = """
-#include <rdmakit/nvl.cuh>
+#include <rdmakit/nvl_mask.cuh>
 using namespace rdmakit;
+RDMAKIT_KERNEL suspect(NvlRank nvl, u32 rank) { store_relaxed<Scope::gpu>(&nvl.masks->masked[rank], 1u); }
 RDMAKIT_KERNEL doom(Report* report) { store_relaxed<Scope::sys>(&report->state, 2u); }
 RDMAKIT_KERNEL leave(NvlRank nvl, u64 at, u64 value) {
     for (u32 r = block_rank(); r < nvl.ranks; r += block_size()) nvl_at<u64>(nvl, r, at)[nvl.rank] = value;
@@ -54,7 +56,8 @@ def shrink(scene: Scene) -> None:
     """Options: ranks=2, tokens=2, experts=1 a rank, blocks=1, warps=1, turns=1, halves=False, routing (a seed);
     dies="" (nobody), "dispatch", "combine" (before the last turn's), "dispatching", "combining" (in it, where it first
     has to wait) or "masked" (by hand, before the last turn), which the last rank does;
-    "ahead" (three turns: two dispatches are sent and not yet received, and it dies before it sends the third); meet=False (a barrier before the last turn, and
+    "ahead" (three turns: two dispatches are sent and not yet received, and it dies before it sends the third),
+    "suspected" (it lives, but at any moment rank 0 begins to leave it out); meet=False (a barrier before the last turn, and
     masks are read); waits=False (clocks of waits are added up).
     """
     scene.options = {**scene.options, "shrink": True}
@@ -62,13 +65,13 @@ def shrink(scene: Scene) -> None:
     if dies not in _DEATHS:
         raise BadArgument("no such death", value=dies, rule=f"one of {', '.join(_DEATHS[1:])}, or none",
                           remedy="--set dies=combine")  # fmt: skip
-    dies_running = dies.endswith("ing")
-    at = Ranks(scene, unwatched=[int(scene.options.get("ranks", 2)) - 1] if dies_running else [])
+    dies_running = dies in ("dispatching", "combining", "suspected")
+    at = Ranks(scene, unwatched=[int(scene.options.get("ranks", 2)) - 1] if dies.endswith("ing") else [])
     last, turns = at.ranks - 1, int(scene.options.get("turns", 1))
     halves = (1, 2) if scene.options.get("halves", False) else (3,)
     clocks = [at.given(np.zeros(at.ranks, np.int64)) for _ in range(at.ranks if scene.options.get("waits", False) else 0)]
     local, rows = at.experts // at.ranks, at.ranks * at.tokens
-    survivors = range(last if dies else at.ranks)
+    survivors = range(last if dies and dies != "suspected" else at.ranks)
     for engine in at.engines:
         engine.ll_configure(at.tokens, HIDDEN, at.experts, TOPK)
     if dies == "ahead":
@@ -80,6 +83,10 @@ def shrink(scene: Scene) -> None:
         combines = survivors if ends and dies != "combining" else range(at.ranks)
         if ends and dies == "dispatching":
             _doom(at, last)
+        if turn == 0 and dies == "suspected":
+            module = at.world.compile(_KERNELS, name="around_barriers.cu")
+            module.get_function("suspect")(1, 32, (at.engines[0].pod[()], last), rank=0, stream=1)
+            scene.keep(module)
         if ends and dies == "masked":
             for rank in survivors:
                 at.engines[rank].mask_update(last, True)
@@ -107,7 +114,7 @@ def shrink(scene: Scene) -> None:
             for rank in survivors:
                 at.engines[rank].mask_query(address_of(masks[rank]))
                 scene.expect(masks[rank], [int(bool(dies) and r == last) for r in range(at.ranks)], f"masks of {rank}")
-        if ends and dies_running:
+        if dies == "suspected" or (ends and dies_running):
             scene.check(lambda got=got: _whole_or_nothing(at, got, survivors))
             continue
         for rank in survivors:
@@ -176,17 +183,20 @@ def _expect_dispatch(at: Ranks, scene: Scene, rank: int, got: _Results, turn: in
 
 
 def _whole_or_nothing(at: Ranks, got: list[_Results], survivors: range) -> str | bool:
-    """Of the last rank, which has died somewhere."""
-    last = at.ranks - 1
+    """Whatever others came to think of a rank, and when: all of it is there, or nothing."""
     for rank in survivors:
-        came = bool((got[rank].ranges[:, last] & 0xFFFFFFFF).any())
-        want = _truth(at, rank, [] if came else [last])
+        silent = [s for s in range(at.ranks) if not (got[rank].ranges[:, s] & 0xFFFFFFFF).any()]
+        want = _truth(at, rank, silent)
+        if not np.array_equal(got[rank].ranges, want.packed_recv_layout_range):
+            return f"rank {rank}: ranges {got[rank].ranges.tolist()}"
         if not np.array_equal(got[rank].count, want.packed_recv_count):
             return f"rank {rank} counts {got[rank].count.tolist()}"
         for e, n in enumerate(want.packed_recv_count):
             if not np.array_equal(got[rank].rows[e, :n].view(np.uint16), want.packed_recv_x[e, :n].view(np.uint16)):
-                return f"rows of expert {e} at rank {rank}: the dead rank's {'have' if came else 'have not'} come"
+                return f"rows of expert {e} at rank {rank}, where nothing came from {silent}"
         home = got[rank].home.view(np.uint16)
-        if not any(np.array_equal(home, sums_home(at, rank, gone).view(np.uint16)) for gone in ([], [last])):
-            return f"sums of rank {rank}: neither with all of the dead rank's nor without"
+        others = [r for r in range(at.ranks) if r != rank]
+        subsets = chain.from_iterable(combinations(others, n) for n in range(at.ranks))
+        if not any(np.array_equal(home, sums_home(at, rank, gone).view(np.uint16)) for gone in subsets):
+            return f"sums of rank {rank}: some rank's is there for one token and not for another"
     return True
