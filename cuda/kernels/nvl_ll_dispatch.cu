@@ -27,7 +27,7 @@ struct NvlLlCounters {
 RDMAKIT_DEVICE u32 nvl_counter_words(u32 local, u32 ranks, u32 blocks) {
     return round_up<u32>(local + ceil_div(local, blocks) * ranks, 4);
 }
-// Bytes of it, which a launch asks for (rdmakit/ep/nvlink.py computes the same).
+// Bytes of it, which a launch asks for (rdmakit/ep/nvl_low_latency.py computes the same).
 RDMAKIT_DEVICE u32 nvl_ll_shared_bytes(u32 local, u32 ranks, u32 blocks, u32 hidden) {
     return 4 * nvl_counter_words(local, ranks, blocks) + 2 * hidden + hidden / 8 * static_cast<u32>(sizeof(float));
 }
