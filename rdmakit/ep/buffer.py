@@ -36,9 +36,9 @@ class Buffer(NormalCalls, LowLatencyCalls):
     `group`: a torch process group; or None, and `comm` an mpi4py communicator. Collective. `num_nvl_bytes`: for
     dispatch and combine (0: not used); `num_rdma_bytes`: for the low-latency calls, with `low_latency_mode`; see the
     size hints. `num_qps_per_rank` counts queue pairs to other hosts and changes nothing on one. `enable_shrink`:
-    low-latency calls can go on without some ranks, and mask who does not answer. `explicitly_destroy`: only `destroy()` gives the memory back. `allow_mnnvl` allows what one host has
-    no need of. NotAvailable for `use_fabric`, `allow_nvlink_for_low_latency_mode=False` with the low-latency mode, and
-    for a group that spans hosts.
+    low-latency calls go on without ranks that are masked, and mask who does not answer. `explicitly_destroy`: only
+    `destroy()` gives the memory back. `allow_mnnvl` allows what one host has no need of. NotAvailable for `use_fabric`,
+    `allow_nvlink_for_low_latency_mode=False` with the low-latency mode, and for a group that spans hosts.
 
     Attributes: rank, group_size, group, num_nvl_bytes, num_rdma_bytes, low_latency_mode, runtime (the engine; None when
     destroyed), and of the class num_sms, what dispatch and combine use without a Config.

@@ -69,8 +69,8 @@ class LowLatencyCalls(BufferBase):
         `x`: BF16 `[num_tokens, hidden]`, hidden a multiple of 128 (512 for UE8M0), at most
         `num_max_dispatch_tokens_per_rank` tokens, which is the same on all ranks. `topk_idx`: int64
         `[num_tokens, num_topk]`, -1 masked. Added to, if given: `cumulative_local_expert_recv_stats` int32
-        `[num_local_experts]`, rows received; `dispatch_wait_recv_cost_stats` int64 `[num_ranks]`: clocks of an SM that were
-        waited for each source, for its choices and for each row, as DeepEP counts them.
+        `[num_local_experts]`, rows received; `dispatch_wait_recv_cost_stats` int64 `[num_ranks]`, clocks of an SM that
+        were waited for a source, once for its choices and once for each of its rows.
 
         Returns, with rows = num_ranks * num_max_dispatch_tokens_per_rank: recv_x BF16
         `[num_local_experts, rows, hidden]`, or with `use_fp8` float8_e4m3fn of that shape and its scales, float32
@@ -131,9 +131,9 @@ class LowLatencyCalls(BufferBase):
         `x`: BF16 `[num_local_experts, rows, hidden]` in the rows of the dispatch whose `handle` this is; with
         `zero_copy` they are in `get_next_low_latency_combine_buffer(handle)` already, and `x` gives the shape.
         `topk_idx` int64 and `topk_weights` float32 `[num_tokens, num_topk]` as dispatched. `out`: where the result
-        goes, BF16 `[num_tokens, hidden]`; memory of its own otherwise. Added to, if given: `combine_wait_recv_cost_stats`
-        int64 `[num_ranks]`, clocks waited for each rank's weights and sums. NotAvailable for `use_logfmt`. Returns the
-        result, the event and the hook, as dispatch does.
+        goes, BF16 `[num_tokens, hidden]`; memory of its own otherwise. Added to, if given:
+        `combine_wait_recv_cost_stats` int64 `[num_ranks]`, clocks waited for a rank's weights and sums. NotAvailable
+        for `use_logfmt`. Returns the result, the event and the hook, as dispatch does.
         """
         if use_logfmt:
             raise NotAvailable("use_logfmt is not supported", value=True, rule="rows come home as BF16",
@@ -199,10 +199,10 @@ class LowLatencyCalls(BufferBase):
 
     # ---- masks
     def low_latency_update_mask_buffer(self, rank_to_mask: int, mask: bool = False) -> None:
-        """Leave a rank out of low-latency calls (mask=True), nothing sent to it and nothing awaited; or take it in again.
+        """Leave a rank out of low-latency calls (mask=True), nothing sent to it and nothing awaited; or take it in.
 
-        It is this rank's opinion, and holds for calls that follow. Calls are counted: a rank that is
-        taken in again must have made as many as this one.
+        It is this rank's opinion, and holds for calls that follow. Calls are counted: a rank that is taken in again
+        must have made as many as this one.
         """
         engine = self._shrinkable()
         if not 0 <= rank_to_mask < self.group_size:

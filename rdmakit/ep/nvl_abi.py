@@ -1,6 +1,7 @@
 """The PODs that the NVLink kernels take, as NumPy dtypes: offsets as C lays them out.
 
-Leans on NumPy and device.handle. Sources: cuda/rdmakit/nvl*.cuh and cuda/kernels/nvl_*.cu; tests compare every offset with what g++ says. Pointers and heap offsets are u64.
+Leans on NumPy and device.handle. Sources: cuda/rdmakit/nvl*.cuh and cuda/kernels/nvl_*.cu; tests compare every offset
+with what g++ says. Pointers and heap offsets are u64.
 """
 
 from __future__ import annotations

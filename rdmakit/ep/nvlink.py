@@ -1,8 +1,8 @@
 """MoE dispatch and combine among ranks that reach each other's memory: one rank's engine, on any `Link`.
 
-Leans on ep.nvl_low_latency, ep.pool, ep.nvl_abi, ep.nvl_memory; the device code is cuda/kernels/nvl_*.cu. Everything is queued on
-a stream and nothing is synchronised, but for `counts()`. Memory is given by address. Operations are collective and come
-in one order on every rank. `rdmakit.ep.Buffer` puts tensors on top, by the Protocol of ep.engine.
+Leans on ep.nvl_low_latency, ep.pool, ep.nvl_abi, ep.nvl_memory; the device code is cuda/kernels/nvl_*.cu. Everything
+is queued on a stream and nothing is synchronised, but for `counts()`. Memory is given by address. Operations are
+collective and come in one order on every rank. `rdmakit.ep.Buffer` puts tensors on top, by the Protocol of ep.engine.
 """
 
 from __future__ import annotations
@@ -185,8 +185,8 @@ class Nvlink(LowLatencyRank):
     ) -> list[Any]:  # fmt: skip
         """Add up each token's rows, BF16 [rows, hidden] on every rank; what is returned must live until it has run.
 
-        `x` and `topk_weights` may lie anywhere: memory of a `Block` is read where it is, other memory is copied into the
-        heap. BadArgument, before anything is queued, when there is no room for the copy.
+        `x` and `topk_weights` may lie anywhere: memory of a `Block` is read where it is, other memory is copied into
+        the heap. BadArgument, before anything is queued, when there is no room for the copy.
         """
         grid = self._grid(2 * hidden, COMBINE_CHUNK, STAGES * (self.ranks - 1), 0, num_sms)
         heap = self.link.heaps[self.rank]

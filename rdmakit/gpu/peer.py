@@ -40,9 +40,8 @@ class _Memory:
 
 
 def _free(device: int, address: int) -> None:
-    with suppress(Exception):  # it may run when CUDA is at its end
-        with cupy().cuda.Device(device):
-            cupy().cuda.runtime.free(address)
+    with suppress(Exception), cupy().cuda.Device(device):  # it may run when CUDA is at its end
+        cupy().cuda.runtime.free(address)
 
 
 class PeerLink:

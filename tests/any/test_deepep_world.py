@@ -201,7 +201,8 @@ def test_ranks_die_as_in_deep_eps_shrink_test(monkeypatch, rng):
     rig = WorldRig(monkeypatch, ranks, shrink=True)
     rig.make(num_rdma_bytes=1 << 22, low_latency_mode=True, enable_shrink=True)
     rows = [torch.from_numpy(rng.normal(size=(MAX_TOKENS, HIDDEN)).astype(np.float32)).bfloat16() for _ in range(ranks)]
-    routes = [uniform(MAX_TOKENS, EXPERTS, TOPK, seed=int(rng.integers(1 << 30))).masked(0.2, seed=1) for _ in range(ranks)]
+    seeds = rng.integers(0, 1 << 30, ranks)
+    routes = [uniform(MAX_TOKENS, EXPERTS, TOPK, seed=int(seed)).masked(0.2, seed=1) for seed in seeds]
     idx, weights = [to_torch(route.topk_idx) for route in routes], [to_torch(route.topk_weights) for route in routes]
 
     def check_masks(buffer, expected):

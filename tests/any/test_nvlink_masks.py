@@ -1,4 +1,4 @@
-"""Low-latency calls that go on without a rank: it is left out by hand, or has not answered; against NumPy, bit for bit."""
+"""Low-latency calls that go on without a rank, left out by hand or because it is silent: against NumPy, bit for bit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def calls(rig, seed, *, dies=(), **further):
 @pytest.mark.parametrize(("policy", "lanes"), RUNS)
 @pytest.mark.parametrize("halves", [False, True])
 def test_who_does_not_answer_is_masked(policy, lanes, halves, seed):
-    """As DeepEP's shrink test has it: one rank dies before a dispatch, one before a combine, one before it is cleaned."""
+    """As in DeepEP's shrink test: one rank dies before a dispatch, one before a combine, one before it is cleaned."""
     rig = Rig(4, policy=policy, lanes=lanes, seed=seed, ll=(MOST, HIDDEN), shrink=True)
     calls(rig, seed, halves=halves)
     assert rig.masks() == [[]] * 4

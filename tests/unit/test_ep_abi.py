@@ -77,8 +77,8 @@ def test_offsets(kernels, tmp_path):
 
 def test_shared_memory_of_low_latency_dispatch_is_the_kernels(tmp_path, rng):
     """What a launch asks for is what the kernel divides: its last part ends where it says."""
-    shapes = [(int(rng.integers(1, 513)), int(rng.integers(1, 9)), int(rng.integers(1, 300)), 128 * int(rng.integers(1, 65)))
-              for _ in range(200)]  # fmt: skip
+    shapes = rng.integers((1, 1, 1, 1), (513, 9, 300, 65), (200, 4)) * (1, 1, 1, 128)
+    shapes = [tuple(map(int, shape)) for shape in shapes]
     lines = [f'printf("%u\\n", nvl_ll_shared_bytes({", ".join(map(str, shape))}));' for shape in shapes]
     lines += [f"{{ NvlLl p = {{}}; p.nvl.ranks = {r}; p.experts = {local * r}; p.hidden = {hidden}; "
               f"const auto mine = nvl_ll_counters(p, nullptr, {blocks}); "

@@ -34,26 +34,26 @@ class Runtime:
     def memset(self, at, value, nbytes):
         pass
 
-    def getDevice(self):  # noqa: N802
+    def getDevice(self):
         return self.here
 
-    def getDeviceCount(self):  # noqa: N802
+    def getDeviceCount(self):
         return self.gpus
 
-    def deviceCanAccessPeer(self, device, other):  # noqa: N802
+    def deviceCanAccessPeer(self, device, other):
         return True
 
-    def deviceEnablePeerAccess(self, other):  # noqa: N802
+    def deviceEnablePeerAccess(self, other):
         self.calls.append(("enable", self.here, other))
 
-    def ipcGetMemHandle(self, at):  # noqa: N802
+    def ipcGetMemHandle(self, at):
         return b"handle of %x" % at
 
-    def ipcOpenMemHandle(self, handle):  # noqa: N802
+    def ipcOpenMemHandle(self, handle):
         self.calls.append(("open", handle))
         return 0xABC000
 
-    def ipcCloseMemHandle(self, at):  # noqa: N802
+    def ipcCloseMemHandle(self, at):
         self.calls.append(("close", at))
 
 
@@ -62,9 +62,8 @@ def runtime(monkeypatch):
     found = Runtime(gpus=3)
 
     class Device:
-        attributes = {"MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 232448}
-
         def __init__(self, device=None):
+            self.attributes = {"MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 232448}
             self.id = found.here if device is None else device
 
         def __enter__(self):
@@ -89,7 +88,8 @@ def test_links_of_one_process_map_each_other_once(runtime):
     assert all(link.heaps == heaps for link in links)
     enabled = [call for call in runtime.calls if call[0] == "enable"]
     # Every other GPU's rank, from every rank: 0 and 3 share a GPU.
-    assert sorted(enabled) == sorted(("enable", a.device, b.device) for a in links for b in links if a.device != b.device)
+    pairs = [(a.device, b.device) for a in links for b in links if a.device != b.device]
+    assert sorted(enabled) == sorted(("enable", *pair) for pair in pairs)
 
 
 def test_a_heap_is_freed_when_nobody_has_it(runtime):

@@ -90,7 +90,7 @@ class Ranks:
         return made
 
 
-def address_of(array: Any) -> int:
+def _at(array: Any) -> int:
     return int(array.ctypes.data)
 
 
@@ -111,8 +111,8 @@ def normal(scene: Scene) -> None:
             )
             goes, positions = at.out("who goes where", shape, np.bool_), at.out("positions", shape, np.int32)
             prefix = at.out("prefix", (at.ranks, at.ranks), np.int32)
-            engine.layout(address_of(at.idx[rank]), at.tokens, TOPK, at.experts, address_of(per_rank), address_of(per_expert), address_of(goes))
-            engine.notify(address_of(goes), at.tokens, address_of(per_expert), at.experts, 1, address_of(positions), address_of(prefix))
+            engine.layout(_at(at.idx[rank]), at.tokens, TOPK, at.experts, _at(per_rank), _at(per_expert), _at(goes))
+            engine.notify(_at(goes), at.tokens, _at(per_expert), at.experts, 1, _at(positions), _at(prefix))
             places.append((positions, prefix))
             if scene.options.get("host", False):
                 epoch, told = engine._counts[:8], engine._counts[8:12]
@@ -126,17 +126,17 @@ def normal(scene: Scene) -> None:
             block = engine.receive_block(rows, 2 * HIDDEN, 0, TOPK)
             blocks.append(block)
             engine.dispatch(
-                address_of(at.x[rank]),
+                _at(at.x[rank]),
                 2 * HIDDEN,
                 0,
                 0,
-                address_of(at.idx[rank]),
-                address_of(at.weights[rank]),
+                _at(at.idx[rank]),
+                _at(at.weights[rank]),
                 TOPK,
                 at.experts,
                 at.tokens,
-                address_of(places[rank][0]),
-                address_of(places[rank][1]),
+                _at(places[rank][0]),
+                _at(places[rank][1]),
                 block,
                 rows,
                 at.blocks,
@@ -165,11 +165,11 @@ def normal(scene: Scene) -> None:
                 HIDDEN,
                 block.weights,
                 TOPK,
-                address_of(places[rank][0]),
-                address_of(places[rank][1]),
+                _at(places[rank][0]),
+                _at(places[rank][1]),
                 at.tokens,
-                address_of(out),
-                address_of(sums),
+                _at(out),
+                _at(sums),
                 0,
                 0,
                 at.blocks,
@@ -193,7 +193,7 @@ def normal(scene: Scene) -> None:
 def _view(at: Ranks, rank: int, where: int, like: Any) -> Any:
     """Part of a rank's heap, as an array like another."""
     heap = at.heaps[rank]
-    begin = where - address_of(heap)
+    begin = where - _at(heap)
     return heap[begin : begin + like.nbytes].view(like.dtype).reshape(like.shape)
 
 
@@ -231,15 +231,15 @@ def low_latency(scene: Scene) -> None:
             for rank, engine in enumerate(at.engines):
                 got = made[turn][rank]
                 engine.ll_dispatch(
-                    address_of(at.x[rank]), address_of(at.idx[rank]), at.tokens, False, False, False, address_of(got["rows"]), 0,
-                    address_of(got["count"]), address_of(got["source"]), address_of(got["ranges"]), address_of(got["map"]), phases=half,
+                    _at(at.x[rank]), _at(at.idx[rank]), at.tokens, False, False, False, _at(got["rows"]), 0,
+                    _at(got["count"]), _at(got["source"]), _at(got["ranges"]), _at(got["map"]), phases=half,
                 )  # fmt: skip
         for turn, half in order:
             for rank, engine in enumerate(at.engines):
                 got = made[turn][rank]
                 engine.ll_combine(
-                    address_of(got["rows"]), address_of(at.idx[rank]), address_of(at.weights[rank]), address_of(got["map"]), at.tokens,
-                    address_of(got["home"]), phases=half,
+                    _at(got["rows"]), _at(at.idx[rank]), _at(at.weights[rank]), _at(got["map"]), at.tokens,
+                    _at(got["home"]), phases=half,
                 )  # fmt: skip
     for turn in range(turns):
         for rank, want in enumerate(wanted):
@@ -261,7 +261,7 @@ def layout(scene: Scene) -> None:
             per_rank = at.out("tokens a rank", (at.ranks,), np.int32)
             per_expert = at.out("tokens an expert", (at.experts,), np.int32)
             goes = at.out("who goes where", (at.tokens, at.ranks), np.bool_)
-            engine.layout(address_of(at.idx[rank]), at.tokens, TOPK, at.experts, address_of(per_rank), address_of(per_expert), address_of(goes))
+            engine.layout(_at(at.idx[rank]), at.tokens, TOPK, at.experts, _at(per_rank), _at(per_expert), _at(goes))
             local = at.idx[rank] // (at.experts // at.ranks)
             truth = np.stack([(local == d).any(1) for d in range(at.ranks)], 1)
             scene.expect(goes, truth, f"who goes where {turn}")

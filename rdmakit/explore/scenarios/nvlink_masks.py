@@ -6,6 +6,7 @@ none. Leans on scenarios.nvlink.
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import chain, combinations
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 from rdmakit.ep import reference
 from rdmakit.errors import BadArgument
 from rdmakit.explore.scenario import Scene, scenario
-from rdmakit.explore.scenarios.nvlink import BF16, HIDDEN, TOPK, Ranks, address_of, sums_home
+from rdmakit.explore.scenarios.nvlink import BF16, HIDDEN, TOPK, Ranks, sums_home
 
 _DEATHS = ("", "dispatch", "combine", "dispatching", "combining", "masked", "ahead", "suspected")
 _KERNELS = """
@@ -31,7 +32,7 @@ RDMAKIT_KERNEL collect(NvlRank nvl, u64 at, u64* out) {
 """
 
 
-@scenario("nvl-barrier", "what ranks have written is there behind a barrier, which goes on without who has died", tags=("ep",))
+@scenario("nvl-barrier", "what ranks have written is there behind a barrier, also without who has died", tags=("ep",))
 def barrier(scene: Scene) -> None:
     """Options: ranks=2, turns=2, shrink=False; dies=False (the last rank, before the last turn)."""
     at = Ranks(scene)
@@ -48,17 +49,18 @@ def barrier(scene: Scene) -> None:
             engine.barrier()
             collect(1, 32, (engine.pod[()], engine.pool.begin, got), rank=rank)
             engine.barrier()
-            scene.expect(got, [7 + turn if r in there else 6 + turn for r in range(at.ranks)], f"turn {turn}, rank {rank}")
+            left = [7 + turn if r in there else 6 + turn for r in range(at.ranks)]
+            scene.expect(got, left, f"turn {turn}, rank {rank}")
 
 
 @scenario("nvl-shrink", "low-latency calls of ranks that can be masked; one may die", tags=("ep",))
 def shrink(scene: Scene) -> None:
     """Options: ranks=2, tokens=2, experts=1 a rank, blocks=1, warps=1, turns=1, halves=False, routing (a seed);
     dies="" (nobody), "dispatch", "combine" (before the last turn's), "dispatching", "combining" (in it, where it first
-    has to wait) or "masked" (by hand, before the last turn), which the last rank does;
-    "ahead" (three turns: two dispatches are sent and not yet received, and it dies before it sends the third),
-    "suspected" (it lives, but at any moment rank 0 begins to leave it out); meet=False (a barrier before the last turn, and
-    masks are read); waits=False (clocks of waits are added up).
+    has to wait), "masked" (by hand, before the last turn), "ahead" (three turns: two dispatches are sent and not yet
+    received, and it dies before it sends the third) or "suspected" (it lives, but at any moment rank 0 begins to leave
+    it out), which concerns the last rank; meet=False (a barrier before the last turn, and masks are read); waits=False
+    (clocks of waits are added up).
     """
     scene.options = {**scene.options, "shrink": True}
     dies = str(scene.options.get("dies", ""))
@@ -66,10 +68,11 @@ def shrink(scene: Scene) -> None:
         raise BadArgument("no such death", value=dies, rule=f"one of {', '.join(_DEATHS[1:])}, or none",
                           remedy="--set dies=combine")  # fmt: skip
     dies_running = dies in ("dispatching", "combining", "suspected")
-    at = Ranks(scene, unwatched=[int(scene.options.get("ranks", 2)) - 1] if dies.endswith("ing") else [])
-    last, turns = at.ranks - 1, int(scene.options.get("turns", 1))
+    last, turns = int(scene.options.get("ranks", 2)) - 1, int(scene.options.get("turns", 1))
+    at = Ranks(scene, unwatched=[last] if dies.endswith("ing") else [])
     halves = (1, 2) if scene.options.get("halves", False) else (3,)
-    clocks = [at.given(np.zeros(at.ranks, np.int64)) for _ in range(at.ranks if scene.options.get("waits", False) else 0)]
+    counted = at.ranks if scene.options.get("waits", False) else 0
+    clocks = [at.given(np.zeros(at.ranks, np.int64)) for _ in range(counted)]
     local, rows = at.experts // at.ranks, at.ranks * at.tokens
     survivors = range(last if dies and dies != "suspected" else at.ranks)
     for engine in at.engines:
@@ -97,7 +100,7 @@ def shrink(scene: Scene) -> None:
         for half in halves:
             for rank in dispatches:
                 at.engines[rank].ll_dispatch(
-                    address_of(at.x[rank]), address_of(at.idx[rank]), at.tokens, False, False, False,
+                    _at(at.x[rank]), _at(at.idx[rank]), at.tokens, False, False, False,
                     *got[rank].addresses, wait_statistics=_address(clocks, rank), phases=half,
                 )  # fmt: skip
         if ends and dies == "combining":
@@ -105,17 +108,17 @@ def shrink(scene: Scene) -> None:
         for half in halves:
             for rank in combines:
                 at.engines[rank].ll_combine(
-                    address_of(got[rank].rows), address_of(at.idx[rank]), address_of(at.weights[rank]),
-                    address_of(got[rank].map), at.tokens, address_of(got[rank].home),
+                    _at(got[rank].rows), _at(at.idx[rank]), _at(at.weights[rank]),
+                    _at(got[rank].map), at.tokens, _at(got[rank].home),
                     wait_statistics=_address(clocks, rank), phases=half,
                 )  # fmt: skip
         masks = [at.out("masks", (at.ranks,), np.int32) for _ in survivors]
         if ends and scene.options.get("meet", False):
             for rank in survivors:
-                at.engines[rank].mask_query(address_of(masks[rank]))
+                at.engines[rank].mask_query(_at(masks[rank]))
                 scene.expect(masks[rank], [int(bool(dies) and r == last) for r in range(at.ranks)], f"masks of {rank}")
         if dies == "suspected" or (ends and dies_running):
-            scene.check(lambda got=got: _whole_or_nothing(at, got, survivors))
+            scene.check(partial(_whole_or_nothing, at, got, survivors))
             continue
         for rank in survivors:
             silent = ends and dies in ("dispatch", "masked")
@@ -130,7 +133,7 @@ def _ahead(at: Ranks, scene: Scene, survivors: range, results: list[_Results]) -
     for step, (turn, half) in enumerate([(0, 1), (1, 1), (0, 2), (2, 1), (1, 2), (2, 2)]):
         for rank in range(at.ranks) if step < 3 else survivors:
             at.engines[rank].ll_dispatch(
-                address_of(at.x[rank]), address_of(at.idx[rank]), at.tokens, False, False, False,
+                _at(at.x[rank]), _at(at.idx[rank]), at.tokens, False, False, False,
                 *results[at.ranks * turn + rank].addresses, phases=half,
             )  # fmt: skip
     for turn in range(3):
@@ -150,14 +153,17 @@ class _Results:
         self.home = at.out("sums", (at.tokens, HIDDEN), BF16)
 
     @property
-    def addresses(self) -> tuple[int, ...]:
+    def addresses(self) -> tuple[int, int, int, int, int, int]:
         """As ll_dispatch takes them: rows, no scales, and the rest."""
-        found = (self.count, self.source, self.ranges, self.map)
-        return address_of(self.rows), 0, *(address_of(array) for array in found)
+        return _at(self.rows), 0, _at(self.count), _at(self.source), _at(self.ranges), _at(self.map)
+
+
+def _at(array: Any) -> int:
+    return int(array.ctypes.data)
 
 
 def _address(arrays: list[Any], rank: int) -> int:
-    return address_of(arrays[rank]) if arrays else 0
+    return _at(arrays[rank]) if arrays else 0
 
 
 def _doom(at: Ranks, rank: int) -> None:
