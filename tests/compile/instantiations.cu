@@ -454,6 +454,7 @@ RDMAKIT_KERNEL use_nvl_ll(RDMAKIT_GRID_CONSTANT NvlLl p, Memory m) {
     m.keep(nvl_list_came(p, n, NvlVerdict::chosen, n, a, "a list", &lists.tokens[a & 7]));
     nvl_look_around(p, words);
     m.keep(nvl_clocked(&m.any<u64>(4), a, [] { return Status::ok; })).keep(nvl_masked(p.nvl, a)).keep(nvl_present(p.nvl));
+    m.keep(nvl_answers_or_is_masked(p.nvl, n, a, n, "a word", Site::here(), Site::here()));
     m.keep(nvl_answers(p.nvl, n, a, n, "a word")).keep(nvl_all_sent(p.nvl, a, &lists.last)).keep(clock_cycles());
     m.keep(nvl_verdict(p.nvl, NvlVerdict::complete, &m.any<u64>(4), a, n, "a word", &lists.failed));
     nvl_read_choices(p, &m.any<i64>(2), words);
