@@ -190,6 +190,8 @@ class Nvlink(LowLatencyRank):
         """
         grid = self._grid(2 * hidden, COMBINE_CHUNK, STAGES * (self.ranks - 1), 0, num_sms)
         heap = self.link.heaps[self.rank]
+        # Nothing of no rows is read, wherever it is said to lie.
+        x, topk_weights = (x, topk_weights) if rows else (0, 0)
         given = [(x, 2 * rows * hidden), (topk_weights, 4 * rows * topk)]
         outside = [0 if at == 0 or self.pool.holds(at - heap, nbytes) else nbytes for at, nbytes in given]
         kept: list[Any] = []

@@ -64,6 +64,26 @@ def test_only_what_lies_outside_is_copied(sent, rows_outside, weights_outside):
     assert [engine.pool.used for engine in rig.engines] == before
 
 
+def test_nothing_of_no_rows_is_copied(seed):
+    """A rank that has received nothing combines rows that lie nowhere in particular."""
+    rig = Rig(RANKS, seed=seed)
+    x, idx, weights = make_inputs(TOKENS, HIDDEN, EXPERTS, TOPK, seed)
+    idx = [np.where(chosen < EXPERTS // RANKS, chosen, -1) for chosen in idx]  # experts of rank 0 only
+    sents = rig.layouts(idx, EXPERTS)
+    rig.notify(sents, EXPERTS)
+    rig.dispatch(sents, x, idx, weights, EXPERTS)
+    want = expected(x, idx, weights, EXPERTS)
+    assert sents[1].rows == 0
+    elsewhere = [rig._given(want[0].recv_x), rig.array((1, HIDDEN), x[0].dtype)]
+    used = rig.engines[1].pool.used
+    out, _, kept = combine(rig, sents, elsewhere, [rig._given(want[0].recv_topk_weights), rig.array(4, np.float32)])
+    assert rig.engines[1].pool.used == used and not kept[1]
+    rig.run()
+    for r in range(RANKS):
+        total, _ = reference.combine([truth.recv_x for truth in want], [truth.handle for truth in want], r, TOKENS[r])
+        assert np.array_equal(out[r].view(np.uint16), total.view(np.uint16))
+
+
 def test_no_room_for_the_copy_is_said_before_anything_happens(sent):
     rig, sents, want = sent
     engine, launched = rig.engines[0], []
