@@ -12,6 +12,7 @@ struct NvlLlDispatchInput {
     i64* ranges;             // [local experts][ranks]: first row << 32 | rows
     i32* row_map;            // [ranks][max_tokens][topk]: local expert * rows + row, or -1
     i32* statistics;         // [local experts], counted up; or null
+    u64* waits;              // [ranks]: clocks waited for each, added up; or null
     u32 tokens, fp8, round_scale, ue8m0;
     u32 halves, unused;
 };
@@ -23,12 +24,15 @@ struct NvlLlCounters {
     u8* token;               // [hidden] BF16
     float* largest;          // [hidden / 8]
 };
-RDMAKIT_DEVICE u32 nvl_counter_words(const NvlLl& p) {
-    const u32 local = nvl_local_experts(p);
-    return round_up<u32>(local + ceil_div(local, static_cast<u32>(blocks_in_grid())) * p.nvl.ranks, 4);
+RDMAKIT_DEVICE u32 nvl_counter_words(u32 local, u32 ranks, u32 blocks) {
+    return round_up<u32>(local + ceil_div(local, blocks) * ranks, 4);
 }
-RDMAKIT_DEVICE NvlLlCounters nvl_ll_counters(const NvlLl& p, u8* shared) {
-    const u32 local = nvl_local_experts(p), words = nvl_counter_words(p);
+// Bytes of it, which a launch asks for (rdmakit/ep/nvl_low_latency.py computes the same).
+RDMAKIT_DEVICE u32 nvl_ll_shared_bytes(u32 local, u32 ranks, u32 blocks, u32 hidden) {
+    return 4 * nvl_counter_words(local, ranks, blocks) + 2 * hidden + hidden / 8 * static_cast<u32>(sizeof(float));
+}
+RDMAKIT_DEVICE NvlLlCounters nvl_ll_counters(const NvlLl& p, u8* shared, u32 blocks) {
+    const u32 local = nvl_local_experts(p), words = nvl_counter_words(local, p.nvl.ranks, blocks);
     auto* const before = reinterpret_cast<u32*>(shared);
     return {before, before + local, shared + 4ull * words, reinterpret_cast<float*>(shared + 4ull * words + 2ull * p.hidden)};
 }
@@ -76,7 +80,7 @@ RDMAKIT_DEVICE void nvl_send_token(const NvlLl& p, const NvlLlDispatchInput& in,
         mine.largest[v] = most;
     }
     block_sync();
-    const u32 mask = words.ranks;
+    const u32 mask = words.ranks & words.present;
     const u64 slot = nvl_slot(p, epoch, p.nvl.rank, t);
     const u32 vectors = in.fp8 != 0 ? p.hidden / 16 : p.hidden / 8;
     for (u32 u = me; u < vectors; u += step) {
@@ -163,9 +167,11 @@ RDMAKIT_DEVICE Status nvl_await_batch(const NvlLl& p, const NvlLlDispatchInput& 
             batch.slot[m] = nvl_slot(p, epoch, s, t);
         }
         if (!here || status != Status::ok) continue;
-        u64 seen = 0;
-        status = wait_until<Scope::sys>(nvl_at<u64>(p.nvl, p.nvl.rank, p.ll.sent) + nvl_slot(p, epoch, s, t),
-                                        [epoch](u64 v) { return v == epoch; }, p.nvl.watch, Subject{"a token", epoch, 0, s, 0}, &seen);
+        status = nvl_clocked(in.waits, s, [&] {
+            u64 seen = 0;
+            return wait_until<Scope::sys>(nvl_at<u64>(p.nvl, p.nvl.rank, p.ll.sent) + nvl_slot(p, epoch, s, t),
+                                          [epoch](u64 v) { return v == epoch; }, p.nvl.watch, Subject{"a token", epoch, 0, s, 0}, &seen);
+        });
     }
     block_sync();
     for (u32 w = me; w < count * p.topk; w += step) {
@@ -231,6 +237,14 @@ RDMAKIT_DEVICE Status nvl_receive_tokens(const NvlLl& p, const NvlLlDispatchInpu
     return Status::ok;
 }
 
+// Where ranks can be masked: rows of tokens that no rank has sent. All blocks share them.
+RDMAKIT_DEVICE void nvl_clear_rest(const NvlLl& p, const NvlLlDispatchInput& in, const NvlLists& lists) {
+    const u32 step = static_cast<u32>(block_size() * blocks_in_grid()), each = p.max_tokens * p.topk;
+    for (u32 i = static_cast<u32>(block_id() * block_size() + block_rank()); i < p.nvl.ranks * each; i += step) {
+        if (i % each / p.topk >= lists.tokens[i / each]) in.row_map[i] = -1;
+    }
+}
+
 // Any number of blocks that are resident together; dynamic shared memory as nvl_ll_counters has it.
 RDMAKIT_NAMED_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 2) dispatch_nvl_ll(RDMAKIT_GRID_CONSTANT NvlLl p, RDMAKIT_GRID_CONSTANT NvlLlDispatchInput in) {
     RDMAKIT_DYNAMIC_SHARED(u8, shared);
@@ -241,30 +255,44 @@ RDMAKIT_NAMED_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 2) dispatch_nvl_ll(RDMAKIT_GRID_
     const u32 me = static_cast<u32>(block_rank()), step = static_cast<u32>(block_size());
     const u32 block = static_cast<u32>(block_id()), blocks = static_cast<u32>(blocks_in_grid());
     const u64 sending = nvl_epoch(p.nvl, NvlKind::ll_dispatch_send), receiving = nvl_epoch(p.nvl, NvlKind::ll_dispatch_receive);
-    const NvlLlCounters mine = nvl_ll_counters(p, shared);
+    const NvlLlCounters mine = nvl_ll_counters(p, shared, blocks);
     nvl_free(p, p.ll.received, receiving - 1);
-    if (me == 0) lists.failed = words.ranks = 0;
-    for (u32 i = me; i < nvl_counter_words(p); i += step) mine.before[i] = 0;
+    if (me == 0) {
+        lists.failed = words.ranks = 0;
+        words.present = ~0u;
+    }
+    for (u32 i = me; i < nvl_counter_words(nvl_local_experts(p), p.nvl.ranks, blocks); i += step) mine.before[i] = 0;
     block_sync();
     bool ok = true;
     if ((in.halves & kLlSend) != 0) {
         ok = nvl_all_ok(&lists.failed, nvl_room(p, p.ll.received, sending));
+        nvl_look_around(p, words);
         for (u32 t = block; t < in.tokens && ok; t += blocks) {
             nvl_send_token(p, in, mine, words, t, sending);
             block_sync();
         }
         for (u32 d = blocks - 1 - block; d < p.nvl.ranks && ok; d += blocks) {  // blocks with few tokens
-            nvl_send_list<i32>(p, d, p.ll.choices, p.ll.chosen, sending, in.tokens, [&in](u32 i) { return static_cast<i32>(in.topk[i]); });
+            if ((words.present >> d & 1) == 0) continue;
+            nvl_send_list<i32>(p, d, p.ll.choices, p.ll.chosen, sending, in.tokens, p.nvl.masks == nullptr,
+                               [&in](u32 i) { return static_cast<i32>(in.topk[i]); });
+        }
+        if (p.nvl.masks != nullptr && ok && nvl_all_sent(p.nvl, 0, &lists.last)) {
+            for (u32 d = me; d < p.nvl.ranks; d += step) {
+                if (!nvl_masked(p.nvl, d)) nvl_tell_list(p, d, p.ll.chosen, sending, in.tokens);
+            }
         }
     }
     if ((in.halves & kLlReceive) != 0) {
         Status status = ok ? Status::ok : Status::aborted;
         for (u32 s = me; s < p.nvl.ranks && status == Status::ok; s += step) {
-            status = nvl_list_came(p, p.ll.chosen, receiving, s, "a rank's choices", &lists.tokens[s]);
+            status = nvl_clocked(block == 0 ? in.waits : nullptr, s, [&] {
+                return nvl_list_came(p, p.ll.chosen, NvlVerdict::chosen, receiving, s, "a rank's choices", &lists.tokens[s]);
+            });
         }
         ok = nvl_all_ok(&lists.failed, status);
         if (me == 0) nvl_add_up(lists, p.nvl.ranks);
         block_sync();
+        if (p.nvl.masks != nullptr && ok) nvl_clear_rest(p, in, lists);
         ok = ok && nvl_receive_tokens(p, in, lists, mine, batch, receiving) == Status::ok;
     }
     if (!nvl_last_quietly(p.nvl, NvlKind::ll_dispatch_send)) return;

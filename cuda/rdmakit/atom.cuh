@@ -300,6 +300,16 @@ RDMAKIT_DEVICE u64 time_ns() {
     return cpu::self().clock_ps / 1000;
 #endif
 }
+// Cycles of this SM's clock; 1.7 GHz [assumed] where time is virtual.
+RDMAKIT_DEVICE u64 clock_cycles() {
+#if RDMAKIT_GPU
+    u64 t;
+    asm volatile("mov.u64 %0, %%clock64;" : "=l"(t)::"memory");
+    return t;
+#else
+    return cpu::self().clock_ps * 17 / 10'000;
+#endif
+}
 RDMAKIT_DEVICE void sleep_ns([[maybe_unused]] u32 ns) {
 #if RDMAKIT_GPU
     asm volatile("nanosleep.u32 %0;" ::"r"(ns));

@@ -46,12 +46,15 @@ struct NvlHeap {
     u64 count_bytes;
 };
 
+struct NvlMasks;   // nvl_mask.cuh
+
 struct NvlRank {
     u32 layout_version;
     u32 rank, ranks, unused;
     u8* heaps[kMaxNvlRanks];
     NvlHeap at;
     NvlProgress* progress;     // [NvlKind::count], this rank's own
+    NvlMasks* masks;           // this rank's own; null: nobody can be left out
     Watch watch;
 };
 

@@ -35,10 +35,10 @@ class Buffer(NormalCalls, LowLatencyCalls):
 
     `group`: a torch process group; or None, and `comm` an mpi4py communicator. Collective. `num_nvl_bytes`: for
     dispatch and combine (0: not used); `num_rdma_bytes`: for the low-latency calls, with `low_latency_mode`; see the
-    size hints. `num_qps_per_rank` counts queue pairs to other hosts and changes nothing on one. `enable_shrink`: ranks
-    can be masked. `explicitly_destroy`: only `destroy()` gives the memory back. `allow_mnnvl` allows what one host has
-    no need of. NotAvailable for `use_fabric`, `allow_nvlink_for_low_latency_mode=False` with the low-latency mode, and
-    for a group that spans hosts.
+    size hints. `num_qps_per_rank` counts queue pairs to other hosts and changes nothing on one. `enable_shrink`:
+    low-latency calls go on without ranks that are masked, and mask who does not answer. `explicitly_destroy`: only
+    `destroy()` gives the memory back. `allow_mnnvl` allows what one host has no need of. NotAvailable for `use_fabric`,
+    `allow_nvlink_for_low_latency_mode=False` with the low-latency mode, and for a group that spans hosts.
 
     Attributes: rank, group_size, group, num_nvl_bytes, num_rdma_bytes, low_latency_mode, runtime (the engine; None when
     destroyed), and of the class num_sms, what dispatch and combine use without a Config.
@@ -170,5 +170,5 @@ class Buffer(NormalCalls, LowLatencyCalls):
                               rule=f"{engine.heap_bytes // dtype.itemsize} elements of {dtype}",
                               remedy="take a smaller size or offset, or make a larger Buffer")  # fmt: skip
         address = engine.heap_address + offset * dtype.itemsize
-        found: Tensor = self._backend.wrap(address, shape, dtype, self.device, engine)
+        found: Tensor = self._backend.wrap(address, shape, dtype, self.device, engine.heap_owner)
         return found

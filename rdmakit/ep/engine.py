@@ -72,7 +72,11 @@ class Engine(Protocol):
 
     @property
     def heap_address(self) -> int:
-        """This rank's symmetric heap; it lives as long as the engine."""
+        """This rank's symmetric heap."""
+
+    @property
+    def heap_owner(self) -> object:
+        """What keeps it: it lives until `close`, and as long as somebody has this."""
 
     @property
     def heap_bytes(self) -> int:
@@ -162,17 +166,22 @@ class Engine(Protocol):
         """
 
     def ll_combine(
-        self, x: int, topk_idx: int, topk_weights: int, row_map: int, tokens: int, out: int, phases: int, stream: int
-    ) -> None:
+        self, x: int, topk_idx: int, topk_weights: int, row_map: int, tokens: int, out: int,
+        wait_statistics: int, phases: int, stream: int,
+    ) -> None:  # fmt: skip
         """Bring the rows home and add them up, weighted.
 
         `x` BF16 `[local_experts, rows, hidden]`, in any memory of this GPU; `row_map` as `ll_dispatch` wrote it.
         `topk_idx`, `topk_weights` (float32) `[tokens, topk]`: of this rank's tokens. `out` BF16 `[tokens, hidden]`.
+        Added to: `wait_statistics` int64 `[ranks]`, clocks.
         """
 
-    # ---- masks: an engine without them refuses `enable_shrink`
+    # ---- masks: with `enable_shrink`
     def mask_update(self, rank: int, masked: bool, stream: int) -> None:
-        """Send nothing to `rank` and wait for nothing from it, or do so again. Kernels mask who does not answer."""
+        """Send nothing to `rank` and wait for nothing from it in low-latency calls and `ll_clean`, or do so again.
+
+        Their kernels mask who does not answer in time. A rank takes part in a call as a whole or not at all.
+        """
 
     def mask_query(self, out: int, stream: int) -> None:
         """`out` int32 `[ranks]`: 1 where masked."""

@@ -23,6 +23,7 @@ class Link(Protocol):
     ranks: int
     heaps: list[int]  # address of every rank's heap, as this rank reaches it
     heap_bytes: int
+    heap_owner: Any  # this rank's heap lives as long as somebody has this
     report: Report
     blocks: int  # that are resident together, one on each SM
     shared_bytes: int  # of a block, at most
@@ -52,7 +53,7 @@ class Link(Protocol):
         """Return once `done()` holds; raise when the report says that something failed, or HangError in the end."""
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Give back what it holds; memory whose owner somebody else has lives on."""
 
 
 class WorldLink:
@@ -66,6 +67,7 @@ class WorldLink:
         self.rank, self.ranks = rank, len(heaps)
         self.heaps = [int(heap.ctypes.data) for heap in heaps]
         self.heap_bytes = heaps[rank].nbytes
+        self.heap_owner = heaps[rank]
         self._kept: list[Any] = [heaps]
         self.report = Report(self.host_memory(REPORT.itemsize))
         self.blocks = blocks

@@ -29,6 +29,7 @@
 #include <rdmakit/numbers.cuh>
 #include <rdmakit/nvl.cuh>
 #include <rdmakit/nvl_ll.cuh>
+#include <rdmakit/nvl_mask.cuh>
 #include <rdmakit/post.cuh>
 #include <rdmakit/queue.cuh>
 #include <rdmakit/report.cuh>
@@ -477,8 +478,14 @@ RDMAKIT_KERNEL use_nvl_ll(RDMAKIT_GRID_CONSTANT NvlLl p, Memory m) {
     m.keep(nvl_lists(p, n, a)).keep(nvl_pair(p, n, a));
     nvl_free(p, n, n);
     m.keep(nvl_room(p, n, n));
-    nvl_send_list<i32>(p, a, n, n, n, a, [](u32 i) { return static_cast<i32>(i); });
-    m.keep(nvl_list_came(p, n, n, a, "a list", &lists.tokens[a & 7]));
+    nvl_send_list<i32>(p, a, n, n, n, a, a != 0, [](u32 i) { return static_cast<i32>(i); });
+    nvl_tell_list(p, a, n, n, a);
+    m.keep(nvl_list_came(p, n, NvlVerdict::chosen, n, a, "a list", &lists.tokens[a & 7]));
+    nvl_look_around(p, words);
+    m.keep(nvl_clocked(&m.any<u64>(4), a, [] { return Status::ok; })).keep(nvl_masked(p.nvl, a)).keep(nvl_present(p.nvl));
+    m.keep(nvl_answers_or_is_masked(p.nvl, n, a, n, "a word", Site::here(), Site::here()));
+    m.keep(nvl_answers(p.nvl, n, a, n, "a word")).keep(nvl_all_sent(p.nvl, a, &lists.last)).keep(clock_cycles());
+    m.keep(nvl_verdict(p.nvl, NvlVerdict::complete, &m.any<u64>(4), a, n, "a word", &lists.failed));
     nvl_read_choices(p, &m.any<i64>(2), words);
     nvl_add_up(lists, a);
     m.keep(nvl_share(lists, a).end).keep(words.ranks);
