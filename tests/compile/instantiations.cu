@@ -89,7 +89,7 @@ RDMAKIT_KERNEL use_atom(Memory m) {
 #if RDMAKIT_GPU
     touch(m.bytes);
 #endif
-    m.keep(time_ns());
+    m.keep(time_ns()).keep(time_cycles());
 #if RDMAKIT_CONVERTS
     m.keep(convert_bf16x2(m.any<float>(), m.any<float>(1))).keep(convert_e4m3x2(m.any<float>(), m.any<float>(1)));
 #endif
