@@ -81,7 +81,7 @@ def copies(
         "ok": all(row["ok"] for row in rows),
         "device": machine.device,
         "figures": {f"copy_{row['how']}_{row['way']}_{row['sms']}sm_gbs": row["gbs"] for row in rows},
-        "rows": rows,
+        "copies": rows,
         "lines": _table(rows, counts, each) + [f"left out, {place}: {why}" for place, why in machine.missing.items()],
         "missing": dict(machine.missing),
     }

@@ -93,8 +93,9 @@ class _GpuRegion:
 
     def read(self, dtype: Any, count: int) -> Array:
         with cupy().cuda.Device(self.gpu):
-            found: Array = self._array[: count * np.dtype(dtype).itemsize].get().view(dtype)
-            return found
+            found: Array = self._array[: count * np.dtype(dtype).itemsize].get()
+            values: Array = found.view(dtype)
+            return values
 
     def fill(self, byte: int) -> None:
         with cupy().cuda.Device(self.gpu):
@@ -113,7 +114,8 @@ class _PinnedRegion:
         self.array[: flat.nbytes] = flat
 
     def read(self, dtype: Any, count: int) -> Array:
-        return self.array[: count * np.dtype(dtype).itemsize].view(dtype).copy()
+        found: Array = self.array[: count * np.dtype(dtype).itemsize].view(dtype).copy()
+        return found
 
     def fill(self, byte: int) -> None:
         self.array[:] = byte
@@ -186,7 +188,7 @@ class GpuMachine:
     def answer(self, call: Call, mine: Region, theirs: Region, rounds: int) -> None:
         """The host's end, in Python: a turn of its loop takes some 50 ns, which is in the result."""
         assert isinstance(mine, _PinnedRegion) and isinstance(theirs, _PinnedRegion)
-        heard, told = (memoryview(region.array[:8]).cast("Q") for region in (mine, theirs))
+        heard, told = (region.array[:8].view(np.uint64).data for region in (mine, theirs))
 
         def host() -> None:
             turns = range(1 << 16)

@@ -269,10 +269,12 @@ def _rounds(machine: Machine, gpu_scope: int, places: tuple[str, str], warm: int
     return int(done[0]["ns"]), all(int(end["sum"]) == total for end in done)
 
 
-def primitives(machine: Machine | None = None, *, rounds: int = 10_000, repeats: int = 7) -> dict[str, Any]:
-    """All of them: `ok`, `figures` (name → ns), `rows` (Cost as dicts), `lines`, and what is `missing` and why."""
+def primitives(
+    machine: Machine | None = None, *, rounds: int = 10_000, repeats: int = 7, seed: int = 1
+) -> dict[str, Any]:
+    """All of them: `ok`, `figures` (name → ns), `costs` (Cost as dicts), `lines`, and what is `missing` and why."""
     machine = machine or GpuMachine()
-    costs = single(machine, rounds=rounds, repeats=repeats)
+    costs = single(machine, rounds=rounds, repeats=repeats, seed=seed)
     costs += posting(machine, rounds=rounds, repeats=repeats)
     costs += flags(machine, rounds=max(2, rounds // 2), warm=rounds // 100, repeats=repeats)
     lines = [f"{'primitive':<34} {'memory':<7} {'ns':>9} {'cycles':>8} {'least':>9} {'most':>9}  result"]
@@ -286,7 +288,7 @@ def primitives(machine: Machine | None = None, *, rounds: int = 10_000, repeats:
         "ok": all(cost.ok for cost in costs),
         "device": machine.device,
         "figures": {f"{cost.name}_ns": cost.ns for cost in costs},
-        "rows": [asdict(cost) for cost in costs],
+        "costs": [asdict(cost) for cost in costs],
         "lines": lines,
         "missing": dict(machine.missing),
     }

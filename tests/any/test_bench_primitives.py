@@ -79,7 +79,7 @@ class RunnerMachine:
 def test_every_primitive_leaves_what_it_must(policy, seed):
     rounds = 40 if policy == "explore" else 500
     done = bench_primitives.primitives(RunnerMachine(seed, policy), rounds=rounds, repeats=2)
-    wrong = [row["name"] for row in done["rows"] if not row["ok"]]
+    wrong = [row["name"] for row in done["costs"] if not row["ok"]]
     assert done["ok"] and not wrong, wrong
     if policy == "timed":  # virtual time passes in each, and a wider scope costs more
         figures = done["figures"]
@@ -100,7 +100,7 @@ def test_one_gpu_leaves_the_peer_out_and_says_why(seed):
     assert done["ok"] and not any("peer" in name for name in done["figures"])
     assert done["lines"][-1] == "left out, peer: one GPU"
     found = bench_copies.copies(machine, sms=(1, 2), each=4096, repeats=1)
-    assert found["ok"] and {row["way"] for row in found["rows"]} == {"local"}
+    assert found["ok"] and {row["way"] for row in found["copies"]} == {"local"}
 
 
 def test_what_is_left_wrong_is_noticed(seed):
@@ -122,8 +122,8 @@ def test_what_is_left_wrong_is_noticed(seed):
 def test_copies_are_whole(policy, each, seed):
     """Parts that are no multiple of a chunk, fewer chunks than stages, and more."""
     done = bench_copies.copies(RunnerMachine(seed, policy), sms=(1, 3, 64), each=each, repeats=1, seed=seed)
-    assert done["ok"] and {row["sms"] for row in done["rows"]} == {1, 3}
-    assert {row["way"] for row in done["rows"]} == {"local", "push", "pull", "push_both"}
+    assert done["ok"] and {row["sms"] for row in done["copies"]} == {1, 3}
+    assert {row["way"] for row in done["copies"]} == {"local", "push", "pull", "push_both"}
 
 
 def test_a_copy_that_is_not_whole_is_noticed(seed):
