@@ -177,6 +177,8 @@ RDMAKIT_KERNEL use_bulk(Memory m) {
 #endif
 }
 
+// What stands above here holds every line of assembly. Without it this is compiled for each architecture.
+#ifndef ATOM_LAYER_ALONE
 // ---- wqe -------------------------------------------------------------------------------------------------------------
 RDMAKIT_KERNEL use_wqe(Memory m) {
     const u32 a = m.any<u32>(), b = m.any<u32>(1);
@@ -455,3 +457,4 @@ RDMAKIT_KERNEL use_nvl_ll(RDMAKIT_GRID_CONSTANT NvlLl p, Memory m) {
     m.keep(nvl_share(lists, a).end).keep(words.ranks);
     nvl_ll_end(p.nvl, a, NvlKind::ll_combine_send, n, NvlKind::ll_combine_receive, n);
 }
+#endif
