@@ -1,4 +1,4 @@
-"""The benchmarks of primitives, copies and puts on a real GPU, small: every result right, and no figure that cannot be."""
+"""The benchmarks of primitives, copies and puts on a real GPU, small: every result right, no figure that cannot be."""
 
 from __future__ import annotations
 
