@@ -31,6 +31,7 @@ def add_parser(which: Any) -> None:
     plot = which.add_parser("plot", help="draw what a benchmark's --out FILE holds, as SVG")
     plot.add_argument("record", type=Path, metavar="FILE.json")
     plot.add_argument("-o", "--output", type=Path, metavar="FILE.svg", help="default: beside the record")
+    plot.add_argument("--json", action="store_true", help="print one JSON object only: where the pictures are")
     plot.set_defaults(func=main_plot)
 
 
@@ -133,6 +134,7 @@ def main_plot(args: argparse.Namespace) -> int:
                           rule=f"one of {', '.join(_DRAWERS)}",
                           remedy="bench ep, put or primitives with --out FILE")  # fmt: skip
     output = args.output or args.record.with_suffix(".svg")
+    written = {}
     for name, figure in drawn.items():
         path = output if len(drawn) == 1 else output.with_name(f"{output.stem}-{name}{output.suffix}")
         try:
@@ -140,5 +142,10 @@ def main_plot(args: argparse.Namespace) -> int:
         except OSError as error:
             raise BadArgument("the picture cannot be written", value=str(path), rule=str(error.strerror),
                               remedy="name a file in a folder that exists") from None  # fmt: skip
-        print(f"{path}: {figure.title}")
+        written[name] = {"path": str(path), "title": figure.title}
+        if not args.json:
+            print(f"{path}: {figure.title}")
+    if args.json:
+        config = {"record": str(args.record)}
+        print(json.dumps({"ok": True, "figures": {"pictures": len(written)}, "config": config, "pictures": written}))
     return 0

@@ -93,7 +93,11 @@ def test_the_record_of_ep_is_drawn_beside_floor_and_peer(tmp_path, capsys):
 def test_several_pictures_have_names_of_their_own(tmp_path, capsys):
     record = tmp_path / "r.json"
     record.write_text(json.dumps(primitives_record()))
-    assert main(["bench", "plot", str(record)]) == 0
+    assert main(["bench", "plot", str(record), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["ok"] and {name: one["path"] for name, one in said["pictures"].items()} == {
+        name: str(tmp_path / f"r-{name}.svg") for name in ("copies", "costs", "sizes")
+    }
     assert {path.name for path in tmp_path.glob("*.svg")} == {"r-copies.svg", "r-costs.svg", "r-sizes.svg"}
 
 
