@@ -300,7 +300,7 @@ RDMAKIT_DEVICE u64 time_ns() {
     return cpu::self().clock_ps / 1000;
 #endif
 }
-// Cycles of this SM's clock; 1.7 GHz [assumed] where time is virtual.
+// The SM's own cycle counter: finer than time_ns, of no meaning on another SM. 1.7 GHz [assumed] where time is virtual.
 RDMAKIT_DEVICE u64 clock_cycles() {
 #if RDMAKIT_GPU
     u64 t;

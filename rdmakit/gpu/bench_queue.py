@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -213,25 +213,30 @@ def _apart(part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         try:
             return pool.apply(part)
         except Exception as error:  # whatever it is, it is this part's result
-            return {"ok": False, "figures": {}, "lines": [f"{part.__name__}: {type(error).__name__}: {error}"]}
+            name = getattr(part, "__name__", repr(part))
+            return {"ok": False, "figures": {}, "lines": [f"{name}: {type(error).__name__}: {error}"]}
 
 
-def everything(tell: Callable[[str], None] = print) -> dict[str, Any]:
-    """All of them, each in a process of its own; one that fails says so and leaves the others alone.
+def everything(
+    tell: Callable[[str], None] = print, parts: Sequence[Callable[[], dict[str, Any]]] = PARTS
+) -> dict[str, Any]:
+    """All of `parts`, each in a process of its own; one that fails says so and leaves the others alone.
 
-    `tell`: gets each line as soon as it is there.
+    `tell`: gets each line as soon as it is there. What a part returns besides is merged into the result.
     """
     ok = True
     figures: dict[str, float] = {}
     lines: list[str] = []
-    for part in PARTS:
+    more: dict[str, Any] = {}
+    for part in parts:
         done = _apart(part)
+        more |= {name: value for name, value in done.items() if name not in ("ok", "figures", "lines")}
         ok = ok and done["ok"]
         figures |= done["figures"]
         lines += done["lines"]
         for line in done["lines"]:
             tell(line)
-    return {"ok": ok, "figures": figures, "lines": lines}
+    return {**more, "ok": ok, "figures": figures, "lines": lines}
 
 
 def main() -> int:

@@ -92,7 +92,7 @@ RDMAKIT_KERNEL use_atom(Memory m) {
 #if RDMAKIT_GPU
     touch(m.bytes);
 #endif
-    m.keep(time_ns());
+    m.keep(time_ns()).keep(clock_cycles());
 #if RDMAKIT_CONVERTS
     m.keep(convert_bf16x2(m.any<float>(), m.any<float>(1))).keep(convert_e4m3x2(m.any<float>(), m.any<float>(1)));
 #endif
@@ -180,6 +180,8 @@ RDMAKIT_KERNEL use_bulk(Memory m) {
 #endif
 }
 
+// What stands above here holds every line of assembly. Without it this is compiled for each architecture.
+#ifndef ATOM_LAYER_ALONE
 // ---- wqe -------------------------------------------------------------------------------------------------------------
 RDMAKIT_KERNEL use_wqe(Memory m) {
     const u32 a = m.any<u32>(), b = m.any<u32>(1);
@@ -491,3 +493,4 @@ RDMAKIT_KERNEL use_nvl_ll(RDMAKIT_GRID_CONSTANT NvlLl p, Memory m) {
     m.keep(nvl_share(lists, a).end).keep(words.ranks);
     nvl_ll_end(p.nvl, a, NvlKind::ll_combine_send, n, NvlKind::ll_combine_receive, n);
 }
+#endif
