@@ -82,7 +82,7 @@ def main_put(args: argparse.Namespace) -> int:
     sizes = bench_put.sizes_between(args.begin, args.end, args.factor)
     config = {"begin": args.begin, "end": args.end, "factor": args.factor, "seed": args.seed}
     options = [f"--{name}={value}" for name, value in config.items()]
-    parts = bench_queue.put_signal, partial(bench_put.put_sizes, sizes, seed=args.seed)
+    parts = bench_queue.put_signal, bench_queue.put_signal_stages, partial(bench_put.put_sizes, sizes, seed=args.seed)
     return _measured(args, "bench put", options, parts, config)
 
 

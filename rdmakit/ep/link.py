@@ -31,6 +31,7 @@ class Link(Protocol):
     threads: int  # of a block of the low-latency kernels
     sharing: int  # of those blocks on each SM
     most_threads: int  # of any block
+    pace_gbs: float  # at which others' memory takes what this rank writes; 0: not known, nothing is held back
 
     def memory(self, nbytes: int) -> tuple[int, Any]:
         """Zeroed memory of this rank's own: its address, and what keeps it alive."""
@@ -73,6 +74,7 @@ class WorldLink:
         self.blocks = blocks
         self.shared_bytes = 64 << 10
         self.warps, self.threads, self.sharing, self.most_threads = warps, 32 * warps, 1, most_threads
+        self.pace_gbs = 0.0
 
     def memory(self, nbytes: int) -> tuple[int, Any]:
         """Zeroed memory of the world's."""

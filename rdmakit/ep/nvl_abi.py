@@ -80,7 +80,7 @@ NOTIFY_INPUT = _pod(
 DISPATCH_INPUT = _pod(
     ("here", OFFER),
     *_u64("x", "scales", "topk", "weights", "positions", "prefix"),
-    *_u32("tokens", "row_bytes", "scale_words", "topk_count", "experts", "rows", "chunk_bytes", "row_warps"),
+    *_u32("tokens", "row_bytes", "scale_words", "topk_count", "experts", "rows", "chunk_bytes", "row_warps", "pace_ns"),
 )
 COMBINE_INPUT = _pod(
     ("here", OFFER),

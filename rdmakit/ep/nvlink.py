@@ -183,9 +183,10 @@ class Nvlink(LowLatencyRank):
         grid = self._grid(row_bytes, limit, SLOTS, min(WORD_WARPS, self.link.warps), num_sms, window)
         heap = self.link.heaps[self.rank]
         here = tuple(address - heap for address in received.addresses)
+        pace = int(grid.blocks * grid.row_warps * grid.chunk / self.link.pace_gbs) if self.link.pace_gbs else 0
         pod = np.zeros((), abi.DISPATCH_INPUT)
         pod[()] = (here, x, scales, topk_idx, topk_weights, positions, prefix, tokens, row_bytes, scale_bytes // 4,
-                   topk, experts, rows if topk else 0, grid.chunk, grid.row_warps)  # fmt: skip
+                   topk, experts, rows if topk else 0, grid.chunk, grid.row_warps, pace)  # fmt: skip
         self._launch_rows("dispatch_nvl", grid, pod, stream)
 
     def combine(

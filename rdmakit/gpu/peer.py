@@ -25,6 +25,8 @@ __all__ = ["PeerLink", "links_in_one_process"]
 
 _PATIENCE_S = 30.0  # for kernels whose own waits are bounded by 10 s
 _STATIC_SHARED = 600  # what our kernels declare besides their dynamic shared memory, at most
+# Just under what 18 links of NVLink 4 take both ways at once (benchmarks/probes/link.cu: 361 … 367 GB/s).
+_PACE_GBS = {"90": 355.0}
 _DEVICE_TO_DEVICE = 3  # cudaMemcpyDeviceToDevice
 
 
@@ -67,6 +69,7 @@ class PeerLink:
             self.blocks = int(attributes["MultiProcessorCount"])
             self.shared_bytes = int(attributes["MaxSharedMemoryPerBlockOptin"]) - _STATIC_SHARED
             self.warps, self.threads, self.sharing, self.most_threads = 16, 512, 2, 1024
+            self.pace_gbs = _PACE_GBS.get(cp.cuda.Device().compute_capability, 0.0) if ranks > 1 else 0.0
             heap, self.heap_owner = self.memory(nbytes)
             self.report = pinned_report()
             self._host: list[Any] = []
