@@ -181,7 +181,7 @@ RDMAKIT_DEVICE void nvl_send_words(const NvlDispatchInput& in, const NvlTargets&
 
 // Any number of blocks that are resident together, of more than row_warps warps; dynamic shared memory of 4 chunks for each
 // that moves rows and kNvlWarpBytes for each.
-RDMAKIT_NAMED_KERNEL RDMAKIT_LAUNCH_BOUNDS(768, 1) dispatch_nvl(RDMAKIT_GRID_CONSTANT NvlRank nvl, RDMAKIT_GRID_CONSTANT NvlDispatchInput in) {
+RDMAKIT_NAMED_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 1) dispatch_nvl(RDMAKIT_GRID_CONSTANT NvlRank nvl, RDMAKIT_GRID_CONSTANT NvlDispatchInput in) {
     RDMAKIT_DYNAMIC_SHARED(u8, slots);
     RDMAKIT_SHARED(NvlTargets, to);
     if (!layout_matches(nvl.layout_version, nvl.watch, "NvlRank of another layout version") || !check_bulk(nvl.watch)) return;

@@ -61,7 +61,7 @@ RDMAKIT_DEVICE bool nvl_send_sum(const NvlLl& p, const NvlLlCombineInput& in, Nv
 }
 
 RDMAKIT_DEVICE void nvl_send_sums(const NvlLl& p, const NvlLlCombineInput& in, const NvlLists& lists, NvlRow& words, u64 epoch) {
-    const NvlShare share = nvl_share(lists, p.nvl.ranks);
+    const NvlShare share = nvl_share(lists, p.nvl.ranks, static_cast<u32>(block_id()), static_cast<u32>(blocks_in_grid()));
     u32 s = 0;
     for (u32 m = share.begin; m < share.end; ++m) {
         while (m >= lists.first[s + 1]) ++s;
@@ -161,7 +161,7 @@ RDMAKIT_NAMED_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 2) combine_nvl_ll(RDMAKIT_GRID_C
         nvl_look_around(p, words);
         for (u32 d = static_cast<u32>(block_id()); d < p.nvl.ranks && ok; d += blocks) {
             if ((words.present >> d & 1) == 0) continue;
-            nvl_send_list<float>(p, d, p.ll.weights, p.ll.weighed, sending, in.tokens, true, [&in](u32 i) { return in.weights[i]; });
+            nvl_send_list<float>(p, d, p.ll.weights, p.ll.weighed, sending, in.tokens, [&in](u32 i) { return in.weights[i]; });
         }
         for (u32 s = me; s < p.nvl.ranks && ok && status == Status::ok; s += step) {
             status = nvl_clocked(block_id() == 0 ? in.waits : nullptr, s, [&] {

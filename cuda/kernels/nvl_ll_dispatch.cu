@@ -17,6 +17,17 @@ struct NvlLlDispatchInput {
     u32 halves, unused;
 };
 
+// Blocks that have a token to send leave receiving to the others, when those are at least half of all.
+struct NvlReceivers {
+    u32 first, count;        // blocks
+    RDMAKIT_DEVICE bool has(u32 block) const { return block >= first; }
+};
+RDMAKIT_DEVICE u32 nvl_least_receivers(u32 blocks) { return ceil_div(blocks, 2u); }
+RDMAKIT_DEVICE NvlReceivers nvl_receivers(const NvlLlDispatchInput& in, u32 blocks) {
+    const bool apart = (in.halves & kLlSend) != 0 && blocks - nvl_least_receivers(blocks) >= in.tokens;
+    return apart ? NvlReceivers{in.tokens, blocks - in.tokens} : NvlReceivers{0, blocks};
+}
+
 // Shared memory: a block's counters, then the token that it casts.
 struct NvlLlCounters {
     u32* before;             // [local experts]: rows of each before the block's share
@@ -25,7 +36,7 @@ struct NvlLlCounters {
     float* largest;          // [hidden / 8]
 };
 RDMAKIT_DEVICE u32 nvl_counter_words(u32 local, u32 ranks, u32 blocks) {
-    return round_up<u32>(local + ceil_div(local, blocks) * ranks, 4);
+    return round_up<u32>(local + ceil_div(local, nvl_least_receivers(blocks)) * ranks, 4);
 }
 // Bytes of it, which a launch asks for (rdmakit/ep/nvl_low_latency.py computes the same).
 RDMAKIT_DEVICE u32 nvl_ll_shared_bytes(u32 local, u32 ranks, u32 blocks, u32 hidden) {
@@ -65,13 +76,15 @@ RDMAKIT_DEVICE Vec16 nvl_cast(const NvlLlDispatchInput& in, const NvlLlCounters&
     return out;
 }
 
-// Token t to every rank that needs it, and its flag behind it. All threads; words.ranks is 0 before and after.
-RDMAKIT_DEVICE void nvl_send_token(const NvlLl& p, const NvlLlDispatchInput& in, const NvlLlCounters& mine, NvlRow& words, u32 t,
-                                   u64 epoch) {
+// Token t into shared memory, with its choices. All threads; the block has to meet behind it.
+RDMAKIT_DEVICE void nvl_read_token(const NvlLl& p, const NvlLlDispatchInput& in, const NvlLlCounters& mine, NvlRow& words, u32 t) {
     const u32 me = static_cast<u32>(block_rank()), step = static_cast<u32>(block_size());
     const auto* const x = reinterpret_cast<const Vec16*>(in.x + static_cast<u64>(t) * 2 * p.hidden);
     charge_copy(2ull * p.hidden);
-    nvl_read_choices(p, in.topk + static_cast<u64>(t) * p.topk, words);
+    for (u32 k = me; k < p.topk; k += step) {
+        const i64 expert = in.topk[static_cast<u64>(t) * p.topk + k];
+        words.row[k] = expert < 0 || expert >= static_cast<i64>(p.experts) ? -1 : static_cast<i32>(expert);
+    }
     for (u32 v = me; v < p.hidden / 8; v += step) {
         const Vec16 part = load_stream(x + v);
         float most = 0;
@@ -79,8 +92,26 @@ RDMAKIT_DEVICE void nvl_send_token(const NvlLl& p, const NvlLlDispatchInput& in,
         reinterpret_cast<Vec16*>(mine.token)[v] = part;
         mine.largest[v] = most;
     }
-    block_sync();
-    const u32 mask = words.ranks & words.present;
+}
+// Its choices to all ranks that are here. All threads.
+RDMAKIT_DEVICE void nvl_send_choices(const NvlLl& p, const NvlRow& words, u32 t, u64 epoch) {
+    const u32 pairs = nvl_pairs(p);
+    const auto expert = [&](u32 k) { return k < p.topk && words.row[k] >= 0 ? static_cast<u32>(words.row[k]) : kNvlNoExpert; };
+    for (u32 i = static_cast<u32>(block_rank()); i < p.nvl.ranks * pairs; i += static_cast<u32>(block_size())) {
+        const u32 d = i / pairs, w = i % pairs;
+        if ((words.present >> d & 1) == 0) continue;
+        store_relaxed<Scope::sys>(nvl_choices(p, epoch, p.nvl.rank, d) + t * pairs + w,
+                                  nvl_tagged(epoch, expert(2 * w) | expert(2 * w + 1) << 16));
+    }
+}
+// The token that was read to every rank that needs it, and its flag behind it. All threads; words.ranks is 0 before and after.
+RDMAKIT_DEVICE void nvl_send_token(const NvlLl& p, const NvlLlDispatchInput& in, const NvlLlCounters& mine, NvlRow& words, u32 t,
+                                   u64 epoch) {
+    const u32 me = static_cast<u32>(block_rank()), step = static_cast<u32>(block_size());
+    nvl_send_choices(p, words, t, epoch);
+    u32 mask = 0;
+    for (u32 k = 0; k < p.topk; ++k) mask |= words.row[k] >= 0 ? 1u << (static_cast<u32>(words.row[k]) / nvl_local_experts(p)) : 0;
+    mask &= words.present;
     const u64 slot = nvl_slot(p, epoch, p.nvl.rank, t);
     const u32 vectors = in.fp8 != 0 ? p.hidden / 16 : p.hidden / 8;
     for (u32 u = me; u < vectors; u += step) {
@@ -94,38 +125,38 @@ RDMAKIT_DEVICE void nvl_send_token(const NvlLl& p, const NvlLlDispatchInput& in,
         }
     }
     block_sync();
-    if (me == 0) words.ranks = 0;
     for (u32 d = me; d < p.nvl.ranks; d += step) {
         if ((mask >> d & 1) != 0) store_release<Scope::sys>(nvl_at<u64>(p.nvl, d, p.ll.sent) + slot, epoch);
     }
 }
 
-// One pass over the choices of all sources: rows of each expert before the block's share, and the rows of the experts
-// that this block counts, by source.
-RDMAKIT_DEVICE void nvl_count_choices(const NvlLl& p, const NvlLists& lists, const NvlShare& share, const NvlLlCounters& mine,
-                                      u64 epoch) {
+// One pass over the choices of all sources, as they come: rows of each expert before the block's share, and the rows of the
+// experts that this block counts, by source.
+RDMAKIT_DEVICE Status nvl_count_choices(const NvlLl& p, const NvlLists& lists, const NvlShare& share, const NvlLlCounters& mine,
+                                        u32 index, u32 blocks, u64 epoch) {
     const u32 me = static_cast<u32>(block_rank()), step = static_cast<u32>(block_size());
-    const u32 local = nvl_local_experts(p), block = static_cast<u32>(block_id()), blocks = static_cast<u32>(blocks_in_grid());
-    const u32 quads = nvl_list_words(p) / kNvlQuad;
-    for (u32 q = me; q < p.nvl.ranks * quads; q += step) {
-        const u32 s = q / quads, i0 = q % quads * kNvlQuad, n = lists.tokens[s] * p.topk;
-        if (i0 >= n) continue;
-        const auto* const list = reinterpret_cast<const Vec16*>(nvl_at<i32>(p.nvl, p.nvl.rank, p.ll.choices) + nvl_lists(p, epoch, s));
-        const Vec16 chosen = list[q % quads];
-        for (u32 a = 0; a < kNvlQuad; ++a) {
-            const u32 e = chosen.w[a] - p.nvl.rank * local;  // what is masked wraps to more than any
-            if (i0 + a >= n || static_cast<i32>(chosen.w[a]) < 0 || e >= local) continue;
-            if (lists.first[s] + (i0 + a) / p.topk < share.begin) fetch_add<Scope::cta>(mine.before + e, 1u);
-            if (e % blocks == block) fetch_add<Scope::cta>(mine.own + e / blocks * p.nvl.ranks + s, 1u);
+    const u32 local = nvl_local_experts(p), pairs = nvl_pairs(p);
+    Status status = Status::ok;
+    for (u32 w = me; w < lists.first[p.nvl.ranks] * pairs && status == Status::ok; w += step) {
+        u32 s = 0;
+        while (w / pairs >= lists.first[s + 1]) ++s;
+        u64 word = 0;
+        const u64* const at = nvl_choices(p, epoch, s, p.nvl.rank) + (w - lists.first[s] * pairs);
+        status = nvl_tagged_came(p.nvl, at, s, epoch, "a token's choices", &word);
+        for (u32 a = 0; a < 2; ++a) {
+            const u32 chosen = nvl_of_pair(word, a), e = chosen - p.nvl.rank * local;  // what is masked wraps to more than any
+            if (chosen == kNvlNoExpert || e >= local) continue;
+            if (w / pairs < share.begin) fetch_add<Scope::cta>(mine.before + e, 1u);
+            if (e % blocks == index) fetch_add<Scope::cta>(mine.own + e / blocks * p.nvl.ranks + s, 1u);
         }
     }
+    return status;
 }
 
-RDMAKIT_DEVICE void nvl_write_counts(const NvlLl& p, const NvlLlDispatchInput& in, const NvlLlCounters& mine) {
-    const u32 local = nvl_local_experts(p), blocks = static_cast<u32>(blocks_in_grid());
-    const u32 step = static_cast<u32>(block_size());
-    for (u32 o = static_cast<u32>(block_rank()); o * blocks + static_cast<u32>(block_id()) < local; o += step) {
-        const u32 e = o * blocks + static_cast<u32>(block_id());
+RDMAKIT_DEVICE void nvl_write_counts(const NvlLl& p, const NvlLlDispatchInput& in, const NvlLlCounters& mine, u32 index, u32 blocks) {
+    const u32 local = nvl_local_experts(p), step = static_cast<u32>(block_size());
+    for (u32 o = static_cast<u32>(block_rank()); o * blocks + index < local; o += step) {
+        const u32 e = o * blocks + index;
         u32 rows = 0;
         for (u32 s = 0; s < p.nvl.ranks; ++s) {
             const u32 n = mine.own[o * p.nvl.ranks + s];
@@ -157,9 +188,9 @@ RDMAKIT_DEVICE Status nvl_await_batch(const NvlLl& p, const NvlLlDispatchInput& 
         u32 s = 0;
         while (first + m - lists.first[s] >= lists.tokens[s]) ++s;
         const u32 t = first + m - lists.first[s];
-        const i32 chosen = nvl_at<const i32>(p.nvl, p.nvl.rank, p.ll.choices)[nvl_lists(p, epoch, s) + t * p.topk + k];
-        const u32 e = static_cast<u32>(chosen) - p.nvl.rank * local;
-        const bool here = chosen >= 0 && e < local;
+        const u64 word = load_relaxed<Scope::sys>(nvl_choices(p, epoch, s, p.nvl.rank) + t * nvl_pairs(p) + k / 2);
+        const u32 chosen = nvl_of_pair(word, k), e = chosen - p.nvl.rank * local;
+        const bool here = chosen != kNvlNoExpert && e < local;
         batch.choice[m][k] = here ? static_cast<i32>(e) : -1;
         if (k == 0) {
             batch.source[m] = s;
@@ -223,11 +254,11 @@ RDMAKIT_DEVICE void nvl_unpack(const NvlLl& p, const NvlLlDispatchInput& in, con
 }
 
 RDMAKIT_DEVICE Status nvl_receive_tokens(const NvlLl& p, const NvlLlDispatchInput& in, NvlLists& lists, const NvlLlCounters& mine,
-                                         NvlBatch& batch, u64 epoch) {
-    const NvlShare share = nvl_share(lists, p.nvl.ranks);
-    nvl_count_choices(p, lists, share, mine, epoch);
-    block_sync();
-    nvl_write_counts(p, in, mine);
+                                         NvlBatch& batch, const NvlReceivers& receivers, u64 epoch) {
+    const u32 index = static_cast<u32>(block_id()) - receivers.first;
+    const NvlShare share = nvl_share(lists, p.nvl.ranks, index, receivers.count);
+    if (!nvl_all_ok(&lists.failed, nvl_count_choices(p, lists, share, mine, index, receivers.count, epoch))) return Status::aborted;
+    nvl_write_counts(p, in, mine, index, receivers.count);
     for (u32 m = share.begin; m < share.end; m += kNvlUnpack) {
         const u32 count = smaller(kNvlUnpack, share.end - m);
         if (!nvl_all_ok(&lists.failed, nvl_await_batch(p, in, lists, mine, batch, m, count, epoch))) return Status::aborted;
@@ -237,10 +268,11 @@ RDMAKIT_DEVICE Status nvl_receive_tokens(const NvlLl& p, const NvlLlDispatchInpu
     return Status::ok;
 }
 
-// Where ranks can be masked: rows of tokens that no rank has sent. All blocks share them.
-RDMAKIT_DEVICE void nvl_clear_rest(const NvlLl& p, const NvlLlDispatchInput& in, const NvlLists& lists) {
-    const u32 step = static_cast<u32>(block_size() * blocks_in_grid()), each = p.max_tokens * p.topk;
-    for (u32 i = static_cast<u32>(block_id() * block_size() + block_rank()); i < p.nvl.ranks * each; i += step) {
+// Where ranks can be masked: rows of tokens that no rank has sent. All receiving blocks share them.
+RDMAKIT_DEVICE void nvl_clear_rest(const NvlLl& p, const NvlLlDispatchInput& in, const NvlLists& lists, const NvlReceivers& receivers) {
+    const u32 size = static_cast<u32>(block_size()), each = p.max_tokens * p.topk;
+    const u32 begin = (static_cast<u32>(block_id()) - receivers.first) * size + static_cast<u32>(block_rank());
+    for (u32 i = begin; i < p.nvl.ranks * each; i += size * receivers.count) {
         if (i % each / p.topk >= lists.tokens[i / each]) in.row_map[i] = -1;
     }
 }
@@ -258,23 +290,27 @@ RDMAKIT_NAMED_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 2) dispatch_nvl_ll(RDMAKIT_GRID_
     const NvlLlCounters mine = nvl_ll_counters(p, shared, blocks);
     nvl_free(p, p.ll.received, receiving - 1);
     if (me == 0) {
-        lists.failed = words.ranks = 0;
+        lists.failed = 0;
         words.present = ~0u;
     }
+    const bool sends = (in.halves & kLlSend) != 0;
+    if (sends && block < in.tokens) nvl_read_token(p, in, mine, words, block);  // while others make room
     for (u32 i = me; i < nvl_counter_words(nvl_local_experts(p), p.nvl.ranks, blocks); i += step) mine.before[i] = 0;
     block_sync();
     bool ok = true;
-    if ((in.halves & kLlSend) != 0) {
+    if (sends) {
         ok = nvl_all_ok(&lists.failed, nvl_room(p, p.ll.received, sending));
         nvl_look_around(p, words);
+        if (block == blocks - 1 && p.nvl.masks == nullptr && ok) {  // one that has no token, if any
+            for (u32 d = me; d < p.nvl.ranks; d += step) nvl_tell_list(p, d, p.ll.chosen, sending, in.tokens);
+        }
         for (u32 t = block; t < in.tokens && ok; t += blocks) {
+            if (t != block) {
+                nvl_read_token(p, in, mine, words, t);
+                block_sync();
+            }
             nvl_send_token(p, in, mine, words, t, sending);
             block_sync();
-        }
-        for (u32 d = blocks - 1 - block; d < p.nvl.ranks && ok; d += blocks) {  // blocks with few tokens
-            if ((words.present >> d & 1) == 0) continue;
-            nvl_send_list<i32>(p, d, p.ll.choices, p.ll.chosen, sending, in.tokens, p.nvl.masks == nullptr,
-                               [&in](u32 i) { return static_cast<i32>(in.topk[i]); });
         }
         if (p.nvl.masks != nullptr && ok && nvl_all_sent(p.nvl, 0, &lists.last)) {
             for (u32 d = me; d < p.nvl.ranks; d += step) {
@@ -282,18 +318,19 @@ RDMAKIT_NAMED_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 2) dispatch_nvl_ll(RDMAKIT_GRID_
             }
         }
     }
-    if ((in.halves & kLlReceive) != 0) {
+    const NvlReceivers receivers = nvl_receivers(in, blocks);
+    if ((in.halves & kLlReceive) != 0 && receivers.has(block)) {
         Status status = ok ? Status::ok : Status::aborted;
         for (u32 s = me; s < p.nvl.ranks && status == Status::ok; s += step) {
-            status = nvl_clocked(block == 0 ? in.waits : nullptr, s, [&] {
+            status = nvl_clocked(block == receivers.first ? in.waits : nullptr, s, [&] {
                 return nvl_list_came(p, p.ll.chosen, NvlVerdict::chosen, receiving, s, "a rank's choices", &lists.tokens[s]);
             });
         }
         ok = nvl_all_ok(&lists.failed, status);
         if (me == 0) nvl_add_up(lists, p.nvl.ranks);
         block_sync();
-        if (p.nvl.masks != nullptr && ok) nvl_clear_rest(p, in, lists);
-        ok = ok && nvl_receive_tokens(p, in, lists, mine, batch, receiving) == Status::ok;
+        if (p.nvl.masks != nullptr && ok) nvl_clear_rest(p, in, lists, receivers);
+        ok = ok && nvl_receive_tokens(p, in, lists, mine, batch, receivers, receiving) == Status::ok;
     }
     if (!nvl_last_quietly(p.nvl, NvlKind::ll_dispatch_send)) return;
     nvl_ll_end(p.nvl, in.halves, NvlKind::ll_dispatch_send, sending, NvlKind::ll_dispatch_receive, receiving);

@@ -2,8 +2,8 @@
 // Layer: ep (leans on nvl_mask, numbers).
 //
 // Dispatch: a token crosses once to each rank that hosts one of its experts, into a slot of its own, with a flag of its
-// own; choices have crossed before, so that the receiver knows each row's place while rows are still under way, and it
-// copies them to every expert. Combine: weights cross first; the experts' rank adds its rows of a token up, and one row
+// own; choices cross before, to all ranks, in words that say of which epoch they are, so that the receiver knows each row's
+// place while rows are still under way, and it copies them to every expert. Combine: weights cross first; the experts' rank adds its rows of a token up, and one row
 // crosses back for each rank. Slots alternate by the epoch's parity; a rank fills those of an epoch when everybody has
 // told that it is through with the last but one. It tells so when its next kernel begins, when nothing is under way that
 // a fence would have to wait for.
@@ -16,7 +16,7 @@
 namespace rdmakit {
 
 struct NvlLlHeap {
-    u64 choices;        // [2][ranks][max_tokens * topk] i32: global experts of each source's tokens
+    u64 choices;        // [2][ranks][max_tokens][pairs] tagged words, two global experts each: of each source's tokens
     u64 chosen;         // [2][ranks] u64: epoch << 32 | tokens
     u64 messages;       // [2][ranks][max_tokens] slots of nvl_slot_bytes
     u64 sent;           // [2][ranks][max_tokens] u64: epoch whose message lies there
@@ -42,25 +42,29 @@ RDMAKIT_DEVICE u64 nvl_slot_bytes(const NvlLl& p) { return round_up<u64>(2ull * 
 RDMAKIT_DEVICE u64 nvl_slot(const NvlLl& p, u64 epoch, u32 source, u32 token) {
     return ((epoch & 1) * p.nvl.ranks + source) * p.max_tokens + token;
 }
-constexpr u32 kNvlQuad = 4;   // words of a list that one load reads
-RDMAKIT_DEVICE u32 nvl_list_words(const NvlLl& p) { return round_up(p.max_tokens * p.topk, kNvlQuad); }
-RDMAKIT_DEVICE u64 nvl_lists(const NvlLl& p, u64 epoch, u32 source) {  // of choices or weights: the first of a source
-    return ((epoch & 1) * p.nvl.ranks + source) * nvl_list_words(p);
+RDMAKIT_DEVICE u32 nvl_pairs(const NvlLl& p) { return ceil_div(p.topk, 2u); }  // words that hold a token's choices
+constexpr u32 kNvlNoExpert = 0xffff;
+RDMAKIT_DEVICE u32 nvl_of_pair(u64 word, u32 k) { return static_cast<u32>(word >> 16 * (k & 1)) & 0xffff; }
+// Choices of a source's tokens in a rank's heap, one token's behind the other's.
+RDMAKIT_DEVICE u64* nvl_choices(const NvlLl& p, u64 epoch, u32 source, u32 rank) {
+    return nvl_at<u64>(p.nvl, rank, p.ll.choices) + ((epoch & 1) * p.nvl.ranks + source) * p.max_tokens * nvl_pairs(p);
+}
+RDMAKIT_DEVICE u64 nvl_lists(const NvlLl& p, u64 epoch, u32 source) {  // of weights: the first of a source
+    return ((epoch & 1) * p.nvl.ranks + source) * p.max_tokens * p.topk;
 }
 RDMAKIT_DEVICE u64 nvl_pair(const NvlLl& p, u64 epoch, u32 source) { return (epoch & 1) * p.nvl.ranks + source; }
 
 RDMAKIT_DEVICE void nvl_tell_list(const NvlLl& p, u32 to, u64 words, u64 epoch, u32 tokens) {
     store_release<Scope::sys>(nvl_at<u64>(p.nvl, to, words) + nvl_pair(p, epoch, p.nvl.rank), epoch << 32 | tokens);
 }
-// Every rank's list, behind which a word of epoch and length stands, unless it is to be told later. One block serves one
-// destination.
+// Every rank's list, behind which a word of epoch and length stands. One block serves one destination.
 template <class T, class Source>
-RDMAKIT_DEVICE void nvl_send_list(const NvlLl& p, u32 to, u64 lists, u64 words, u64 epoch, u32 tokens, bool told, Source source) {
+RDMAKIT_DEVICE void nvl_send_list(const NvlLl& p, u32 to, u64 lists, u64 words, u64 epoch, u32 tokens, Source source) {
     T* const list = nvl_at<T>(p.nvl, to, lists) + nvl_lists(p, epoch, p.nvl.rank);
     const u32 step = static_cast<u32>(block_size());
     for (u32 i = static_cast<u32>(block_rank()); i < tokens * p.topk; i += step) list[i] = source(i);
     block_sync();
-    if (block_rank() == 0 && told) nvl_tell_list(p, to, words, epoch, tokens);
+    if (block_rank() == 0) nvl_tell_list(p, to, words, epoch, tokens);
 }
 // One thread: waits for a source's list; its length, 0 of a rank that is left out, or the status of a wait that ended badly.
 RDMAKIT_DEVICE Status nvl_list_came(const NvlLl& p, u64 words, NvlVerdict about, u64 epoch, u32 source, const char* what,
@@ -144,10 +148,10 @@ RDMAKIT_DEVICE void nvl_ll_end(const NvlRank& nvl, u32 halves, NvlKind send, u64
     if ((halves & kLlSend) != 0) store_relaxed<Scope::gpu>(&nvl_progress(nvl, send).epoch, sent);
     if ((halves & kLlReceive) != 0) store_relaxed<Scope::gpu>(&nvl_progress(nvl, receive).epoch, received);
 }
-// A block's share of the tokens of all sources, in order.
-RDMAKIT_DEVICE NvlShare nvl_share(const NvlLists& lists, u32 ranks) {
-    const u64 all = lists.first[ranks], block = static_cast<u32>(block_id()), blocks = static_cast<u32>(blocks_in_grid());
-    return {static_cast<u32>(all * block / blocks), static_cast<u32>(all * (block + 1) / blocks)};
+// A block's share of the tokens of all sources, in order; `index`: which it is of `blocks` that have one.
+RDMAKIT_DEVICE NvlShare nvl_share(const NvlLists& lists, u32 ranks, u32 index, u32 blocks) {
+    const u64 all = lists.first[ranks];
+    return {static_cast<u32>(all * index / blocks), static_cast<u32>(all * (index + 1) / blocks)};
 }
 
 }  // namespace rdmakit

@@ -28,6 +28,7 @@ __all__ = [
     "MAX_RANKS",
     "MAX_TOPK",
     "MAX_WARPS",
+    "NO_EXPERT",
     "NOTIFY_INPUT",
     "OFFER",
     "PROGRESS",
@@ -38,6 +39,7 @@ __all__ = [
 
 MAX_RANKS = 8  # kMaxNvlRanks, nvl.cuh
 MAX_TOPK = 32  # kMaxTopk
+NO_EXPERT = 0xFFFF  # kNvlNoExpert
 MAX_WARPS = 16  # kNvlWarps
 MAX_HEAP = 4 << 32  # bytes: an offer is 32 bits of 4 bytes each
 WARP_BYTES = 1088  # kNvlWarpBytes

@@ -24,7 +24,7 @@ def shared_bytes(local_experts: int, ranks: int, blocks: int, hidden: int) -> in
     >>> shared_bytes(36, 8, 264, 7168)
     18096
     """
-    words = -(-(local_experts + -(-local_experts // blocks) * ranks) // 4) * 4
+    words = -(-(local_experts + -(-local_experts // -(-blocks // 2)) * ranks) // 4) * 4
     return 4 * words + 2 * hidden + hidden // 8 * 4
 
 
@@ -38,6 +38,9 @@ class LowLatencyRank(NvlinkRank):
         """Lay the low-latency region out; another shape than before is a collective, and cleans it."""
         self._check_experts(experts)
         self._check_topk(topk)
+        if experts >= abi.NO_EXPERT:
+            raise BadArgument("too many experts for low latency", value=experts, rule=f"fewer than {abi.NO_EXPERT}",
+                              remedy="fewer experts")  # fmt: skip
         shape = max_tokens, hidden, experts, topk
         if (
             self._ll is not None
