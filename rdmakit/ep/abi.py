@@ -79,7 +79,7 @@ EP_RANK = _aligned(
         *_u32("layout_version", "rank", "ranks", "host", "hosts", "local", "local_ranks", "channels", "experts",
               "local_experts", "topk", "hidden", "capacity", "notify_bytes"),
         *_u64("heaps", "rail_heaps", "rails"),
-        *_u32("heap_lkey", "max_tokens"),
+        *_u32("heap_lkey", "max_tokens", "count_bytes", "reserved"),
         ("at", EP_HEAP),
         ("watch", WATCH),
     ]
@@ -93,13 +93,18 @@ EP_PLAN = _aligned(
 DISPATCH_INPUT = _aligned(
     [
         *_u64("x", "scales", "topk", "weights"),
-        *_u32("tokens", "row_bytes", "scale_count"),
+        *_u32("tokens", "row_bytes", "scale_count", "topk_words"),
         *_u64("epoch", "arrived"),
     ]
 )
 
 COMBINE_INPUT = _aligned(
-    [*_u64("x", "weights", "out", "out_weights"), *_u32("rows", "tokens"), *_u64("epoch")]
+    [
+        *_u64("x", "weights", "out", "out_weights"),
+        *_u32("rows", "tokens"),
+        *_u64("offered"),
+        ("bias", "<u8", (2,)),
+    ]
 )
 
 LL_HEAP = _aligned(_u64("staging", "staged", "messages", "counts", "combine_x", "partial", "returned"))
