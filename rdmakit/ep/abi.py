@@ -15,7 +15,9 @@ from rdmakit.device.handle import QP_HANDLE, WATCH
 
 __all__ = [
     "CHANNEL_HANDLE",
+    "COLLECT_OUTPUT",
     "COMBINE_INPUT",
+    "COUNT_INPUT",
     "DISPATCH_INPUT",
     "EP_HEAP",
     "EP_PLAN",
@@ -26,6 +28,7 @@ __all__ = [
     "MAX_HOSTS",
     "MAX_LOCAL_RANKS",
     "REMOTE_MEMORY",
+    "TELL_OUTPUT",
 ]
 
 MAX_HOSTS = 256  # kMaxHosts, ep.cuh
@@ -104,6 +107,22 @@ COMBINE_INPUT = _aligned(
         *_u32("rows", "tokens"),
         *_u64("offered"),
         ("bias", "<u8", (2,)),
+    ]
+)
+
+COUNT_INPUT = _aligned(
+    [
+        *_u64("topk", "tokens_per_rank", "tokens_per_host", "tokens_per_expert", "is_in_rank"),
+        *_u32("tokens", "topk_count", "experts", "ranks", "local_ranks", "reserved"),
+    ]
+)
+
+TELL_OUTPUT = _aligned([*_u64("told", "rank_prefix", "host_prefix", "exchange"), *_u32("alignment", "reserved")])
+
+COLLECT_OUTPUT = _aligned(
+    [
+        *_u64("x", "scales", "topk", "weights", "source"),
+        *_u32("rows", "row_bytes", "scale_count", "reserved"),
     ]
 )
 
