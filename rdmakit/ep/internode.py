@@ -193,7 +193,7 @@ class Internode:
                  "recv_source": 4}  # fmt: skip
         self._check_row(row_bytes, rows, parts)
         pod = self._pod(route.channels, experts=route.experts, topk=topk, stride=stride, parts=parts)
-        self._settle(stride, route.channels, stream)
+        self._settle(stride, stream)
         plan = self._plan(route)
         if cached:
             self._epoch += 1
@@ -225,7 +225,7 @@ class Internode:
         parts = {"combine_x": 2 * hidden, "combine_weights": 4 * topk}
         self._check_row(2 * hidden, rows, parts)
         pod = self._pod(route.channels, experts=route.experts, topk=topk, hidden=hidden, stride=2 * hidden, parts=parts)
-        self._settle(2 * hidden, route.channels, stream)
+        self._settle(2 * hidden, stream)
         blocks = 2 * route.channels
         self._offered += blocks
         given = np.zeros((), abi.COMBINE_INPUT)
@@ -329,10 +329,9 @@ class Internode:
         hca["leavers"] = self._leavers
         self._launch(kernel, workers + riders, [hca[()].copy(), *args], stream)
 
-    def _settle(self, stride: int, channels: int, stream: int) -> None:
-        """Rings that are divided otherwise than before have to be empty."""
+    def _settle(self, stride: int, stream: int) -> None:
+        """Rings that are divided otherwise than before have to be empty: all, also those that a call does not use."""
         if self._stride not in (0, stride):
-            del channels  # all of them, also those that this call does not use
             pod = self._pod(self.shape.channels, experts=0, stride=self._stride)
             self._launch("ep_settle", 1, [pod], stream)
         self._stride = stride

@@ -1,19 +1,17 @@
 """Where things lie in an NVLink heap: the words that ranks exchange, the low-latency region, a dispatch's block.
 
-Leans on ep.heap, ep.nvl_abi, errors. Offsets are the same on every rank, but for blocks: a rank says where they are.
+Leans on ep.heap, ep.nvl_abi, ep.pool, errors. Offsets are the same on every rank, but for blocks: a rank says where they are.
 """
 
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from rdmakit.ep import nvl_abi as abi
 from rdmakit.ep.heap import ALIGNMENT, HeapLayout
+from rdmakit.ep.pool import Pool
 from rdmakit.errors import BadArgument
-
-if TYPE_CHECKING:
-    from rdmakit.ep.nvlink import Nvlink
 
 __all__ = ["Block", "Control", "LowLatencyRegion", "low_latency_bytes"]
 
@@ -76,16 +74,26 @@ class LowLatencyRegion:
         return {name: self.begin + offset for name, offset in layout.offset.items()}
 
 
+class HasPool(Protocol):
+    """An engine with memory to hand out, in this rank's heap."""
+
+    pool: Pool
+
+    @property
+    def heap_address(self) -> int:
+        """Where the heap begins."""
+
+
 class Block:
     """What one dispatch brings, in the rank's heap: addresses of x, scales, topk, weights, source; room for `rows`."""
 
-    def __init__(self, engine: Nvlink, rows: int, row_bytes: int, scale_bytes: int, topk: int) -> None:
+    def __init__(self, engine: HasPool, rows: int, row_bytes: int, scale_bytes: int, topk: int) -> None:
         layout = HeapLayout()
         sizes = {"x": row_bytes, "scales": scale_bytes, "topk": 8 * topk, "weights": 4 * topk, "source": 4}
         for name, nbytes in sizes.items():
             layout.add(name, rows * nbytes)
         offset = engine.pool.take(layout.nbytes)
-        base = engine.link.heaps[engine.rank] + offset
+        base = engine.heap_address + offset
         self.rows, self.nbytes = rows, layout.nbytes
         self.addresses = tuple(base + layout.offset[name] for name in sizes)  # as struct NvlOffer has them
         self.x, self.scales, self.topk, self.weights, self.source = self.addresses
