@@ -55,7 +55,9 @@ class Rig:
         nbytes = internode.heap_bytes_for(self.ranks, local, **sizes)
         heaps = [self.world.array((nbytes,), np.uint8) for _ in range(self.ranks)]
         self.engines = [
-            Internode(WorldLink(self.world, r, heaps), local, rdma_bytes=rdma, channels=channels, max_tokens=max_tokens)
+            Internode(
+                WorldLink(self.world, r, heaps, blocks=12), local, rdma_bytes=rdma, channels=channels, max_tokens=max_tokens
+            )
             for r in range(self.ranks)
         ]
         for engine, heap in zip(self.engines, heaps, strict=True):  # but for words that begin at 0, as in a fresh heap

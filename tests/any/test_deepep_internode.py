@@ -56,7 +56,7 @@ def rig(monkeypatch, request, seed):
 
 @pytest.fixture
 def case(rig, rng):
-    tokens = [11, 6, 0, 9][: rig.ranks]
+    tokens = [11, 6, 3, 9][: rig.ranks]
     routes = [uniform(n, EXPERTS, TOPK, seed=int(rng.integers(1 << 30))).masked(0.2, seed=1) for n in tokens]
     rows = [to_numpy(torch.from_numpy(rng.normal(size=(n, HIDDEN)).astype(np.float32)).bfloat16()) for n in tokens]
     return SimpleNamespace(tokens=tokens, x=rows, idx=[r.topk_idx for r in routes], weights=[r.topk_weights for r in routes])
