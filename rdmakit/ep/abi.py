@@ -106,7 +106,7 @@ COMBINE_INPUT = _aligned(
         *_u64("x", "weights", "out", "out_weights"),
         *_u32("rows", "tokens"),
         *_u64("offered"),
-        ("bias", "<u8", (2,)),
+        ("bias", ("<u8", (2,))),
     ]
 )
 

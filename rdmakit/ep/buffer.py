@@ -40,9 +40,9 @@ class Buffer(NormalCalls, LowLatencyCalls):
     no need of. NotAvailable for `use_fabric`, `allow_nvlink_for_low_latency_mode=False` with the low-latency mode, and
     for a group that really spans hosts.
 
-    `ranks_per_host` (default: what RDMAKIT_RANKS_PER_HOST says, else all) makes hosts of so many ranks each, in order, out
-    of one machine's: what DeepEP decides by num_ranks / 8. Calls then go through queue pairs, whose HCA is made of
-    warps (docs/internode.md), need `num_rdma_bytes`, and there is no low-latency mode.
+    `ranks_per_host` (default: what RDMAKIT_RANKS_PER_HOST says, else all) makes hosts of so many ranks each, in order,
+    out of one machine's: what DeepEP decides by num_ranks / 8. Calls then go through queue pairs, whose HCA is made
+    of warps (docs/internode.md), need `num_rdma_bytes`, and there is no low-latency mode.
 
     Attributes: rank, group_size, group, num_nvl_bytes, num_rdma_bytes, low_latency_mode, runtime (the engine; None when
     destroyed), and of the class num_sms, what dispatch and combine use without a Config.

@@ -1,6 +1,6 @@
-"""Dispatch and combine between hosts, by DeepEP V1's names and shapes: what Buffer's calls become where there are several.
+"""Dispatch and combine between hosts, by DeepEP V1's names and shapes: what Buffer's calls become where it has several.
 
-Leans on ep.buffer_base, ep.normal_arguments and ep.internode_arguments (checks), ep.internode (the engine that moves the rows).
+Leans on ep.buffer_base, ep.normal_arguments and ep.internode_arguments (checks). ep.internode moves the rows.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from typing import Any
 from rdmakit.ep.buffer_base import BufferBase, address_of
 from rdmakit.ep.config import Config
 from rdmakit.ep.events import EventOverlap
-from rdmakit.ep.internode import LEAST_SMS, Internode, Route
+from rdmakit.ep.internode import LEAST_SMS, Internode
 from rdmakit.ep.internode_arguments import HostsHandle, check_between_hosts, unpack_hosts_handle
+from rdmakit.ep.internode_pods import Route
 from rdmakit.ep.normal_arguments import Rows, check_layout, check_rows, check_topk, number_of_sms, unpack_bias
 from rdmakit.ep.tensor_checks import check_positive, check_tensor
 from rdmakit.ep.tensors import Tensor
@@ -46,7 +47,8 @@ class InternodeCalls(BufferBase):
         if handle is None:
             check_rows(self, rows_x, scales)
             check_layout(self, len(rows_x), num_tokens_per_rank, is_token_in_rank, num_tokens_per_expert)
-            check_tensor("num_tokens_per_rdma_rank", num_tokens_per_rdma_rank, self.device, (kinds.int32,), (self._hosts,))
+            hosts = (self._hosts,)
+            check_tensor("num_tokens_per_rdma_rank", num_tokens_per_rdma_rank, self.device, (kinds.int32,), hosts)
             topk = check_topk(self, len(rows_x), topk_idx, topk_weights, 0)
             check_positive(expert_alignment=expert_alignment)
         else:
@@ -67,7 +69,7 @@ class InternodeCalls(BufferBase):
             tokens, experts = len(rows_x), len(num_tokens_per_expert)
             channels = engine.channels_for(num_sms)
             with crossing.results():
-                plan = self._empty((engine.plan_words(tokens, channels, experts),), kinds.int32)
+                plan = self._empty((engine.pods.plan_words(tokens, channels, experts),), kinds.int32)
                 sums = self._empty((self._hosts,), kinds.int32), self._empty((self.group_size,), kinds.int32)
             route = Route(plan.data_ptr(), tokens, channels, experts)
             engine.notify(route, is_token_in_rank.data_ptr(), num_tokens_per_expert.data_ptr(), expert_alignment,
@@ -103,8 +105,8 @@ class InternodeCalls(BufferBase):
     ) -> tuple[Tensor, Tensor | None, EventOverlap]:  # fmt: skip
         """`combine` where there are several hosts: a host's rows of a token are added up there, and cross once.
 
-        The sum of each host is rounded to BF16. The channels are those of the handle's dispatch; `config` counts for the
-        HCA's SMs. BadState on one host.
+        The sum of each host is rounded to BF16. The channels are those of the handle's dispatch; `config` counts for
+        the HCA's SMs. BadState on one host.
         """
         engine, kinds = check_between_hosts(self, "internode_combine"), self._backend.kinds
         num_sms = number_of_sms(self, config, self.num_sms, LEAST_SMS)
@@ -139,7 +141,7 @@ class InternodeCalls(BufferBase):
         in_rank: Any, per_host: Any, per_rank: Any,
     ) -> HostsHandle:  # fmt: skip
         def part(name: str, width: int) -> Tensor:
-            begin, words = engine.plan_part(route, name)
+            begin, words = engine.pods.plan_part(route, name)
             return plan[begin : begin + words].view(-1, width)
 
         parts = (

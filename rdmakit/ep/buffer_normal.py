@@ -1,18 +1,19 @@
 """The high-throughput half of Buffer: get_dispatch_layout, dispatch, combine, by DeepEP V1's names and shapes.
 
-Leans on ep.buffer_internode (between hosts), ep.normal_arguments (checks), ep.crossing (streams). The engine moves the rows.
+Leans on ep.buffer_internode (between hosts), ep.normal_arguments (checks), ep.crossing (streams). The engine moves rows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from rdmakit.ep.buffer_base import address_of
 from rdmakit.ep.buffer_internode import InternodeCalls
 from rdmakit.ep.config import Config
 from rdmakit.ep.crossing import Crossing
 from rdmakit.ep.events import EventOverlap
+from rdmakit.ep.internode_arguments import HostsHandle
 from rdmakit.ep.normal_arguments import (
     Handle,
     Rows,
@@ -40,9 +41,12 @@ class _Route:
     rows: int
 
 
+AnyHandle: TypeAlias = Handle | HostsHandle
+
+
 class NormalCalls(InternodeCalls):
-    """Dispatch and combine for training and prefill. Collective: every rank makes the same calls in the same order. Where
-    there are several hosts, they are internode_dispatch and internode_combine.
+    """Dispatch and combine for training and prefill. Collective: every rank makes the same calls in the same order.
+    Where there are several hosts, they are internode_dispatch and internode_combine.
     """
 
     def get_dispatch_layout(
@@ -52,8 +56,9 @@ class NormalCalls(InternodeCalls):
         """Count where this rank's tokens go, from top-k indices alone. Not collective.
 
         `topk_idx`: int64 `[num_tokens, num_topk]`, -1 masked. Returns num_tokens_per_rank int32 `[num_ranks]`;
-        num_tokens_per_rdma_rank int32 `[num_hosts]`, None on one host; num_tokens_per_expert int32 `[num_experts]`; is_token_in_rank bool
-        `[num_tokens, num_ranks]`; the event (see `Buffer`). BadArgument says which argument, rule and remedy.
+        num_tokens_per_rdma_rank int32 `[num_hosts]`, None on one host; num_tokens_per_expert int32 `[num_experts]`;
+        is_token_in_rank bool `[num_tokens, num_ranks]`; the event (see `Buffer`). BadArgument says which argument, rule
+        and remedy.
         """
         engine, kinds = self._engine(), self._backend.kinds
         check_tensor("topk_idx", topk_idx, self.device, (kinds.int64,), ("num_tokens", "num_topk"))
@@ -76,12 +81,12 @@ class NormalCalls(InternodeCalls):
         return per_rank, per_host, per_expert, in_rank, event
 
     def dispatch(
-        self, x: Rows, handle: Handle | None = None, num_tokens_per_rank: Tensor | None = None,
+        self, x: Rows, handle: AnyHandle | None = None, num_tokens_per_rank: Tensor | None = None,
         num_tokens_per_rdma_rank: Tensor | None = None, is_token_in_rank: Tensor | None = None,
         num_tokens_per_expert: Tensor | None = None, topk_idx: Tensor | None = None, topk_weights: Tensor | None = None,
         expert_alignment: int = 1, num_worst_tokens: int = 0, config: Config | None = None,
         previous_event: EventOverlap | None = None, async_finish: bool = False, allocate_on_comm_stream: bool = False,
-    ) -> tuple[Rows, Tensor | None, Tensor | None, list[int] | None, Handle | None, EventOverlap]:  # fmt: skip
+    ) -> tuple[Rows, Tensor | None, Tensor | None, list[int] | None, AnyHandle | None, EventOverlap]:  # fmt: skip
         """Send each token once to every rank that has an expert of its choice.
 
         `x`: `[num_tokens, hidden]` (BF16, or anything in rows of a multiple of 16 bytes), or FP8 with its scales:
@@ -148,7 +153,7 @@ class NormalCalls(InternodeCalls):
         return result, recv_idx, recv_weights, per_expert, made, event
 
     def combine(
-        self, x: Tensor, handle: Handle, topk_weights: Tensor | None = None,
+        self, x: Tensor, handle: AnyHandle, topk_weights: Tensor | None = None,
         bias: Tensor | tuple[Tensor, Tensor] | None = None, config: Config | None = None,
         previous_event: EventOverlap | None = None, async_finish: bool = False, allocate_on_comm_stream: bool = False,
     ) -> tuple[Tensor, Tensor | None, EventOverlap]:  # fmt: skip

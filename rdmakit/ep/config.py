@@ -1,8 +1,8 @@
 """DeepEP's `Config` and its size hints: how many SMs a call may use, and how many bytes a Buffer should have.
 
-Leans on nvl_memory, rendezvous and tensor_checks. DeepEP moves rows through rings of chunks, and its Config sizes them; rdmakit
-puts rows straight where they belong and has no chunks. Their sizes are kept and checked, so that programs that tune
-them run.
+Leans on nvl_memory, rendezvous and tensor_checks. DeepEP moves rows through rings of chunks, and its Config sizes them;
+rdmakit puts rows straight where they belong, and has chunks of a size of its own between hosts only. Their sizes are
+kept and checked, so that programs that tune them run.
 """
 
 from __future__ import annotations

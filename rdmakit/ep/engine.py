@@ -191,8 +191,8 @@ def open_engine(
     """The engine for these ranks and the current CUDA device, and the number of hosts that they are on. Collective.
 
     An `Engine` for one host; for more, an `rdmakit.ep.internode.Internode`. `ranks_per_host`, or else the environment's
-    RDMAKIT_RANKS_PER_HOST, lets one machine play several hosts. NotAvailable where ranks really span hosts: rdmakit drives no
-    real NIC yet; and for what is not there between hosts.
+    RDMAKIT_RANKS_PER_HOST, lets one machine play several hosts. NotAvailable where ranks really span hosts: rdmakit
+    drives no real NIC yet; and for what is not there between hosts.
     """
     ranks = rendezvous.size
     asked = asked_ranks_per_host() if ranks_per_host is None else ranks_per_host

@@ -1,4 +1,4 @@
-"""What an engine for dispatch and combine asks of whatever runs its kernels: heaps that all ranks reach, launches, a wait.
+"""What an engine asks of whatever runs its kernels: heaps that all ranks reach, launches, a wait.
 
 Leans on device. `WorldLink` is a rank of an emulated world; `rdmakit.gpu.peer.PeerLink` is a GPU.
 """

@@ -1,6 +1,7 @@
 """Where things lie in an NVLink heap: the words that ranks exchange, the low-latency region, a dispatch's block.
 
-Leans on ep.heap, ep.nvl_abi, ep.pool, errors. Offsets are the same on every rank, but for blocks: a rank says where they are.
+Leans on ep.heap, ep.nvl_abi, ep.pool, errors. Offsets are the same on every rank, but for blocks: a rank says where
+they are.
 """
 
 from __future__ import annotations

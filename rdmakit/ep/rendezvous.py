@@ -1,7 +1,7 @@
 """How the ranks of a Buffer find each other: a torch process group or an mpi4py communicator, whichever started them.
 
-Also which of them share a host. Leans on ep.tensors. rdmakit launches nothing: torchrun, Slurm or mpirun do. It needs two collectives, both when a
-Buffer is made or destroyed, never on the way of a token.
+Also which of them share a host. Leans on ep.tensors. rdmakit launches nothing: torchrun, Slurm or mpirun do. It needs
+two collectives, both when a Buffer is made or destroyed, never on the way of a token.
 """
 
 from __future__ import annotations

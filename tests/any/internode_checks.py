@@ -41,7 +41,7 @@ def check_combined(rig, sents, idx, y, out, out_weights, weights, experts, bias=
         want, want_weights = reference.combine(y, handles, rank, tokens, weights, rig.local)
         if bias:
             # The biases are added before the last rounding, which the plain sum has behind it.
-            exact = _unrounded(y, handles, rank, tokens, rig.local)
+            exact = unrounded_sums(y, handles, rank, tokens, rig.local)
             for each in bias:
                 exact = exact + each[rank].astype(np.float32)
             want = exact.astype(BF16)
@@ -50,7 +50,7 @@ def check_combined(rig, sents, idx, y, out, out_weights, weights, experts, bias=
             same(out_weights[rank], want_weights, f"summed weights of rank {rank}")
 
 
-def _unrounded(y, handles, rank, tokens, local):
+def unrounded_sums(y, handles, rank, tokens, local):
     """What the second stage of combine has before it rounds: partial sums of each host are BF16 already."""
     total = np.zeros((tokens, y[0].shape[1]), np.float32)
     for first in range(0, len(y), local):
@@ -60,7 +60,7 @@ def _unrounded(y, handles, rank, tokens, local):
 
 
 def check_round_trip(rig, tokens, hidden, experts, topk, seed, *, fp8=False, alignment=1, num_sms=6):
-    """Layout, counts, dispatch with and without choices, one more by the same route, combine plain and with everything."""
+    """Layout, counts, dispatch and combine, then both once more by the same route, with biases."""
     x, idx, weights = make_inputs(tokens, hidden, experts, topk, seed)
     sents = rig.layouts(idx, experts)
     for sent, choices, n in zip(sents, idx, tokens, strict=True):

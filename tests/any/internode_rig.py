@@ -1,4 +1,4 @@
-"""Every rank's engine between hosts, over memory of one emulated world; operations of all ranks together, outputs poisoned."""
+"""Every rank's engine between hosts, over one emulated world; operations of all ranks together, outputs poisoned."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import ml_dtypes
 import numpy as np
 from moe import make_world
 
-from rdmakit.ep import internode
-from rdmakit.ep.internode import Internode, Route
+from rdmakit.ep.internode import Internode
+from rdmakit.ep.internode_memory import HostsShape
+from rdmakit.ep.internode_pods import Route
 from rdmakit.ep.link import WorldLink
 
 BF16, FP8 = ml_dtypes.bfloat16, ml_dtypes.float8_e4m3fn
@@ -51,19 +52,13 @@ class Rig:
     ) -> None:  # fmt: skip
         self.ranks, self.local = hosts * local, local
         self.world = make_world(lanes, hosts=1, gpus_per_host=self.ranks, policy=policy, seed=seed)
-        sizes = {"nvl_bytes": nvl, "rdma_bytes": rdma, "channels": channels}
-        nbytes = internode.heap_bytes_for(self.ranks, local, **sizes)
-        heaps = [self.world.array((nbytes,), np.uint8) for _ in range(self.ranks)]
-        self.engines = [
-            Internode(
-                WorldLink(self.world, r, heaps, blocks=12), local, rdma_bytes=rdma, channels=channels, max_tokens=max_tokens
-            )
-            for r in range(self.ranks)
-        ]
-        for engine, heap in zip(self.engines, heaps, strict=True):  # but for words that begin at 0, as in a fresh heap
+        shape = HostsShape.of(self.ranks, local, channels, max_tokens, rdma_bytes=rdma, nvl_bytes=nvl)
+        layout = shape.heap_layout()
+        heaps = [self.world.array((layout.nbytes,), np.uint8) for _ in range(self.ranks)]
+        for heap in heaps:  # but for words that begin at 0, as in a fresh heap
             for name in ("ring_payload", "ring_meta", "staging_payload", "staging_meta", "region", "pool", "notify_in"):
-                begin = engine.layout_of_heap.offset[name]
-                heap[begin : begin + engine.layout_of_heap.size[name]] = 0xA5
+                heap[layout.offset[name] : layout.offset[name] + layout.size[name]] = 0xA5
+        self.engines = [Internode(WorldLink(self.world, r, heaps, blocks=12), shape) for r in range(self.ranks)]
 
     def array(self, shape: Any, dtype: Any) -> np.ndarray:
         made = self.world.array(shape, np.dtype(dtype))
@@ -106,7 +101,7 @@ class Rig:
     def notify(self, sents: list[Sent], tokens: list[int], experts: int, alignment: int = 1, num_sms: int = 6) -> None:
         for engine, sent, n in zip(self.engines, sents, tokens, strict=True):
             channels = engine.channels_for(num_sms)
-            sent.plan = self.array(engine.plan_words(n, channels, experts), np.int32)
+            sent.plan = self.array(engine.pods.plan_words(n, channels, experts), np.int32)
             sent.route = Route(address(sent.plan), n, channels, experts)
             sent.rank_prefix, sent.host_prefix = (self.array(k, np.int32) for k in (self.ranks, engine.hosts))
             engine.notify(sent.route, address(sent.in_rank), address(sent.per_expert), alignment,
@@ -132,19 +127,22 @@ class Rig:
         self.run()
         for sent, block, data, scales, topk, _ in found:
             sent.x = self.view(block.x, (sent.rows, data.shape[1]), data.dtype).copy()
-            sent.scales = None if scales is None else self.view(block.scales, (sent.rows, scales.shape[1]), np.float32).copy()
+            width = 0 if scales is None else scales.shape[1]
+            sent.scales = self.view(block.scales, (sent.rows, width), np.float32).copy()
             sent.topk = self.view(block.topk, (sent.rows, topk), np.int64).copy()
             sent.weights = self.view(block.weights, (sent.rows, topk), np.float32).copy()
             sent.source = self.view(block.source, (sent.rows,), np.int32).copy()
 
-    def combine(self, sents: list[Sent], y: list[np.ndarray], weights: Any = None, bias: Any = (), *, num_sms: int = 6) -> Any:
+    def combine(
+        self, sents: list[Sent], y: list[np.ndarray], weights: Any = None, bias: Any = (), *, num_sms: int = 6
+    ) -> Any:
         out, out_weights, kept = [], [], []
         for r, (engine, sent) in enumerate(zip(self.engines, sents, strict=True)):
             tokens, hidden = sent.route.tokens, y[r].shape[1]
             topk = 0 if weights is None else weights[r].shape[1]
             out.append(self.array((max(tokens, 1), hidden), BF16))
             out_weights.append(self.array((max(tokens, 1), topk), np.float32) if topk else None)
-            given = [self.given(y[r]), self.given(None if weights is None else weights[r]), *(self.given(b[r]) for b in bias)]
+            given = [self.given(a) for a in (y[r], None if weights is None else weights[r], *(b[r] for b in bias))]
             given += [None] * (4 - len(given))
             engine.combine(sent.route, address(given[0]), sent.rows, hidden, address(given[1]), topk, address(out[r]),
                            address(out_weights[r]), address(given[2]), address(given[3]), num_sms)  # fmt: skip

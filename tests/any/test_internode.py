@@ -1,4 +1,4 @@
-"""Dispatch and combine between hosts through an HCA that rides in the operations' own grids, on the CPU runner, against NumPy."""
+"""Dispatch and combine between hosts, whose HCA rides in the operation's grid, against NumPy, on the CPU runner."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_round_trip(policy, lanes, hosts, local, fp8, seed):
 
 
 def test_one_engine_for_calls_of_every_shape(seed, rng):
-    """Rows, choices, experts, SMs and formats change from call to call: rings are divided anew, and nothing is cleaned."""
+    """Rows, choices, experts, SMs and formats change from call to call; rings are divided anew, nothing is cleaned."""
     rig = Rig(2, 1, seed=seed, channels=3, nvl=4 << 20, rdma=1 << 19)
     for turn in range(8):
         tokens = [int(n) for n in rng.integers(0, 50, 2)]
@@ -90,7 +90,7 @@ def test_the_count_of_leavers_starts_again(seed):
 
 
 def test_every_byte_crosses_through_the_queue_pairs(seed):
-    """Counts of the HCA's: bytes that were sent are those of rows and metadata, completions as many as doorbells allow."""
+    """Counts of the HCA's: bytes that were sent are those of counts, rows and metadata."""
     rig = Rig(seed=seed)
     x, idx, weights = make_inputs([40, 40], 256, 8, 2, seed)
     sents = rig.layouts(idx, 8)
@@ -155,15 +155,19 @@ def refused(text, call):
 
 def test_bad_calls_name_value_rule_and_remedy(seed):
     rig = Rig(seed=seed, max_tokens=16, rdma=1 << 14, nvl=1 << 16)
-    x, idx, weights = make_inputs([17, 3], 128, 8, 2, seed)
+    _, idx, _ = make_inputs([17, 3], 128, 8, 2, seed)
     sents = rig.layouts(idx, 8)
     refused("too many tokens for one call between hosts", lambda: rig.notify(sents, [17, 3], 8))
     refused("experts that do not fit", lambda: rig.layouts(idx, 7))
     engine = rig.engines[0]
     route = sents[0].route
-    refused("rows too long for the rings", lambda: engine.dispatch(route, 0, 8192, 0, 0, 0, 0, 0, None, 1, 6))
-    refused("rows of a size", lambda: engine.dispatch(route, 0, 24, 0, 0, 0, 0, 0, None, 1, 6))
-    refused("more rows than the Buffer has room for", lambda: engine.dispatch(route, 0, 512, 0, 0, 0, 0, 0, None, 999, 6))
-    refused("too many choices", lambda: engine.dispatch(route, 0, 512, 0, 0, 0, 0, 33, None, 1, 6))
+    for text, row_bytes, topk, rows in (
+        ("rows too long for the rings", 8192, 0, 1),
+        ("rows of a size", 24, 0, 1),
+        ("more rows than the Buffer has room for", 512, 0, 999),
+        ("too many choices", 512, 33, 1),
+    ):
+        given = (route, 0, row_bytes, 0, 0, 0, 0, topk, None, rows, 6)
+        refused(text, lambda given=given: engine.dispatch(*given))
     refused("no room for what a dispatch brings", lambda: engine.receive_block(1000, 512, 0, 0))
     refused("no such hosts", lambda: Rig(1, 2, seed=seed))

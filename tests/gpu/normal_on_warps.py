@@ -1,9 +1,9 @@
-"""Normal dispatch and combine through HCAs of warps, step by step, with short waits: where does it hang, who waits for what?
+"""Normal dispatch and combine through HCAs of warps, step by step, with short waits: where does it hang, and why?
 
     python tests/gpu/normal_on_warps.py [--place host gpu] [--turns 20] [--wait 2] [--tokens 40] [--channels 4]
 
-Exit status 0 when every step of every placement ended right. Beside a failure it prints all reports, doorbells that were
-rung and not heard, and how far each queue pair has come.
+Exit status 0 when every step of every placement ended right. Beside a failure it prints all reports, doorbells that
+were rung and not heard, and how far each queue pair has come.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=40)
     parser.add_argument("--channels", type=int, default=4)
     options = parser.parse_args()
-    sys.exit(0 if all([go(place, options) for place in options.place]) else 1)
+    right = [go(place, options) for place in options.place]  # each, whatever became of those before
+    sys.exit(0 if all(right) else 1)
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ def test_what_is_not_supported_is_refused_by_name(rig, buffer):
 def test_hosts_that_cannot_be(monkeypatch):
     rig = Rig(monkeypatch, ranks=2)
     for each in (3, 0, -1, 1.0, True):
-        refused(BadArgument, "ranks cannot be split evenly over hosts", rig.make, num_nvl_bytes=1024, ranks_per_host=each)
+        refused(BadArgument, "ranks cannot be split evenly over hosts", rig.make, num_nvl_bytes=8, ranks_per_host=each)
     refused(NotAvailable, "low_latency_mode is not supported between hosts", rig.make, low_latency_mode=True,
             ranks_per_host=1)  # fmt: skip
     refused(NotAvailable, "enable_shrink is not supported between hosts", rig.make, enable_shrink=True,

@@ -1,14 +1,12 @@
-"""The memory of dispatch and combine between hosts, as one rank has it: its heap, which all ranks map; its queue pairs and the
-HCA behind them, which nobody else needs; the PODs that kernels read.
+"""A rank's queue pairs to ranks of other hosts, and the HCA of warps behind them: nobody else needs to reach them.
 
-Leans on ep.heap, ep.abi, ep.link, emu.cta_layout. The HCA is one of warps (hca_engine.cuh), and its wire is the mapping: a peer's
-heap is a memory region whose key leads to where this rank reaches it. Of a peer's queue pair it knows a stand-in that is
-always ready: there are no receive queues here, and pointers of another process mean nothing in this one.
+Leans on ep.internode_memory, ep.abi, emu.cta_layout. The wire of this HCA (hca_engine.cuh) is the mapping of heaps: a
+peer's is a memory region whose key leads to where this rank reaches it. Of a peer's queue pair it knows a stand-in that
+is always ready: there are no receive queues here, and pointers of another process mean nothing in this one.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,124 +15,19 @@ from rdmakit.device.handle import LAYOUT_VERSION, QP_HANDLE, SQ_STATE
 from rdmakit.emu.cta_layout import HCA_CQ, HCA_GROUP, HCA_HANDLE, HCA_QP, KEY_ENTRY
 from rdmakit.ep import abi
 from rdmakit.ep.heap import HeapLayout
+from rdmakit.ep.internode_memory import ALIGNMENT, WORD, HostsShape, Slab
 from rdmakit.ep.link import Link
-from rdmakit.errors import BadArgument
 from rdmakit.layout import CQE_INITIAL_OP_OWN
 
-__all__ = ["MAX_EXPERTS", "MAX_TOPK", "HostsShape", "QueuePairs", "Slab"]
+__all__ = ["QueuePairs"]
 
 Array = np.ndarray[Any, Any]
 
-MAX_EXPERTS = 4096  # over all ranks
-MAX_TOPK = 32
-MAX_SLOTS, MAX_CHUNK = 64, 8  # of a ring, and of one put
-WORD = 128  # words of a ring that different GPUs write: a cache line each
 LOG_SQ = 7  # basic blocks of a send queue: several chunks' WRITEs, one a slot
-ALIGNMENT = 128
+FIRST_QPN = 0x100
 _LOCAL_KEY, _REMOTE_KEYS = 1, 2  # indices: the own heap, then each rank's
 _PD, _ALL_ACCESS, _RTS, _NO_DBR = 1, 0xF, 3, 3  # kKey*, HcaQpState, HcaDoorbell
-FIRST_QPN = 0x100
-
-
-def _sixteens(nbytes: int) -> int:
-    return -(-nbytes // 16) * 16
-
-
-@dataclass(frozen=True)
-class HostsShape:
-    """Sizes that are a Buffer's, not a call's. `ring_bytes`: payload of each ring, by (host, channel); `region_bytes`: what
-    a dispatch brings here; `pool_bytes`: what earlier ones have brought.
-    """
-
-    hosts: int
-    local_ranks: int
-    channels: int
-    max_tokens: int
-    ring_bytes: int
-    region_bytes: int
-    pool_bytes: int
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.hosts <= abi.MAX_HOSTS or not 1 <= self.local_ranks <= abi.MAX_LOCAL_RANKS:
-            raise BadArgument("no such hosts", value=(self.hosts, self.local_ranks),
-                              rule=f"2 … {abi.MAX_HOSTS} hosts of 1 … {abi.MAX_LOCAL_RANKS} ranks",
-                              remedy="group the ranks otherwise")  # fmt: skip
-
-    @property
-    def ranks(self) -> int:
-        """All of them."""
-        return self.hosts * self.local_ranks
-
-    @property
-    def meta_stride(self) -> int:
-        """Bytes of a slot's metadata, whatever the top-k (token_meta_bytes, ep.cuh)."""
-        return _sixteens(4 * (1 + self.local_ranks + 2 * MAX_TOPK))
-
-    @property
-    def notify_bytes(self) -> int:
-        """Bytes of a message of counts, whatever the experts (NotifyMessage, ep.cuh)."""
-        return _sixteens(4 * (self.local_ranks * (1 + MAX_EXPERTS // self.ranks) + self.channels))
-
-    @property
-    def count_bytes(self) -> int:
-        """Bytes of a row of counts, whatever the experts (count_row_bytes, ep.cuh)."""
-        return _sixteens(16 + 4 * (MAX_EXPERTS // self.ranks))
-
-    def slots(self, stride: int) -> tuple[int, int]:
-        """Slots of a ring whose payloads take `stride` bytes, and slots a put. BadArgument when it holds less than two."""
-        slots = min(MAX_SLOTS, 1 << (self.ring_bytes // stride).bit_length() >> 1)
-        if slots < 2:
-            raise BadArgument(
-                "rows too long for the rings between hosts", value=f"{stride} bytes",
-                rule=f"at most {self.ring_bytes // 2} bytes",
-                remedy="num_rdma_bytes=Config().get_rdma_buffer_size_hint(hidden_bytes, num_ranks), or more",
-            )  # fmt: skip
-        return slots, min(MAX_CHUNK, slots // 2)
-
-    def heap_layout(self) -> HeapLayout:
-        """Regions of a heap: those of EpHeap by their names there but for `recv_*` and `combine_*`, which share `region`."""
-        layout, rings = HeapLayout(), self.hosts * self.channels
-        for name, nbytes in {
-            "notify_out": 2 * self.hosts * self.notify_bytes,
-            "notify_in": 2 * self.hosts * self.notify_bytes,
-            "notify_tail": 8 * self.hosts,
-            "counts": 2 * self.ranks * self.count_bytes,
-            "start": 4 * (self.ranks + 1),
-            **dict.fromkeys(("start_read", "start_epoch", "arrived", "combine_epoch", "combine_done"), 8),
-            **dict.fromkeys(("tail", "head", "sent", "received", "sink"), rings * WORD),
-            **dict.fromkeys(("ring_meta", "staging_meta"), rings * MAX_SLOTS * self.meta_stride),
-            **dict.fromkeys(("ring_payload", "staging_payload"), rings * self.ring_bytes),
-            "region": self.region_bytes,
-            "pool": self.pool_bytes,
-        }.items():
-            layout.add(name, nbytes)
-        return layout
-
-
-class Slab:
-    """Memory of a rank's own, handed out piece by piece; the host fills a piece in and sends it over."""
-
-    def __init__(self, link: Link, nbytes: int) -> None:
-        self.link, self.nbytes = link, nbytes
-        self.address, self._alive = link.memory(nbytes)
-        self._used = 0
-
-    def take(self, count: int, dtype: Any) -> tuple[Array, int]:
-        """A zeroed array of the host's, and where kernels will find it."""
-        kind = np.dtype(dtype)
-        begin = -(-self._used // ALIGNMENT) * ALIGNMENT
-        if begin + count * kind.itemsize > self.nbytes:
-            raise BadArgument("no room for what kernels read", value=count * kind.itemsize,
-                              rule=f"{self.nbytes - begin} of {self.nbytes} bytes are left",
-                              remedy="call with fewer different shapes of rows")  # fmt: skip
-        self._used = begin + count * kind.itemsize
-        return np.zeros(count, kind), self.address + begin
-
-    def put(self, array: Array) -> int:
-        """A copy of an array; its address."""
-        _, address = self.take(array.size, array.dtype)
-        self.link.upload(address, array)
-        return address
+_OF_RING = ("staging_payload", "staging_meta", "head", "ring_payload", "ring_meta", "tail", "sent", "received")
 
 
 class QueuePairs:
@@ -150,7 +43,8 @@ class QueuePairs:
         count = len(self.others) * shape.channels
         padded = -(-count // HCA_GROUP) * HCA_GROUP
         each = (64 << LOG_SQ) + QP_HANDLE.itemsize + SQ_STATE.itemsize + 2 * HCA_QP.itemsize + HCA_CQ.itemsize
-        self._slab = Slab(link, count * (each + 8 * ALIGNMENT) + 40 * (shape.ranks + 2) + 24 * padded + (1 << 14))
+        tables = KEY_ENTRY.itemsize * (shape.ranks + _REMOTE_KEYS) + 24 * padded
+        self._slab = Slab(link, count * (each + 8 * ALIGNMENT) + tables + 16 * ALIGNMENT)
         keys = self._keys(layout)
         _, registers = self._slab.take(padded, np.uint64)
         _, heard = self._slab.take(padded, np.uint64)
@@ -161,7 +55,8 @@ class QueuePairs:
         sinks = link.heaps[link.rank] + layout.offset["sink"]
         places = [(host, channel) for host in self.others for channel in range(shape.channels)]
         for index, (host, channel) in enumerate(places):
-            handle, mine, theirs, cq = self.handles[host, channel], pods[index], pods[count + index], cqs[index]
+            handle, cq = self.handles[host, channel], cqs[index]
+            mine, theirs = pods[index], pods[count + index]
             self._queue(handle, FIRST_QPN + index, host, channel, registers + 8 * index)
             handle["sink_address"], handle["sink_lkey"] = sinks + WORD * index, _LOCAL_KEY << 8
             cq["entries"], cq["dbrec"] = handle["cq"]["entries"], handle["cq"]["dbrec"]
@@ -225,11 +120,11 @@ class QueuePairs:
         return _LOCAL_KEY << 8
 
     def rails(self, layout: HeapLayout, channels: int, stride: int) -> Array:
-        """ChannelHandle[hosts][channels], rings divided into slots of `stride` bytes; those of the own host stay zero."""
+        """ChannelHandle[hosts][channels], rings in slots of `stride` bytes; those of the own host stay zero."""
         shape = self.shape
         rails = np.zeros((shape.hosts, channels), abi.CHANNEL_HANDLE)
         slots, chunk = shape.slots(stride)
-        sizes = {name: layout.size[name] // (shape.hosts * shape.channels) for name in layout.size if name in _OF_RING}
+        sizes = {name: layout.size[name] // (shape.hosts * shape.channels) for name in _OF_RING}
         theirs = {"peer_payload": "ring_payload", "peer_meta": "ring_meta", "peer_tail": "tail", "peer_head": "head"}
         heap = self.link.heaps[self.link.rank]
         for host in self.others:
@@ -245,8 +140,3 @@ class QueuePairs:
                 rail["staging_lkey"], rail["slots"], rail["chunk"] = self.lkey, slots, chunk
                 rail["payload_stride"], rail["meta_stride"] = stride, shape.meta_stride
         return rails
-
-
-_OF_RING = frozenset(
-    ("staging_payload", "staging_meta", "head", "ring_payload", "ring_meta", "tail", "sent", "received")
-)
