@@ -1,6 +1,6 @@
 """The high-throughput half of Buffer: get_dispatch_layout, dispatch, combine, by DeepEP V1's names and shapes.
 
-Leans on ep.buffer_internode (between hosts), ep.normal_arguments (checks), ep.crossing (streams). The engine moves rows.
+Leans on ep.buffer_internode (between hosts), ep.normal_arguments (checks). The engine moves the rows.
 """
 
 from __future__ import annotations

@@ -20,9 +20,9 @@ class HostsHandle(Parts):
     """DeepEP's handle of a dispatch between hosts, its matrices with one channel.
 
     (is_token_in_rank bool `[num_tokens, num_ranks]`; rdma_channel_prefix_matrix `[num_hosts, 1]`, tokens to each host;
-    gbl_channel_prefix_matrix `[num_ranks, 1]`, to each rank; recv_rdma_channel_prefix_matrix and (the sixth)
-    recv_gbl_channel_prefix_matrix, where the one channel begins: 0; recv_rdma_rank_prefix_sum `[num_hosts]`, tokens
-    that cross to this rank from hosts up to each; recv_gbl_rank_prefix_sum (the seventh) `[num_ranks]`, rows received from
+    gbl_channel_prefix_matrix `[num_ranks, 1]`, to each rank; recv_rdma_channel_prefix_matrix `[num_hosts, 1]`, zeros;
+    recv_rdma_rank_prefix_sum `[num_hosts]`, tokens that cross to this rank from hosts up to each;
+    recv_gbl_channel_prefix_matrix `[num_ranks, 1]`, zeros; recv_gbl_rank_prefix_sum `[num_ranks]`, rows received from
     ranks up to each; recv_src_meta uint8 `[rows, 4]`, the token of its source as an int32; send_rdma_head
     `[num_tokens, num_hosts]`, a token's place among those of its channel, negative where it does not go; send_nvl_head
     `[…, ranks of a host]`, places of forwarded tokens.) All but the first and the eighth are int32. `plan` and `route`

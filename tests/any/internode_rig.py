@@ -83,6 +83,9 @@ class Rig:
             return np.empty(shape, dtype)
         return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(where), np.uint8).view(dtype).reshape(shape)
 
+    def poison(self, where: int, nbytes: int) -> None:
+        self.view(where, (nbytes,), np.uint8)[:] = 0xEE
+
     def layouts(self, idx: list[np.ndarray], experts: int) -> list[Sent]:
         found = []
         for engine, choices in zip(self.engines, idx, strict=True):
@@ -118,7 +121,7 @@ class Rig:
             row_bytes, scale_bytes = data.shape[1] * data.itemsize, 0 if scales is None else scales.shape[1] * 4
             topk = 0 if idx is None else idx[r].shape[1]
             block = engine.receive_block(sent.rows, row_bytes, scale_bytes, topk)
-            self.view(block.x, (block.nbytes,), np.uint8)[:] = 0xEE
+            self.poison(block.x, block.nbytes)
             given = [self.given(a) for a in (data, scales, None if idx is None else idx[r].astype(np.int64),
                                              None if weights is None else weights[r])]  # fmt: skip
             engine.dispatch(sent.route, address(given[0]), row_bytes, address(given[1]), scale_bytes, address(given[2]),

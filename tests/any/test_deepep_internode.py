@@ -16,6 +16,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="pip install torch: Buffer takes and returns its tensors")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "gpu"))
+import internode_program as program  # noqa: E402
 from deepep_rig import Rig, to_numpy, to_torch  # noqa: E402
 from internode_checks import unrounded_sums  # noqa: E402
 from test_deepep_world import Running, WorldRig  # noqa: E402
@@ -32,12 +34,21 @@ HIDDEN, EXPERTS, TOPK = 512, 16, 3
 SIZES = {"num_nvl_bytes": 1 << 20, "num_rdma_bytes": 1 << 18}
 
 
+class Awaited(Running):
+    """So does waiting for an event of it."""
+
+    def wait_event(self, stream, event):
+        super().wait_event(stream, event)
+        if (stream, event) == ("caller", "event of comm"):
+            self.rig.run_world()
+
+
 class HostsRig(WorldRig):
     """Ranks of `hosts` hosts; their engines come from internode_rig."""
 
     def __init__(self, monkeypatch, hosts=2, local=1, **arguments):
         Rig.__init__(self, monkeypatch, hosts * local)
-        self.cpu = Running(self)
+        self.cpu = Awaited(self)
         self.local = local
         self.inner = internode_rig.Rig(hosts, local, **arguments)
         self._rank = threading.local()
@@ -176,6 +187,24 @@ def test_events_and_streams(rig, case):
         same(combined, reference.combine(rows, handles, rank, case.tokens[rank], None, rig.local)[0])
     assert ("comm", "waits for", "event of caller") in log
     assert any(entry[:2] == ("comm", "keeps") for entry in log)
+
+
+# Not FP8 and asynchronous at once: a packed copy of scales lives as long as the stream needs it, which this rig has not.
+@pytest.mark.parametrize("modes", [(True, True, False, False), (False, True, True, True), (True, False, False, True)],
+                         ids=["fp8-topk", "topk-async-previous", "fp8-previous"])  # fmt: skip
+def test_the_program_for_gpus(rig, monkeypatch, modes, seed):
+    """tests/gpu/internode_program.py, which torchrun starts on GPUs: its truth and its checks, here on CPU tensors."""
+    monkeypatch.setattr(torch.Tensor, "cuda", lambda tensor: tensor)
+    options = SimpleNamespace(tokens=13, hidden=HIDDEN, experts=EXPERTS, topk=TOPK, sms=6, seed=seed % 1000)
+    truth = program.Truth(options, rig.ranks, rig.local)
+    fp8, topk, asynchronous, previous = modes
+    rig.make()
+    given = {"fp8": fp8, "topk": topk, "asynchronous": asynchronous, "previous": previous}
+    rig.each(lambda buffer, rank: program.check_round_trip(buffer, truth, rank, **given))
+    truth.tokens[1].x[3, 5] += 1  # and they can fail
+    if not fp8:
+        with pytest.raises(AssertionError, match="rows: "):
+            program.equal("rows", truth.tokens[1].x, program.make_tokens(options, 1).x)
 
 
 def test_refusals(rig, case, monkeypatch):
