@@ -251,7 +251,8 @@ RDMAKIT_KERNEL ep_combine(const rdmakit::EpRank* rank, rdmakit::EpPlan plan, rdm
 }
 
 // Behind the channels' blocks stand those that are their HCA.
-RDMAKIT_KERNEL ep_combine_riding(rdmakit::HcaHandle hca, const rdmakit::EpRank* rank, rdmakit::EpPlan plan,
-                                 rdmakit::CombineInput in, unsigned char* scratch) {
+RDMAKIT_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 1)
+ep_combine_riding(RDMAKIT_GRID_CONSTANT rdmakit::HcaHandle hca, const rdmakit::EpRank* rank, rdmakit::EpPlan plan,
+                  rdmakit::CombineInput in, unsigned char* scratch) {
     rdmakit::with_riders(hca, 2 * rank->channels, [&] { rdmakit::combine_rows(*rank, plan, in, scratch); });
 }

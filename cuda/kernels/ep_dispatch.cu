@@ -212,7 +212,8 @@ RDMAKIT_KERNEL ep_dispatch(const rdmakit::EpRank* rank, rdmakit::EpPlan plan, rd
 }
 
 // Behind the channels' blocks stand those that are their HCA.
-RDMAKIT_KERNEL ep_dispatch_riding(rdmakit::HcaHandle hca, const rdmakit::EpRank* rank, rdmakit::EpPlan plan,
-                                  rdmakit::DispatchInput in) {
+RDMAKIT_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 1)
+ep_dispatch_riding(RDMAKIT_GRID_CONSTANT rdmakit::HcaHandle hca, const rdmakit::EpRank* rank, rdmakit::EpPlan plan,
+                   rdmakit::DispatchInput in) {
     rdmakit::with_riders(hca, 2 * rank->channels, [&] { rdmakit::dispatch_tokens(*rank, plan, in); });
 }

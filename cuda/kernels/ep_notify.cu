@@ -113,7 +113,8 @@ RDMAKIT_KERNEL ep_notify(const rdmakit::EpRank* rank, rdmakit::EpPlan plan, unsi
 }
 
 // Behind the one block stand those that are its HCA.
-RDMAKIT_KERNEL ep_notify_riding(rdmakit::HcaHandle hca, const rdmakit::EpRank* rank, rdmakit::EpPlan plan,
-                                unsigned long long exchange, unsigned long long epoch) {
+RDMAKIT_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 1)
+ep_notify_riding(RDMAKIT_GRID_CONSTANT rdmakit::HcaHandle hca, const rdmakit::EpRank* rank, rdmakit::EpPlan plan,
+                 unsigned long long exchange, unsigned long long epoch) {
     rdmakit::with_riders(hca, 1, [&] { rdmakit::exchange_counts(*rank, plan, exchange, epoch); });
 }

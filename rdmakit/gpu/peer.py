@@ -24,6 +24,7 @@ __all__ = ["PeerLink", "links_in_one_process"]
 _PATIENCE_S = 30.0  # for kernels whose own waits are bounded by 10 s
 _STATIC_SHARED = 600  # what our kernels declare besides their dynamic shared memory, at most
 _HOST_TO_DEVICE, _DEVICE_TO_DEVICE = 1, 3  # cudaMemcpyKind
+_STACK = 0  # cudaLimitStackSize
 
 
 class PeerLink:
@@ -105,14 +106,21 @@ class PeerLink:
             cupy().cuda.runtime.memcpy(address, given.ctypes.data, given.nbytes, _HOST_TO_DEVICE)
 
     def load(self, *kernels: str) -> None:
-        """Compile and load kernels of cuda/kernels, so that none has to be while another waits for a peer's."""
-        for name in kernels:
-            if name in self._kernels:
-                continue
-            with cupy().cuda.Device(self.device):
+        """Compile and load kernels of cuda/kernels, so that none has to be while another waits for a peer's.
+
+        Likewise local memory: a launch that needs more than the device has laid out waits until the device is idle.
+        """
+        runtime = cupy().cuda.runtime
+        with cupy().cuda.Device(self.device):
+            for name in kernels:
+                if name in self._kernels:
+                    continue
                 found = self._kernels[name] = stock_kernel(name)
                 # All alike, so that an SM need not divide its memory anew between two of them.
                 found.raw.preferred_shared_memory_carveout = 100
+            most = max(self._kernels[name].local_bytes for name in kernels)
+            if most > runtime.deviceGetLimit(_STACK):
+                runtime.deviceSetLimit(_STACK, most)
 
     def launch(
         self, kernel: str, grid: int, block: int, args: Sequence[Any], *, shared_mem: int = 0, stream: int = 0

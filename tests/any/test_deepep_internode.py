@@ -189,7 +189,7 @@ def test_events_and_streams(rig, case):
     assert any(entry[:2] == ("comm", "keeps") for entry in log)
 
 
-# Not FP8 and asynchronous at once: a packed copy of scales lives as long as the stream needs it, which this rig has not.
+# Not FP8 and asynchronous at once: a packed copy of scales lives as long as a stream needs it, and this rig has none.
 @pytest.mark.parametrize("modes", [(True, True, False, False), (False, True, True, True), (True, False, False, True)],
                          ids=["fp8-topk", "topk-async-previous", "fp8-previous"])  # fmt: skip
 def test_the_program_for_gpus(rig, monkeypatch, modes, seed):
