@@ -30,6 +30,7 @@ CHANNELS = 10  # queue pairs to each rail peer, at most
 RIDERS = 4  # blocks of a grid that are the HCA, at most
 LEAST_SMS = 4  # two blocks of one channel, one of the HCA; an even number
 VECTOR = 16  # bytes: warps move rows in these
+USUAL_ROW = 16384 + 4 * MAX_TOPK  # bytes: hidden up to 8192 in BF16, with weights
 LEAVERS_END = 1 << 31  # the count of blocks that have left starts again long before it overflows
 
 KERNELS = (
@@ -53,7 +54,9 @@ class Internode:
         self.pods = Pods(link, shape, layout, self.queue_pairs)
         self.pool = Pool(layout.offset["pool"], shape.pool_bytes)
         self._told = link.host_memory(16 + 4 * MAX_EXPERTS)
-        self._scratch: list[tuple[int, int, Any]] = [(0, 0, None)]  # address, bytes, owner: older ones may be in use
+        self._scratch: list[tuple[int, int, Any]] = []  # address, bytes, owner: older ones may be in use
+        # Allocating may wait for the device, where a kernel may wait for another rank: so now, for rows of usual sizes.
+        self._scratch_of(shape.channels * link.warps * USUAL_ROW)
         self._stride = 0  # of the rings' slots now
         self._local_experts = 0
         # Counted alike on all ranks of a host, since operations are collective.
@@ -205,7 +208,7 @@ class Internode:
 
     def _scratch_of(self, nbytes: int) -> int:
         """Memory for partial sums."""
-        if self._scratch[-1][1] < nbytes:
+        if not self._scratch or self._scratch[-1][1] < nbytes:
             address, alive = self.link.memory(nbytes)
             self._scratch.append((address, nbytes, alive))
         return self._scratch[-1][0]
