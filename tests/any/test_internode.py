@@ -8,8 +8,10 @@ from internode_checks import check_combined, check_received, check_round_trip, f
 from internode_rig import Rig
 from moe import make_inputs
 
-from rdmakit.ep.internode import LEAVERS_END
+from rdmakit.emu.cta_layout import HCA_QP, KEY_ENTRY
+from rdmakit.ep.internode import LEAVERS_END, Internode
 from rdmakit.errors import BadArgument, HangError, LaunchError
+from rdmakit.explore.explorer import Explorer
 
 RUNS = [
     *(("fast", 1, *shape) for shape in ((2, 1), (2, 2), (3, 1), (2, 3))),
@@ -98,17 +100,11 @@ def test_every_byte_crosses_through_the_queue_pairs(seed):
     rig.dispatch(sents, x, idx, weights)
     for rank, engine in enumerate(rig.engines):
         pairs = engine.queue_pairs
-        pods = rig.view(int(pairs.hca["qps"]), (int(pairs.hca["count"]),), _qp_dtype())
+        pods = rig.view(int(pairs.hca["qps"]), (int(pairs.hca["count"]),), HCA_QP)
         crossing = int(sents[rank].per_host[1 - rank])
         want = crossing * (512 + engine.shape.meta_stride) + engine.shape.notify_bytes
         assert int(pods["sent_bytes"].sum()) == want
         assert (pods["errors"] == 0).all() and pods["doorbells"].sum() > 0
-
-
-def _qp_dtype():
-    from rdmakit.emu.cta_layout import HCA_QP
-
-    return HCA_QP
 
 
 # ---- what goes wrong ---------------------------------------------------------------------------------------------
@@ -136,8 +132,6 @@ def test_a_key_that_does_not_fit_is_a_remote_access_error(seed):
     rig = Rig(seed=seed)
     _, idx, _ = make_inputs([8, 8], 128, 8, 2, seed)
     sents = rig.layouts(idx, 8)
-    from rdmakit.emu.cta_layout import HCA_QP, KEY_ENTRY
-
     pod = rig.view(int(rig.engines[0].queue_pairs.hca["qps"]), (1,), HCA_QP)[0]
     keys = rig.view(int(pod["keys"]["entries"]), (int(pod["keys"]["count"]),), KEY_ENTRY)
     keys[3]["len"] = 64
@@ -171,3 +165,14 @@ def test_bad_calls_name_value_rule_and_remedy(seed):
         refused(text, lambda given=given: engine.dispatch(*given))
     refused("no room for what a dispatch brings", lambda: engine.receive_block(1000, 512, 0, 0))
     refused("no such hosts", lambda: Rig(1, 2, seed=seed))
+
+
+@pytest.mark.parametrize("options", [{"host": True}, {"again": True, "tokens": 3}], ids=["host", "again"])
+def test_explored(options):
+    assert Explorer("internode", **options).run(1000).ok
+
+
+def test_rings_that_are_divided_anew_have_to_be_empty(monkeypatch):
+    """Without the wait for that, some schedule overwrites a slot that has not been read."""
+    monkeypatch.setattr(Internode, "_settle", lambda engine, stride, stream: None)
+    assert not Explorer("internode", again=True, tokens=3).run(4000).ok
