@@ -1,4 +1,4 @@
-"""What the NVLink engine asks of whatever runs its kernels: heaps that all ranks reach, launches, a wait.
+"""What an engine asks of whatever runs its kernels: heaps that all ranks reach, launches, a wait.
 
 Leans on device. `WorldLink` is a rank of an emulated world; `rdmakit.gpu.peer.PeerLink` is a GPU.
 """
@@ -38,6 +38,9 @@ class Link(Protocol):
 
     def host_memory(self, nbytes: int) -> np.ndarray[Any, Any]:
         """Zeroed memory of the host that kernels write and the host reads, uint8; its address is the same for both."""
+
+    def upload(self, address: int, array: np.ndarray[Any, Any]) -> None:
+        """Copy what the host has to this rank's memory; it is there on return."""
 
     def launch(
         self, kernel: str, grid: int, block: int, args: Sequence[Any], *, shared_mem: int = 0, stream: int = 0
@@ -86,6 +89,10 @@ class WorldLink:
         array: np.ndarray[Any, Any] = self.world.array((nbytes,), np.uint8)
         self._kept.append(array)
         return array
+
+    def upload(self, address: int, array: np.ndarray[Any, Any]) -> None:
+        """At once."""
+        ctypes.memmove(address, array.ctypes.data, array.nbytes)
 
     def launch(
         self, kernel: str, grid: int, block: int, args: Sequence[Any], *, shared_mem: int = 0, stream: int = 0

@@ -1,19 +1,18 @@
 """Where things lie in an NVLink heap: the words that ranks exchange, the low-latency region, a dispatch's block.
 
-Leans on ep.heap, ep.nvl_abi, errors. Offsets are the same on every rank, but for blocks: a rank says where they are.
+Leans on ep.heap, ep.nvl_abi, ep.pool, errors. Offsets are the same on every rank, but for blocks: a rank says where
+they are.
 """
 
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from rdmakit.ep import nvl_abi as abi
 from rdmakit.ep.heap import ALIGNMENT, HeapLayout
+from rdmakit.ep.pool import Pool
 from rdmakit.errors import BadArgument
-
-if TYPE_CHECKING:
-    from rdmakit.ep.nvlink import Nvlink
 
 __all__ = ["Block", "Control", "LowLatencyRegion", "Staged", "low_latency_bytes"]
 
@@ -77,20 +76,34 @@ class LowLatencyRegion:
         return {name: self.begin + offset for name, offset in layout.offset.items()}
 
 
+class HasPool(Protocol):
+    """An engine with memory to hand out, in this rank's heap."""
+
+    pool: Pool
+
+    @property
+    def heap_address(self) -> int:
+        """Where the heap begins."""
+
+    @property
+    def heap_owner(self) -> Any:
+        """What keeps the heap."""
+
+
 class _Room:
     """`nbytes` of this rank's heap at `address`: goes back when the object does, and holds the heap until then."""
 
-    def __init__(self, engine: Nvlink, nbytes: int) -> None:
+    def __init__(self, engine: HasPool, nbytes: int) -> None:
         offset = engine.pool.take(nbytes)
-        self.nbytes, self.address = nbytes, engine.link.heaps[engine.rank] + offset
-        self._heap = engine.link.heap_owner
+        self.nbytes, self.address = nbytes, engine.heap_address + offset
+        self._heap = engine.heap_owner
         self._finalizer = weakref.finalize(self, engine.pool.give, offset)
 
 
 class Block(_Room):
     """What one dispatch brings, in the rank's heap: addresses of x, scales, topk, weights, source; room for `rows`."""
 
-    def __init__(self, engine: Nvlink, rows: int, row_bytes: int, scale_bytes: int, topk: int) -> None:
+    def __init__(self, engine: HasPool, rows: int, row_bytes: int, scale_bytes: int, topk: int) -> None:
         layout = HeapLayout()
         sizes = {"x": row_bytes, "scales": scale_bytes, "topk": 8 * topk, "weights": 4 * topk, "source": 4}
         for name, nbytes in sizes.items():
@@ -107,7 +120,7 @@ class Block(_Room):
 class Staged(_Room):
     """Room for copies of rows and weights that combine is given from elsewhere (0 bytes: not copied)."""
 
-    def __init__(self, engine: Nvlink, row_bytes: int, weight_bytes: int) -> None:
+    def __init__(self, engine: HasPool, row_bytes: int, weight_bytes: int) -> None:
         layout = HeapLayout()
         layout.add("rows", row_bytes)
         layout.add("weights", weight_bytes)

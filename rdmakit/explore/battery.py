@@ -54,6 +54,8 @@ BATTERY: list[tuple[str, dict[str, Any]]] = [
     ("ep-low-latency", {"gpus": 2, "tokens": 1}),
     ("ep-low-latency", {"blocks": 2, "warps": 1}),
     ("ep-low-latency", {"one_way": True, "combines": 3, "tokens": 1}),
+    ("internode", {"host": True}),
+    ("internode", {"again": True}),
     ("nvl-layout", {"turns": 2}),
     ("nvl-normal", {"host": True}),
     ("nvl-normal", {"changed": True}),

@@ -27,7 +27,8 @@ _PATIENCE_S = 30.0  # for kernels whose own waits are bounded by 10 s
 _STATIC_SHARED = 600  # what our kernels declare besides their dynamic shared memory, at most
 # Just under what 18 links of NVLink 4 take both ways at once (benchmarks/probes/link.cu: 361 … 367 GB/s).
 _PACE_GBS = {"90": 355.0}
-_DEVICE_TO_DEVICE = 3  # cudaMemcpyDeviceToDevice
+_HOST_TO_DEVICE, _DEVICE_TO_DEVICE = 1, 3  # cudaMemcpyKind
+_STACK = 0  # cudaLimitStackSize
 
 
 class _Memory:
@@ -62,6 +63,7 @@ class PeerLink:
         self.rank, self.ranks, self.heap_bytes = rank, ranks, nbytes
         self.device = int(cp.cuda.Device().id if device is None else device)
         self._kernels: dict[str, Kernel] = {}
+        self._checked: set[str] = set()  # whose arguments have been looked at once
         self._owned: list[_Memory] = []
         self._opened: list[int] = []
         with cp.cuda.Device(self.device):
@@ -126,17 +128,38 @@ class PeerLink:
         self._host.append(array)
         return array
 
+    def upload(self, address: int, array: np.ndarray[Any, Any]) -> None:
+        """Copy what the host has to this GPU; it is there on return."""
+        with cupy().cuda.Device(self.device):
+            given = np.ascontiguousarray(array)
+            cupy().cuda.runtime.memcpy(address, given.ctypes.data, given.nbytes, _HOST_TO_DEVICE)
+
+    def load(self, *kernels: str) -> None:
+        """Compile and load kernels of cuda/kernels, so that none has to be while another waits for a peer's.
+
+        Likewise local memory: a launch that needs more than the device has laid out waits until the device is idle.
+        """
+        runtime = cupy().cuda.runtime
+        with cupy().cuda.Device(self.device):
+            for name in kernels:
+                if name in self._kernels:
+                    continue
+                found = self._kernels[name] = stock_kernel(name)
+                # All alike, so that an SM need not divide its memory anew between two of them.
+                found.raw.preferred_shared_memory_carveout = 100
+            most = max(self._kernels[name].local_bytes for name in kernels)
+            if most > runtime.deviceGetLimit(_STACK):
+                runtime.deviceSetLimit(_STACK, most)
+
     def launch(
         self, kernel: str, grid: int, block: int, args: Sequence[Any], *, shared_mem: int = 0, stream: int = 0
     ) -> None:
         """Launch on `stream`; nothing is synchronised. `args`: structs by value."""
-        found = self._kernels.get(kernel)
-        if found is None:
-            with cupy().cuda.Device(self.device):
-                found = self._kernels[kernel] = stock_kernel(kernel)
-                # All alike, so that an SM need not divide its memory anew between two of them.
-                found.raw.preferred_shared_memory_carveout = 100
-                found.packed(args)  # checked once: whoever calls passes the same structs every time
+        if kernel not in self._checked:
+            self.load(kernel)
+            self._kernels[kernel].packed(args)  # checked once: whoever calls passes the same structs every time
+            self._checked.add(kernel)
+        found = self._kernels[kernel]
         if int(cupy().cuda.runtime.getDevice()) == self.device:
             found.launch(grid, block, tuple(args), shared_mem=shared_mem, stream=stream)
             return

@@ -6,6 +6,7 @@
 #include <rdmakit/channel.cuh>
 #include <rdmakit/config.cuh>
 #include <rdmakit/ep.cuh>
+#include <rdmakit/ep_ride.cuh>
 #include <rdmakit/hca.cuh>
 #include <rdmakit/hca_atomic.cuh>
 #include <rdmakit/hca_complete.cuh>
@@ -434,6 +435,10 @@ RDMAKIT_KERNEL use_ep(EpRank ep, Memory m) {
     m.keep(chunks.begin_chunk()).keep(chunks.end_chunk()).keep(chunks.begin_of(n)).keep(chunks.end_of(n));
     m.keep(in_turn(&m.any<u64>(2), n, ep.watch, m.any<Subject>(3), [] { return Status::ok; }));
     m.keep(check_rails(ep, a)).keep(by_lane_zero([] { return Status::ok; })).keep(wait_starts(ep, n));
+    m.keep(number_tokens(a, a, [](u32 t) { return t != 0; }, [](u32, bool, u32) {}));
+}
+RDMAKIT_KERNEL use_ep_ride(HcaHandle hca, Memory m) {
+    with_riders(hca, m.any<u32>(), [&] { m.any<u32>(1) = 1; });
 }
 
 // ---- ll --------------------------------------------------------------------------------------------------------------

@@ -36,6 +36,9 @@ STRUCTS = {
     "EpPlan": abi.EP_PLAN,
     "DispatchInput": abi.DISPATCH_INPUT,
     "CombineInput": abi.COMBINE_INPUT,
+    "CountInput": abi.COUNT_INPUT,
+    "TellOutput": abi.TELL_OUTPUT,
+    "CollectOutput": abi.COLLECT_OUTPUT,
     "LlHeap": abi.LL_HEAP,
     "LlRank": abi.LL_RANK,
     "LlReceived": abi.LL_RECEIVED,
@@ -43,7 +46,7 @@ STRUCTS = {
 
 
 ALL = {
-    ("ep_dispatch", "ep_combine", "ll_dispatch"): STRUCTS,
+    ("ep_dispatch", "ep_combine", "ep_route", "ep_tell", "ep_collect", "ll_dispatch"): STRUCTS,
     ("nvl_layout", "nvl_notify", "nvl_dispatch", "nvl_ll_dispatch", "nvl_ll_combine", "nvl_mask"): NVLINK,
     ("nvl_combine",): NVLINK_COMBINE,
 }
