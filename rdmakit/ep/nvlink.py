@@ -22,8 +22,8 @@ from rdmakit.errors import BadArgument
 
 __all__ = ["Nvlink", "chunk_of", "connect"]
 
-# Chunks of rows that a dispatch moves. With few SMs their own rate binds, and large chunks cost them least. With more the
-# link binds: bytes under way beyond a window, of all warps together, only queue up at it, and rows that stay on their
+# Chunks of rows that a dispatch moves. With few SMs their own rate binds, and large chunks cost them least. With more
+# the link binds: bytes under way beyond a window, of all warps, only queue up at it, and rows that stay on their
 # rank wait in the same queues (benchmarks/probes/link.cu: 350 GB/s at 340 KB under way, 300 at 400 KB and more).
 FEW_SMS, FEW_SMS_CHUNK = 16, 8192
 DISPATCH_CHUNK, WINDOW = 4096, 352 << 10
