@@ -81,9 +81,17 @@ RDMAKIT_DEVICE void nvl_read_token(const NvlLl& p, const NvlLlDispatchInput& in,
     const u32 me = static_cast<u32>(block_rank()), step = static_cast<u32>(block_size());
     const auto* const x = reinterpret_cast<const Vec16*>(in.x + static_cast<u64>(t) * 2 * p.hidden);
     charge_copy(2ull * p.hidden);
-    for (u32 k = me; k < p.topk; k += step) {
-        const i64 expert = in.topk[static_cast<u64>(t) * p.topk + k];
-        words.row[k] = expert < 0 || expert >= static_cast<i64>(p.experts) ? -1 : static_cast<i32>(expert);
+    if (warp_id() == 0) {
+        u32 needed = 0;  // ranks
+        for (u32 k0 = 0; k0 < p.topk; k0 += kLanes) {
+            const u32 k = k0 + static_cast<u32>(lane_id());
+            const i64 expert = k < p.topk ? in.topk[static_cast<u64>(t) * p.topk + k] : -1;
+            const bool there = expert >= 0 && expert < static_cast<i64>(p.experts);
+            const u32 rank = there ? static_cast<u32>(expert) / nvl_local_experts(p) : p.nvl.ranks;
+            if (k < p.topk) words.row[k] = there ? static_cast<i32>(expert) : -1;
+            for (u32 r = 0; r < p.nvl.ranks; ++r) needed |= warp_ballot(rank == r) != 0 ? 1u << r : 0;
+        }
+        if (lane_id() == 0) words.ranks = needed;
     }
     for (u32 v = me; v < p.hidden / 8; v += step) {
         const Vec16 part = load_stream(x + v);
@@ -104,14 +112,12 @@ RDMAKIT_DEVICE void nvl_send_choices(const NvlLl& p, const NvlRow& words, u32 t,
                                   nvl_tagged(epoch, expert(2 * w) | expert(2 * w + 1) << 16));
     }
 }
-// The token that was read to every rank that needs it, and its flag behind it. All threads; words.ranks is 0 before and after.
+// The token that was read to every rank that needs it, and its flag behind it. All threads.
 RDMAKIT_DEVICE void nvl_send_token(const NvlLl& p, const NvlLlDispatchInput& in, const NvlLlCounters& mine, NvlRow& words, u32 t,
                                    u64 epoch) {
     const u32 me = static_cast<u32>(block_rank()), step = static_cast<u32>(block_size());
     nvl_send_choices(p, words, t, epoch);
-    u32 mask = 0;
-    for (u32 k = 0; k < p.topk; ++k) mask |= words.row[k] >= 0 ? 1u << (static_cast<u32>(words.row[k]) / nvl_local_experts(p)) : 0;
-    mask &= words.present;
+    const u32 mask = words.ranks & words.present;
     const u64 slot = nvl_slot(p, epoch, p.nvl.rank, t);
     const u32 vectors = in.fp8 != 0 ? p.hidden / 16 : p.hidden / 8;
     for (u32 u = me; u < vectors; u += step) {
@@ -229,17 +235,31 @@ RDMAKIT_DEVICE void nvl_unpack(const NvlLl& p, const NvlLlDispatchInput& in, con
     const u32 vectors = bytes / sizeof(Vec16);
     const auto message = [&](u32 m) { return nvl_at<u8>(p.nvl, p.nvl.rank, p.ll.messages) + batch.slot[m] * nvl_slot_bytes(p); };
     charge_copy(static_cast<u64>(bytes) * count);
-    for (u32 i = me; i < count * vectors; i += step) {
-        const u32 m = i / vectors, v = i % vectors;
-        const Vec16 part = load_stream(reinterpret_cast<const Vec16*>(message(m)) + v);
-        for (u32 k = 0; k < p.topk; ++k) {
-            const i32 row = batch.row[m][k];
-            if (row >= 0) store_stream(reinterpret_cast<Vec16*>(in.out_x + static_cast<u64>(row) * bytes) + v, part);
+    const auto scale_of = [&](u32 i) {
+        return in.fp8 != 0 && i < count * groups ? reinterpret_cast<const float*>(message(i / groups) + p.hidden)[i % groups] : 0.0f;
+    };
+    float scale = scale_of(me);  // on its way while vectors are
+    constexpr u32 kAbreast = 2;  // vectors whose loads do not wait for each other
+    for (u32 i0 = me; i0 < count * vectors; i0 += kAbreast * step) {
+        Vec16 part[kAbreast] = {};
+        RDMAKIT_UNROLL
+        for (u32 a = 0; a < kAbreast; ++a) {
+            const u32 i = i0 + a * step;
+            if (i < count * vectors) part[a] = load_stream(reinterpret_cast<const Vec16*>(message(i / vectors)) + i % vectors);
+        }
+        RDMAKIT_UNROLL
+        for (u32 a = 0; a < kAbreast; ++a) {
+            const u32 i = i0 + a * step;
+            if (i >= count * vectors) continue;
+            for (u32 k = 0; k < p.topk; ++k) {
+                const i32 row = batch.row[i / vectors][k];
+                if (row >= 0) store_stream(reinterpret_cast<Vec16*>(in.out_x + static_cast<u64>(row) * bytes) + i % vectors, part[a]);
+            }
         }
     }
     for (u32 i = me; in.fp8 != 0 && i < count * groups; i += step) {
+        if (i != me) scale = scale_of(i);
         const u32 m = i / groups, g = i % groups;
-        const float scale = reinterpret_cast<const float*>(message(m) + p.hidden)[g];
         for (u32 k = 0; k < p.topk; ++k) {
             if (batch.row[m][k] < 0) continue;
             const u64 e = static_cast<u32>(batch.choice[m][k]), r = static_cast<u32>(batch.row[m][k]) - e * rows;

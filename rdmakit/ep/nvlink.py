@@ -22,11 +22,9 @@ from rdmakit.errors import BadArgument
 
 __all__ = ["Nvlink", "chunk_of", "connect"]
 
-# Chunks of rows that a dispatch moves. With few SMs their own rate binds, and large chunks cost them least. With more
-# the link binds: bytes under way beyond a window, of all warps, only queue up at it, and rows that stay on their
-# rank wait in the same queues (benchmarks/probes/link.cu: 350 GB/s at 340 KB under way, 300 at 400 KB and more).
-FEW_SMS, FEW_SMS_CHUNK = 16, 8192
-DISPATCH_CHUNK, WINDOW = 4096, 352 << 10
+# Chunks of rows that a dispatch moves, and bytes that all its warps together have under way to other ranks: more only
+# queue up at the link, and rows that stay on their rank wait in the same queues (docs/nvlink.md).
+DISPATCH_CHUNK, WINDOW = 8192, 700 << 10
 COMBINE_CHUNK = 4096  # bytes: for each of a warp's chunks all ranks' rows lie side by side in shared memory
 WORD_WARPS = 4  # of a block, that move choices, weights and scales, or add weights up
 SLOTS, STAGES = 4, 2  # kNvlSlots of nvl_dispatch.cu, kNvlStages of nvl_combine.cu
@@ -39,7 +37,7 @@ def chunk_of(row_bytes: int, limit: int = DISPATCH_CHUNK) -> int:
     """The largest part of a row, in whole equal parts, that is a multiple of 16 and at most `limit` bytes.
 
     >>> chunk_of(14336), chunk_of(4096)
-    (3584, 4096)
+    (7168, 4096)
     """
     units = row_bytes // 16
     if row_bytes % 16 or units == 0:
@@ -179,8 +177,8 @@ class Nvlink(LowLatencyRank):
         stream: int = 0,
     ) -> None:  # fmt: skip
         """Send rows of `row_bytes` (and `scale_bytes` of scales) to where the ranks receive; `topk` 0: no choices."""
-        limit, window = (FEW_SMS_CHUNK, 0) if num_sms < FEW_SMS else (DISPATCH_CHUNK, WINDOW)
-        grid = self._grid(row_bytes, limit, SLOTS, min(WORD_WARPS, self.link.warps), num_sms, window)
+        others = min(WORD_WARPS, self.link.warps)
+        grid = self._grid(row_bytes, DISPATCH_CHUNK, SLOTS, others, num_sms, WINDOW)
         heap = self.link.heaps[self.rank]
         here = tuple(address - heap for address in received.addresses)
         pace = int(grid.blocks * grid.row_warps * grid.chunk / self.link.pace_gbs) if self.link.pace_gbs else 0
