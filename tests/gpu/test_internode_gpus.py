@@ -72,8 +72,11 @@ class GpuRig(Rig):
         return found
 
     def poison(self, where, nbytes):
-        cupy().cuda.runtime.memset(where, 0xEE, nbytes)
-        cupy().cuda.Device().synchronize()
+        """On the stream of the rank whose memory it is: other ranks may wait for this one already."""
+        for link, stream in zip(self.links, self.streams, strict=True):
+            if 0 <= where - link.heaps[link.rank] < link.heap_bytes:
+                with cupy().cuda.Device(link.device):
+                    cupy().cuda.runtime.memsetAsync(where, 0xEE, nbytes, int(stream.ptr))
 
     def close(self):
         for engine in self.engines:
