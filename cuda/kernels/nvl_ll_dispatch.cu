@@ -89,6 +89,7 @@ RDMAKIT_DEVICE void nvl_read_token(const NvlLl& p, const NvlLlDispatchInput& in,
             const bool there = expert >= 0 && expert < static_cast<i64>(p.experts);
             const u32 rank = there ? static_cast<u32>(expert) / nvl_local_experts(p) : p.nvl.ranks;
             if (k < p.topk) words.row[k] = there ? static_cast<i32>(expert) : -1;
+            RDMAKIT_NO_UNROLL
             for (u32 r = 0; r < p.nvl.ranks; ++r) needed |= warp_ballot(rank == r) != 0 ? 1u << r : 0;
         }
         if (lane_id() == 0) words.ranks = needed;
@@ -123,6 +124,7 @@ RDMAKIT_DEVICE void nvl_send_token(const NvlLl& p, const NvlLlDispatchInput& in,
     for (u32 u = me; u < vectors; u += step) {
         float scale = 0;
         const Vec16 out = in.fp8 != 0 ? nvl_cast(in, mine, u, &scale) : reinterpret_cast<const Vec16*>(mine.token)[u];
+        RDMAKIT_NO_UNROLL
         for (u32 d = 0; d < p.nvl.ranks; ++d) {
             if ((mask >> d & 1) == 0) continue;
             u8* const message = nvl_at<u8>(p.nvl, d, p.ll.messages) + slot * nvl_slot_bytes(p);
@@ -217,6 +219,7 @@ RDMAKIT_DEVICE Status nvl_await_batch(const NvlLl& p, const NvlLlDispatchInput& 
         i32 row = -1;
         if (e >= 0) {
             u32 before = mine.before[e];
+            RDMAKIT_NO_UNROLL
             for (u32 v = 0; v < m * p.topk; ++v) before += batch.choice[v / p.topk][v % p.topk] == e ? 1 : 0;
             row = e * static_cast<i32>(rows) + static_cast<i32>(before);
             in.source[row] = static_cast<i32>(batch.token[m]);
@@ -239,27 +242,29 @@ RDMAKIT_DEVICE void nvl_unpack(const NvlLl& p, const NvlLlDispatchInput& in, con
         return in.fp8 != 0 && i < count * groups ? reinterpret_cast<const float*>(message(i / groups) + p.hidden)[i % groups] : 0.0f;
     };
     float scale = scale_of(me);  // on its way while vectors are
-    constexpr u32 kAbreast = 2;  // vectors whose loads do not wait for each other
-    for (u32 i0 = me; i0 < count * vectors; i0 += kAbreast * step) {
-        Vec16 part[kAbreast] = {};
-        RDMAKIT_UNROLL
-        for (u32 a = 0; a < kAbreast; ++a) {
-            const u32 i = i0 + a * step;
-            if (i < count * vectors) part[a] = load_stream(reinterpret_cast<const Vec16*>(message(i / vectors)) + i % vectors);
-        }
-        RDMAKIT_UNROLL
-        for (u32 a = 0; a < kAbreast; ++a) {
-            const u32 i = i0 + a * step;
-            if (i >= count * vectors) continue;
+    constexpr u32 kAbreast = 2;  // messages whose loads do not wait for each other
+    for (u32 m = 0; m < count; m += kAbreast) {
+        RDMAKIT_NO_UNROLL
+        for (u32 v = me; v < vectors; v += step) {
+            Vec16 part[kAbreast] = {};
+            RDMAKIT_UNROLL
+            for (u32 a = 0; a < kAbreast; ++a) {
+                if (m + a < count) part[a] = load_stream(reinterpret_cast<const Vec16*>(message(m + a)) + v);
+            }
+            RDMAKIT_NO_UNROLL
             for (u32 k = 0; k < p.topk; ++k) {
-                const i32 row = batch.row[i / vectors][k];
-                if (row >= 0) store_stream(reinterpret_cast<Vec16*>(in.out_x + static_cast<u64>(row) * bytes) + i % vectors, part[a]);
+                RDMAKIT_UNROLL
+                for (u32 a = 0; a < kAbreast; ++a) {
+                    const i32 row = m + a < count ? batch.row[m + a][k] : -1;
+                    if (row >= 0) store_stream(reinterpret_cast<Vec16*>(in.out_x + static_cast<u64>(row) * bytes) + v, part[a]);
+                }
             }
         }
     }
     for (u32 i = me; in.fp8 != 0 && i < count * groups; i += step) {
         if (i != me) scale = scale_of(i);
         const u32 m = i / groups, g = i % groups;
+        RDMAKIT_NO_UNROLL
         for (u32 k = 0; k < p.topk; ++k) {
             if (batch.row[m][k] < 0) continue;
             const u64 e = static_cast<u32>(batch.choice[m][k]), r = static_cast<u32>(batch.row[m][k]) - e * rows;
