@@ -112,7 +112,8 @@ def _scaling(record: dict[str, Any]) -> Figure:
         ratios += [float(line["ratio"])] if line["ratio"] else []
     title = "Time at fixed wire bytes a rank"
     if ratios:
-        title += f": {min(ratios):.2f} to {max(ratios):.2f} of 2 ranks' at the most ranks"
+        least, most = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
+        title += f": {least if least == most else f'{least} to {most}'} of 2 ranks' at the most ranks"
     return line_chart(lines, "ranks", "µs, 4096 tokens, one row of each to another rank", title=title, log=True,
                       note=_where(record))  # fmt: skip
 
@@ -127,7 +128,8 @@ def _rates(record: dict[str, Any]) -> Figure:
     for row in rows:
         if row["operation"].startswith("nccl"):
             continue
-        peer = None if row["operation"].startswith("fp8") else nccl.get((row["kind"], row["tokens"], row["routing"]))
+        fp8 = row["operation"] in ("fp8_dispatch", "ll_dispatch")
+        peer = None if fp8 else nccl.get((row["kind"], row["tokens"], row["routing"]))
         name = f"{row['operation']}, {row['tokens']}, {row['routing']}, {row['sms']} SMs"
         floor = row["floor_us"]
         bars: list[tuple[str, float | None]] = [("floor: wire bytes at 370 GB/s", floor), ("rdmakit", float(row["us"]))]

@@ -88,11 +88,11 @@ def _group(ranks: int, options: list[str], out: Path, until: float, end: float) 
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End it and the ranks that it has started, which are of its session."""
+    """End it and the ranks that it has started."""
     if process.poll() is None:
-        process.terminate()  # torchrun ends its ranks
+        process.terminate()  # torchrun passes it on to its ranks, which may be of sessions of their own
         try:
-            process.wait(5)
+            process.wait(8)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -165,7 +165,8 @@ def report(result: dict[str, Any]) -> list[str]:
             if f"{name}_{ranks}r_gbs" in result["figures"]
         )  # fmt: skip
         lines += [
-            "", f"{ranks} ranks, {result['seconds'][str(ranks)]:.0f} s; copies to the next rank, all at once: {peers}",
+            "", f"{ranks} rank{'s' * (ranks > 1)}, {result['seconds'][str(ranks)]:.0f} s; copies to the next rank, all "
+            f"at once: {peers}",
             f"{'operation':<20} {'tokens':>6} {'routing':<9} {'SMs':>4} {'GPU µs':>8} {'graph':>8} {'call':>8}"
             f" {'floor':>7} {'% floor':>8} {'wire GB/s':>10} {'% copy':>7}  {'goal':<14} result",
         ]  # fmt: skip

@@ -140,7 +140,7 @@ def derived(row: dict[str, Any], peer_copy_gbs: float) -> dict[str, Any]:
         "goal_met": None,
     }
     operation = row["operation"]
-    if operation in LL_GOALS:
+    if operation in LL_GOALS and crossing:
         found |= {"goal": f"<= {LL_GOALS[operation]:g} µs", "goal_met": us <= LL_GOALS[operation]}
     elif not operation.startswith("nccl") and found["of_peer_copy"] is not None:
         found |= {"goal": f">= {COPY_GOAL:g} % of copy", "goal_met": found["of_peer_copy"] >= COPY_GOAL}

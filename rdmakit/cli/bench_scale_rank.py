@@ -64,7 +64,7 @@ class ScaleRank(BenchRank):
 
     def prove(self) -> None:
         """That torch here rounds as the reference does: a small case of all ranks, whole, in NumPy."""
-        tokens, hidden, experts = 64, 256, 8 * self.ranks
+        tokens, hidden, experts = min(64, self.args.tokens), min(256, self.args.hidden), 8 * self.ranks
         parts = [uniform(tokens, experts, TOPK // 2, seed=self.args.seed + r) for r in range(self.ranks)]
         idx, weights = [p.topk_idx for p in parts], [p.topk_weights for p in parts]
         small = self.x[:, :tokens, :hidden].contiguous()

@@ -126,7 +126,8 @@ def test_truth_of_low_latency_is_the_references(ranks, rng):
     for r in range(ranks):
         want = reference.low_latency_dispatch(x, idx, r, experts, tokens)
         shape, (expert, place, source, token) = ll_places(idx, r, experts, tokens)
-        assert np.array_equal(shape.packed_recv_count, want.packed_recv_count) and len(expert) == shape.packed_recv_count.sum()
+        assert np.array_equal(shape.packed_recv_count, want.packed_recv_count)
+        assert len(expert) == shape.packed_recv_count.sum()
         assert want.packed_recv_x[expert, place].tobytes() == together[source, token].tobytes()
         assert np.array_equal(want.packed_recv_src_info[expert, place], token)
         wants.append(want)
@@ -154,6 +155,7 @@ def test_rates_floors_and_goals():
     assert derived(row("ll_combine", us=45.1), 300.0)["goal_met"] is False
     assert derived(row("ll_dispatch", us=30), 300.0)["goal_met"] is True
     alone = derived(row(ranks=1, wire=0), 300.0)
+    assert derived(row("ll_dispatch", ranks=1, wire=0), 300.0)["goal"] is None
     assert alone["floor_us"] is alone["of_peer_copy"] is alone["goal_met"] is None
     assert derived(row("nccl_a2a"), 300.0)["goal"] is None
 
@@ -216,7 +218,7 @@ def test_record_and_pictures(tmp_path):
     assert kept["command"] == "python -m rdmakit bench scale --limit-s=540" and kept["device"] == "8 x a GPU"
     assert {"commit", "date", "rates", "scaling", "figures"} <= set(kept)
     drawn = bench_plot.pictures(kept)
-    assert set(drawn) == {"scaling", "rates"} and "1.05 to 1.05 of 2 ranks'" in drawn["scaling"].title
+    assert set(drawn) == {"scaling", "rates"} and ": 1.05 of 2 ranks'" in drawn["scaling"].title
     assert "8 ranks: 49 to 85 % of the peer copy" in drawn["rates"].title
     written = [path for path, _ in bench_plot.save(drawn, tmp_path / "s.svg")]
     assert written == [tmp_path / "s-scaling.svg", tmp_path / "s-rates.svg"] and all(p.exists() for p in written)
