@@ -116,7 +116,7 @@ def busiest(goes: Sequence[Any]) -> tuple[int, int]:
     `goes`: bool [tokens, ranks] of every rank.
 
     >>> busiest([np.array([[1, 1], [1, 0]], bool), np.array([[1, 0], [1, 1]], bool)])
-    (1, 4)
+    (2, 4)
     """
     rows = np.array([g.sum(0) for g in goes])  # from, to
     away = rows - np.diag(np.diag(rows))
