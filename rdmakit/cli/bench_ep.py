@@ -16,7 +16,7 @@ from typing import Any
 from rdmakit.ep import tensors
 from rdmakit.errors import BadArgument, LaunchError, NotAvailable
 
-__all__ = ["report", "run"]
+__all__ = ["report", "require", "run"]
 
 LINK_GBS = 370.0  # what SMs move to or from a peer H100, GB/s: docs/nvlink.md
 # Goals of the operations that have one, in µs, on two H100s in the usual shape.
@@ -29,7 +29,7 @@ USUAL = {
 }  # fmt: skip
 
 
-def _require(processes: int) -> None:
+def require(processes: int) -> None:
     """NotAvailable without torch, or with fewer GPUs than ranks: NCCL takes no two ranks of one GPU."""
     if processes < 1:
         raise BadArgument("no ranks", value=processes, rule="1 process at least", remedy="--processes 2")
@@ -42,7 +42,7 @@ def _require(processes: int) -> None:
 
 def run(arguments: list[str], processes: int) -> dict[str, Any]:
     """What rank 0 found. NotAvailable without the GPUs; LaunchError with the output's end when a rank fails."""
-    _require(processes)
+    require(processes)
     with tempfile.TemporaryDirectory(prefix="rdmakit-bench-") as folder:
         out = Path(folder) / "result.json"
         command = [

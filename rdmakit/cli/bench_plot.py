@@ -1,7 +1,7 @@
 """`rdmakit bench plot FILE.json`: pictures of what a benchmark has put on record, as SVG for light and dark pages.
 
 Leans on show. What a record holds decides what is drawn: operations beside floor and peers, copies over SMs, what
-primitives cost, puts over their size.
+primitives cost, puts over their size, times over ranks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from rdmakit.errors import BadArgument, CorruptFile
 from rdmakit.show import Figure, group_bars, line_chart
 
-__all__ = ["add_parser", "main_plot", "pictures"]
+__all__ = ["add_parser", "main_plot", "pictures", "save"]
 
 # DeepEP on two H100s of the same kind, µs, its copy and reduce kernels included: the better of V1 and V2
 # (docs/nvlink.md).
@@ -101,7 +101,50 @@ def _sizes(record: dict[str, Any]) -> Figure:
     return line_chart(points, "bytes", "µs", title=title, log=True, note=_where(record))
 
 
-_DRAWERS = {"operations": _operations, "copies": _copies, "costs": _costs, "sizes": _sizes}
+def _scaling(record: dict[str, Any]) -> Figure:
+    """Time over ranks at fixed wire bytes; low latency is left to the table, two orders below."""
+    lines, ratios = {}, []
+    for line in record["scaling"]:
+        if line["operation"].startswith("ll"):
+            continue
+        name = f"{line['operation']}, {line['sms']} SMs"
+        lines[name] = [(float(ranks), float(us)) for ranks, us in line["us"]]
+        ratios += [float(line["ratio"])] if line["ratio"] else []
+    title = "Time at fixed wire bytes a rank"
+    if ratios:
+        least, most = f"{min(ratios):.2f}", f"{max(ratios):.2f}"
+        title += f": {least if least == most else f'{least} to {most}'} of 2 ranks' at the most ranks"
+    return line_chart(lines, "ranks", "µs, 4096 tokens, one row of each to another rank", title=title, log=True,
+                      note=_where(record))  # fmt: skip
+
+
+def _rates(record: dict[str, Any]) -> Figure:
+    """Floor, measured and NCCL of each operation at the most ranks, uniform and recorded routing."""
+    most = max(row["ranks"] for row in record["rates"])
+    rows = [row for row in record["rates"] if row["ranks"] == most and row["routing"] != "fixed"]
+    nccl = {(row["kind"], row["tokens"], row["routing"]): float(row["us"]) for row in rows
+            if row["operation"] == "nccl_a2a_permuted"}  # fmt: skip
+    groups, shares = [], []
+    for row in rows:
+        if row["operation"].startswith("nccl"):
+            continue
+        fp8 = row["operation"] in ("fp8_dispatch", "ll_dispatch")
+        peer = None if fp8 else nccl.get((row["kind"], row["tokens"], row["routing"]))
+        name = f"{row['operation']}, {row['tokens']}, {row['routing']}, {row['sms']} SMs"
+        floor = row["floor_us"]
+        bars: list[tuple[str, float | None]] = [("floor: wire bytes at 370 GB/s", floor), ("rdmakit", float(row["us"]))]
+        groups.append((name, [*bars, ("NCCL all-to-all and both permutations (BF16)", peer)]))
+        shares += [float(row["of_peer_copy"])] if row["kind"] == "normal" and row["of_peer_copy"] is not None else []
+    title = f"{most} rank{'s' * (most > 1)}"
+    if shares:
+        title += f": {min(shares):.0f} to {max(shares):.0f} % of the peer copy in wire bytes"
+    return group_bars(groups, "µs", title=title, note=_where(record))
+
+
+_DRAWERS = {
+    "operations": _operations, "copies": _copies, "costs": _costs, "sizes": _sizes, "scaling": _scaling,
+    "rates": _rates,
+}  # fmt: skip
 
 
 def pictures(record: dict[str, Any]) -> dict[str, Figure]:
@@ -118,6 +161,20 @@ def pictures(record: dict[str, Any]) -> dict[str, Figure]:
     return found
 
 
+def save(drawn: dict[str, Figure], output: Path) -> list[tuple[Path, str]]:
+    """Write pictures, one to `output`, several to names beside it: where each is, and its title."""
+    written = []
+    for name, figure in drawn.items():
+        path = output if len(drawn) == 1 else output.with_name(f"{output.stem}-{name}{output.suffix}")
+        try:
+            figure.save(path)
+        except OSError as error:
+            raise BadArgument("the picture cannot be written", value=str(path), rule=str(error.strerror),
+                              remedy="name a file in a folder that exists") from None  # fmt: skip
+        written.append((path, figure.title))
+    return written
+
+
 def main_plot(args: argparse.Namespace) -> int:
     """Entry of `bench plot`."""
     try:
@@ -132,19 +189,13 @@ def main_plot(args: argparse.Namespace) -> int:
     if not drawn:
         raise BadArgument("nothing in this record can be drawn", value=str(args.record),
                           rule=f"one of {', '.join(_DRAWERS)}",
-                          remedy="bench ep, put or primitives with --out FILE")  # fmt: skip
+                          remedy="bench ep, scale, put or primitives with --out FILE")  # fmt: skip
     output = args.output or args.record.with_suffix(".svg")
     written = {}
-    for name, figure in drawn.items():
-        path = output if len(drawn) == 1 else output.with_name(f"{output.stem}-{name}{output.suffix}")
-        try:
-            figure.save(path)
-        except OSError as error:
-            raise BadArgument("the picture cannot be written", value=str(path), rule=str(error.strerror),
-                              remedy="name a file in a folder that exists") from None  # fmt: skip
-        written[name] = {"path": str(path), "title": figure.title}
+    for name, (path, title) in zip(drawn, save(drawn, output), strict=True):
+        written[name] = {"path": str(path), "title": title}
         if not args.json:
-            print(f"{path}: {figure.title}")
+            print(f"{path}: {title}")
     if args.json:
         config = {"record": str(args.record)}
         print(json.dumps({"ok": True, "figures": {"pictures": len(written)}, "config": config, "pictures": written}))

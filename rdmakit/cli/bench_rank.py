@@ -15,6 +15,7 @@ import numpy as np
 
 from rdmakit.cli.bench_ep import LINK_GBS
 from rdmakit.ep import nvl_memory, tensors
+from rdmakit.ep.nvl_memory import Block
 from rdmakit.ep.nvlink import Nvlink
 from rdmakit.ep.rendezvous import introduce
 
@@ -25,6 +26,8 @@ HOLD_CYCLES = 60_000_000  # what keeps a GPU busy while the host queues: some 35
 
 class BenchRank:
     """Joins torchrun's group and makes an engine with room for `args`' operations; gathers figures by name."""
+
+    iterations, calls = 40, 100  # of GPU time, of wall time
 
     def __init__(self, args: argparse.Namespace) -> None:
         from rdmakit.gpu.peer import PeerLink
@@ -77,9 +80,9 @@ class BenchRank:
         self.link.report.raise_for_status()
 
     # ---- time
-    def gpu_us(self, operation: Callable[[], Any], iterations: int = 40) -> float:
+    def gpu_us(self, operation: Callable[[], Any], iterations: int = 0) -> float:
         """Median over iterations of the slower rank's time."""
-        torch = self.torch
+        torch, iterations = self.torch, iterations or self.iterations
         with torch.cuda.stream(self.stream):
             for _ in range(5):
                 operation()
@@ -99,7 +102,7 @@ class BenchRank:
         mine = [1e3 * begin.elapsed_time(end) for begin, end in pairs]
         return float(np.median(np.max(self.group.all_gather(mine), axis=0)))
 
-    def wall_us(self, operation: Callable[[], Any], iterations: int = 100) -> float:
+    def wall_us(self, operation: Callable[[], Any]) -> float:
         """Wall time of a call, many in a row."""
         with self.torch.cuda.stream(self.stream):
             for _ in range(5):
@@ -107,10 +110,10 @@ class BenchRank:
             self.wait()
             self.group.barrier()
             begin = time.perf_counter()
-            for _ in range(iterations):
+            for _ in range(self.calls):
                 operation()
             self.wait()
-            mine = 1e6 * (time.perf_counter() - begin) / iterations
+            mine = 1e6 * (time.perf_counter() - begin) / self.calls
         return float(max(self.group.all_gather(mine)))
 
     def graph_us(self, operation: Callable[[], Any]) -> float:
@@ -131,3 +134,10 @@ class BenchRank:
             self.figures[f"{name}_call_us"] = self.wall_us(operation)
             self.figures[f"{name}_graph_us"] = self.graph_us(operation)
         self.floors[name] = {"us": wire / LINK_GBS / 1e3, "wire": wire, "logical": logical}
+
+    def peer_copy(self, block: Block) -> float:
+        """GB/s of cudaMemcpyAsync to the next rank's heap, all ranks at once."""
+        nbytes = min(64 << 20, block.nbytes)
+        to = self.link.heaps[(self.rank + 1) % self.ranks] + block.x - self.link.heaps[self.rank]
+        source = self.poisoned(nbytes, dtype="uint8")
+        return float(nbytes) / self.gpu_us(lambda: self.link.copy(to, source.data_ptr(), nbytes, self.at), 10) / 1e3
