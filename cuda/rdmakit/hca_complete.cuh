@@ -61,8 +61,8 @@ RDMAKIT_DEVICE Pushed make_room(HcaCq& cq) {
     return Pushed::yes;
 }
 // `words`: a Cqe or ErrorCqe whose owner bit is 0. The fence makes visible what its WQE has placed, and the entry's body; and
-// it stands before whatever later WQEs place.
-RDMAKIT_DEVICE void write_cqe(HcaCq& cq, const u64 (&words)[8]) {
+// it stands before whatever later WQEs place. `same_gpu`: who takes the entry is of this GPU.
+RDMAKIT_DEVICE void write_cqe(HcaCq& cq, const u64 (&words)[8], bool same_gpu) {
     const bool collapsed = cq.collapsed != 0;
     u8* const entry = cq.entries + (cqe_slot(cq.produced, cq.log_entries, collapsed) << cq.log_stride);
     u8* const body = entry + (1ull << cq.log_stride) - kCqe;  // of a 128-byte entry the second half
@@ -74,29 +74,34 @@ RDMAKIT_DEVICE void write_cqe(HcaCq& cq, const u64 (&words)[8]) {
     store_relaxed<Scope::sys>(reinterpret_cast<u64*>(body + 48), words[6]);
     store_relaxed<Scope::sys>(reinterpret_cast<u32*>(body + 56), static_cast<u32>(words[7]));
     const u32 owner = cqe_owner(cq.produced, cq.log_entries, collapsed);
-    fence<Scope::sys>();
+    if (same_gpu) {
+        fence<Scope::gpu>();
+    } else {
+        fence<Scope::sys>();
+    }
     store_relaxed<Scope::sys>(reinterpret_cast<u32*>(body + 60), static_cast<u32>(words[7] >> 32) | (owner << 24));
     ++cq.produced;
 }
-RDMAKIT_NOINLINE Pushed push_words(HcaCq& cq, const u64 (&words)[8], const Watch& watch) {
+RDMAKIT_NOINLINE Pushed push_words(HcaCq& cq, const u64 (&words)[8], const Watch& watch, bool same_gpu) {
     warp_sync();
     Pushed pushed = Pushed::dead;
     if (lane_id() == 0) {
         const bool shared = cq.shared != 0;
         if (!shared || wait_turn(&cq.turn, watch, Subject{"its turn to write a CQE", 0, 0, 0, cq.cqn})) {
             pushed = make_room(cq);
-            if (pushed == Pushed::yes) write_cqe(cq, words);
+            if (pushed == Pushed::yes) write_cqe(cq, words, same_gpu);
             if (shared) exchange<Scope::sys>(&cq.turn, 0u);
         }
     }
     warp_sync();
     return static_cast<Pushed>(warp_broadcast(static_cast<u32>(pushed)));
 }
-template <class Entry> RDMAKIT_DEVICE Pushed push_cqe(HcaCq& cq, const Entry& entry, const Watch& watch) {
+template <class Entry>
+RDMAKIT_DEVICE Pushed push_cqe(HcaCq& cq, const Entry& entry, const Watch& watch, bool same_gpu = false) {
     u64 words[8];
     static_assert(sizeof(Entry) == sizeof(words), "CQE64");
     memcpy(words, &entry, sizeof(words));
-    return push_words(cq, words, watch);
+    return push_words(cq, words, watch, same_gpu);
 }
 
 // ---- receives -------------------------------------------------------------------------------------------------------

@@ -116,9 +116,16 @@ template <class Place> RDMAKIT_DEVICE Answer with_receive(Serving& s, const Deco
 
 // ---- the requests -------------------------------------------------------------------------------------------------------
 // Earlier WQEs' payload before what somebody may take for a signal: whoever acquires the later store sees the former.
-RDMAKIT_DEVICE void order_after_payload() {
+// `same_gpu`: that is somebody of this GPU.
+RDMAKIT_DEVICE void order_after_payload(bool same_gpu) {
     warp_sync();
-    if (lane_id() == 0) fence<Scope::sys>();
+    if (lane_id() == 0) {
+        if (same_gpu) {
+            fence<Scope::gpu>();
+        } else {
+            fence<Scope::sys>();
+        }
+    }
     warp_sync();
 }
 
