@@ -55,7 +55,7 @@ struct Near {
         rights.access = 0;
         completed = qp->completed;
         pending = static_cast<u32>(qp->producer - completed);
-        heard = warp_broadcast(load_relaxed<Scope::sys>(heard_at));
+        heard = *heard_at;  // while a warp has the turn, nobody else writes it, and where each has one, nobody reads it
         unordered = true;
         doorbells = ignored = send_wqes = atomics = cqes = sent = fetched = 0;
         in_order = 0;
@@ -72,7 +72,7 @@ struct Near {
     RDMAKIT_DEVICE void give_back() const {
         warp_sync();
         if (lane_id() == 0) {
-            store_relaxed<Scope::sys>(heard_at, heard);
+            *heard_at = heard;
             qp->producer = completed + pending;
             qp->completed = completed;
             qp->doorbells += doorbells;
@@ -154,7 +154,9 @@ RDMAKIT_DEVICE bool hear_near(Near& n, u64 value, Fetched* fetched) {
         }
     }
     pending = warp_broadcast(pending);
-    warp_sync();
+    // What it stores is to say all that whoever rang knew, as a NIC's writes do: an acquire alone hands nothing on.
+    n.unordered = true;
+    n.settle();
     if (warp_any(asked != 0) || pending > n.entries()) return false;
     n.heard = value;
     n.pending = pending;
@@ -236,12 +238,9 @@ RDMAKIT_DEVICE bool serve_news(const HcaHandle& hca, u32 index, Near& n, u64 val
     const bool rang = !asked && value != n.heard && n.pending == 0 && hear_near(n, value, &fetched);
     bool near = rang;
     probe.mark(Stage::fetched);
-    if (near && n.pending != 0) understand(n, fetched);
     while (near && n.pending != 0) {
-        if (fetched.next == fetched.count) {
-            fetched = fetch_blocks(n, n.pending);
-            understand(n, fetched);
-        }
+        if (fetched.next == fetched.count) fetched = fetch_blocks(n, n.pending);
+        if (fetched.next == 0) understand(n, fetched);
         near = execute_near(hca, index, n, fetched, probe);
     }
     if (near) return true;
@@ -263,9 +262,11 @@ RDMAKIT_DEVICE bool pause_near([[maybe_unused]] const Near& n, Spin& spin, const
         const HcaQp* const peer = asked.value != 0 ? n.qp->peer : nullptr;
         if (peer == nullptr) {
             more = spin.pause(who, site, over, asked, rung);
-        } else {
-            const u32 record = swap_bytes(static_cast<u32>(peer->rq_consumed) & 0xffff);
-            more = spin.pause(who, site, over, asked, rung, Seen<u32>{&peer->dbrec[kDbrecReceive], record});
+        } else {  // which has asked itself to look again: until the peer posts a receive, or fails
+            const Seen<HcaQpState> state{&peer->state, load_relaxed<Scope::sys>(&peer->state)};
+            const u32 record = swap_bytes(static_cast<u32>(peek(&peer->rq_consumed)) & 0xffff);
+            const Seen<u32> receives{&peer->dbrec[kDbrecReceive], record};
+            if (state.value != HcaQpState::error) more = spin.pause(who, site, over, state, rung, receives);
         }
 #endif
     }

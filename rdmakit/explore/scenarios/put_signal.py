@@ -25,9 +25,7 @@ def put_signal(scene: Scene) -> None:
 @scenario("put-signal-cta", "the same through an HCA made of warps: its device code is explored, too", tags=("hca",))
 def put_signal_cta(scene: Scene) -> None:
     """As `put-signal`, with `hca_serve` in place of the HCA model (cuda/rdmakit/hca_engine.cuh)."""
-    world = scene.world(hosts=2, ports=1, engine="cta")
-    exchange(scene, world)
-    world.serve()
+    exchange(scene, scene.world(hosts=2, ports=1, engine="cta"))
 
 
 def exchange(scene: Scene, world: World) -> None:
