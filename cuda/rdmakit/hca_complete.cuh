@@ -41,6 +41,20 @@ struct Serving {
     }
 };
 
+// Earlier WQEs' payload before what somebody may take for a signal: whoever acquires the later store sees the former.
+// `same_gpu`: that is somebody of this GPU.
+RDMAKIT_DEVICE void order_after_payload(bool same_gpu) {
+    warp_sync();
+    if (lane_id() == 0) {
+        if (same_gpu) {
+            fence<Scope::gpu>();
+        } else {
+            fence<Scope::sys>();
+        }
+    }
+    warp_sync();
+}
+
 enum class Pushed : u32 { yes = 0, dead = 1, died = 2 };  // died: this entry found no room, and nobody asked to go on
 
 // Room for one more entry. A collapsed CQ has one that is always overwritten.
@@ -72,7 +86,7 @@ RDMAKIT_DEVICE void write_cqe(HcaCq& cq, const u64 (&words)[8], bool same_gpu) {
         store_segment(body + 16 * i, v);
     }
     store_relaxed<Scope::sys>(reinterpret_cast<u64*>(body + 48), words[6]);
-    store_relaxed<Scope::sys>(reinterpret_cast<u32*>(body + 56), static_cast<u32>(words[7]));
+    *reinterpret_cast<u32*>(body + 56) = static_cast<u32>(words[7]);
     const u32 owner = cqe_owner(cq.produced, cq.log_entries, collapsed);
     if (same_gpu) {
         fence<Scope::gpu>();
@@ -90,7 +104,7 @@ RDMAKIT_NOINLINE Pushed push_words(HcaCq& cq, const u64 (&words)[8], const Watch
         if (!shared || wait_turn(&cq.turn, watch, Subject{"its turn to write a CQE", 0, 0, 0, cq.cqn})) {
             pushed = make_room(cq);
             if (pushed == Pushed::yes) write_cqe(cq, words, same_gpu);
-            if (shared) exchange<Scope::sys>(&cq.turn, 0u);
+            if (shared) store_release<Scope::sys>(&cq.turn, 0u);
         }
     }
     warp_sync();
@@ -153,31 +167,39 @@ RDMAKIT_NOINLINE void flush_sends(Serving& s) {
     }
 }
 RDMAKIT_DEVICE void set_error(HcaQp& qp) {
-    if (lane_id() == 0) store_release<Scope::sys>(&qp.state, HcaQpState::error);
+    if (lane_id() == 0) store_relaxed<Scope::sys>(&qp.state, HcaQpState::error);
     warp_sync();
 }
-// Has the turn.
-RDMAKIT_NOINLINE void enter_error(Serving& s) {
-    if (s.state == HcaQpState::error) return;
+// Has the turn. False: it was in the error state.
+RDMAKIT_NOINLINE bool mark_error(Serving& s) {
+    if (s.state == HcaQpState::error) return false;
     s.state = HcaQpState::error;
     set_error(s.qp);
     // Whoever serves the peer may know that this one listens.
     if (lane_id() == 0 && s.qp.peer != nullptr) store_release<Scope::sys>(s.qp.peer->attend, 1u);
+    return true;
+}
+RDMAKIT_NOINLINE void flush_both(Serving& s) {
     flush_sends(s);
     if (!take_respond(s.qp, s.watch)) return;
     flush_receives(s.qp, s.watch);
     end_turn(&s.qp.respond);
 }
-// A completion that says why, whether or not it was asked for, and the end of the queue pair.
+RDMAKIT_DEVICE void enter_error(Serving& s) {
+    if (mark_error(s)) flush_both(s);
+}
+// A completion that says why, whether or not it was asked for, and the end of the queue pair: which comes first, so that whoever
+// has heard of the failure finds a queue pair that does not listen.
 RDMAKIT_NOINLINE void fail(Serving& s, const DecodedWqe& wqe, Syndrome syndrome) {
     ++s.errors;
     s.completed = smaller(wqe.bb + wqe.bbs, s.producer);
+    const bool fresh = mark_error(s);
     const ErrorCqe cqe = error_cqe(CqeOpcode::requester_error, s.qp.qpn, wqe.opcode, s.qp.user_index, wqe.index, syndrome);
     const Pushed pushed = push_cqe(*s.qp.send_cq, cqe, s.watch);
     if (pushed == Pushed::yes) ++s.cqes;
     else s.events |= kHcaQpFatal;
     if (pushed == Pushed::died) s.events |= kHcaCqError;
-    enter_error(s);
+    if (fresh) flush_both(s);
 }
 
 }  // namespace rdmakit

@@ -149,12 +149,13 @@ RDMAKIT_DEVICE bool hear_near(Near& n, u64 value, Fetched* fetched) {
         const Abreast in_flight(1);
         asked = load_relaxed<Scope::sys>(n.attend);
         if (n.doorbell != HcaDoorbell::no_dbr) {
-            const u32 recorded = (swap_bytes(load_acquire<Scope::sys>(n.record)) - done) & 0xffff;
+            const u32 recorded = (swap_bytes(load_relaxed<Scope::sys>(n.record)) - done) & 0xffff;
             pending = n.doorbell == HcaDoorbell::dbrec ? recorded : larger(told, recorded);
         }
     }
     pending = warp_broadcast(pending);
-    // What it stores is to say all that whoever rang knew, as a NIC's writes do: an acquire alone hands nothing on.
+    // What it stores is to say all that whoever rang knew, as a NIC's writes do: an acquire alone hands nothing on. And what
+    // the record vouches for beyond the bell is fetched behind this fence.
     n.unordered = true;
     n.settle();
     if (warp_any(asked != 0) || pending > n.entries()) return false;

@@ -61,6 +61,8 @@ _BELOW = {
     *("atom.cuh", "atom_bulk.cuh", "config.cuh", "cost.cuh"),
     *("cpu.cuh", "cpu_preempt.cuh", "cpu_watch.cuh", "cuda_builtins.cuh"),
 }
+# Of an HCA made of warps, where its orders are kept: the way that a put and its signal go, and how work ends.
+_HCA = {"hca_near.cuh", "hca_complete.cuh"}
 
 
 @dataclass(frozen=True, order=True)
@@ -96,7 +98,7 @@ def _blank(text: str) -> str:
 def _files() -> Iterator[Path]:
     include = Path(rdmakit.get_include())
     for path in sorted([*include.glob("rdmakit/*.cuh"), *include.glob("kernels/*.cu")]):
-        if path.name not in _BELOW and not path.name.startswith("hca"):
+        if path.name in _HCA or (path.name not in _BELOW and not path.name.startswith("hca")):
             yield path
 
 

@@ -28,8 +28,8 @@ def put_signal_cta(scene: Scene) -> None:
     exchange(scene, scene.world(hosts=2, ports=1, engine="cta"))
 
 
-def exchange(scene: Scene, world: World) -> None:
-    """Queue pairs, memory, both kernels, and what has to be true afterwards."""
+def exchange(scene: Scene, world: World, *, same_gpu: bool | None = None) -> None:
+    """Queue pairs, memory, both kernels, and what has to be true afterwards. `same_gpu`: what handles say, if not their own."""
     words = int(scene.options.get("words", 16))
     qps, memory, regions = [], [], []
     for rank, name in enumerate(("source", "sink")):
@@ -41,6 +41,8 @@ def exchange(scene: Scene, world: World) -> None:
     qps[0].connect(qps[1])
     qps[1].connect(qps[0])
     sender, receiver = (qp.device_handle(rank=rank) for rank, qp in enumerate(qps))
+    if same_gpu is not None:
+        sender.array["same_gpu"] = same_gpu
     total = world.array(1, np.uint64, name="sum")
     memory[0][: 2 * words] = np.arange(7, 7 + 2 * words)
     signal = regions[1].address + 8 * words
