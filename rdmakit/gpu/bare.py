@@ -163,8 +163,8 @@ def bare_report(memory: Memory) -> tuple[Report, int]:
 def bare_hca(memory: Memory, queues: list[BareQueue], registers: list[int], report: int, doorbell: str) -> int:
     """A `HcaHandle` for each of two queue pairs that are connected to each other; address of the first.
 
-    `registers`: where each one's lies, 16 words apart. Every key that is `KEY` reaches all memory. Whoever reads is of the
-    same GPU if the handles of `queues` say so.
+    `registers`: where each one's lies, 16 words apart. Every key that is `KEY` reaches all memory. Whoever reads is
+    of the same GPU if the handles of `queues` say so.
     """
     keys, keys_at = memory.take(2, KEY_ENTRY)
     keys[1] = (0, (1 << 64) - 1, 0, KEY, _ALL_ACCESS, _PD, 1)

@@ -185,7 +185,8 @@ def put_signal_stages(platform: Platform | None = None, *, rounds: int = 5000) -
         us, right = _ping(platform, way, 0, rounds, stages, scope=scope)
         ok = ok and right
         each = ", ".join(f"{name} {at:.2f}" for name, at in stages.items())
-        lines.append(f"put_signal stages, {way}, {scope} scope: {each} µs after its beginning ({us:.2f} µs with the clock; measured)")
+        after = f"{each} µs after its beginning ({us:.2f} µs with the clock; measured)"
+        lines.append(f"put_signal stages, {way}, {scope} scope: {after}")
     return {"ok": ok, "figures": {}, "lines": lines}
 
 

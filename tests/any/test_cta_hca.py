@@ -20,7 +20,7 @@ from rdmakit.ep.low_latency import LowLatencyBuffer
 from rdmakit.ep.normal import NormalBuffer
 from rdmakit.errors import BadArgument, CompletionError, HangError, NotAvailable, RdmakitError
 from rdmakit.explore import Explorer
-from rdmakit.explore.scenarios.hca import PLACES, hca_puts
+from rdmakit.explore.scenarios.hca import PLACES, puts
 from rdmakit.explore.scenarios.put_signal import MEMORY, exchange
 from rdmakit.layout import Sge, encode
 
@@ -410,7 +410,7 @@ def test_gpu_scope_does_not_reach_another_gpu():
 
     def build(scene, place):
         scene.options["place"] = place
-        return hca_puts(scene)
+        return puts(scene)
 
     assert not Explorer(server_apart).run(2000).ok
     assert not Explorer(reader_apart).run(2000).ok
@@ -483,7 +483,7 @@ def served(policy, lanes, queue_pairs, nbytes, seed):
 @pytest.mark.parametrize("lanes", [1, 32])
 @pytest.mark.parametrize("nbytes", [1, 8, 13, 16, 200])
 def test_a_warp_for_each_queue_pair_takes_the_short_way(policy, lanes, nbytes, seed):
-    """Every stage of each put is marked there. In Explore lanes may see a doorbell one after the other: then some are not."""
+    """Every stage of each put is marked there. In Explore lanes may see a doorbell one after the other: then not."""
     heard, fetched, *stages = served(policy, lanes, 2, nbytes, seed)
     assert heard >= fetched >= max(stages)
     if policy == "explore" and lanes == 32:
@@ -502,8 +502,10 @@ def test_more_queue_pairs_than_warps_take_the_long_way(policy, lanes, seed):
 @pytest.mark.parametrize("queue_pairs", [1, 6])
 @pytest.mark.parametrize("refused", [False, True])
 def test_a_peer_fails_while_a_server_is_resident(policy, queue_pairs, refused, seed):
-    """Both servers know each other's queue pair when one end fails: by itself, and the other's next put finds nobody; or
-    by a request that the other refuses, which ends that one, too."""
+    """Both servers know each other's queue pair when one end fails.
+
+    By itself, and the other's next put finds nobody; or by a request that the other refuses, which ends that one, too.
+    """
     world = rdmakit.World(hosts=2, engine="cta", policy=policy, seed=seed)
     near, far = [connected_pair(world.open(0), world.open(1)) for _ in range(queue_pairs)][-1]
     source, target = world.array(2, np.uint64, 5), world.array(2, np.uint64, 9)

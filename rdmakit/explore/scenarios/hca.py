@@ -1,7 +1,7 @@
 """The HCA made of warps, explored with those who post to it and those who read what it writes: its orders and scopes.
 
-Leans on pair. Option `place`: "one" GPU for all, poster, server and reader; "two" hosts, so that the reader is of another;
-"apart": the server is of another GPU than its poster, too.
+Leans on pair. Option `place`: "one" GPU for all, poster, server and reader; "two" hosts, so that the reader is of
+another; "apart": the server is of another GPU than its poster, too.
 """
 
 from __future__ import annotations
@@ -65,12 +65,8 @@ class Ends:
         return remote(there.address + 8 * word, there.rkey)
 
 
-@scenario("hca-puts", "puts and their signals, one behind the other, through an HCA made of warps", tags=("hca",))
-def hca_puts(scene: Scene) -> Ends:
-    """The reader finds all, and whoever posted finds what the last signal brought back.
-
-    `parts`: puts; `words` of 8 bytes each; `entries` of the CQ.
-    """
+def puts(scene: Scene) -> Ends:
+    """Launches the puts of `hca-puts`."""
     parts, each = int(scene.options.get("parts", 2)), int(scene.options.get("words", 1))
     words = parts * each
     ends = Ends(scene, words)
@@ -84,6 +80,15 @@ def hca_puts(scene: Scene) -> Ends:
     scene.expect(total, ends.memory[0][:words].view(np.uint32).sum(dtype=np.uint64))
     scene.expect(found, parts - 1, "found")
     return ends
+
+
+@scenario("hca-puts", "puts and their signals, one behind the other, through an HCA made of warps", tags=("hca",))
+def hca_puts(scene: Scene) -> None:
+    """The reader finds all, and whoever posted finds what the last signal brought back.
+
+    `parts`: puts; `words` of 8 bytes each; `entries` of the CQ.
+    """
+    puts(scene)
 
 
 @scenario("hca-nobody-waits", "who posts has ended before an HCA made of warps has looked", tags=("hca",))
@@ -100,7 +105,8 @@ def hca_nobody_waits(scene: Scene) -> None:
 def hca_peer_fails(scene: Scene) -> None:
     """One end's puts fail, which ends its queue pair; the other, told of it, puts to a queue pair that does not listen.
 
-    `refused`: by the other end, whose queue pair then ends, too; else for the local key. `waits`: with 0 the other does not.
+    `refused`: by the other end, whose queue pair then ends, too; else for the local key. `waits`: with 0 the other
+    does not.
     """
     ends = Ends(scene, 1)
     refused, waits = int(scene.options.get("refused", 0)), int(scene.options.get("waits", 1))
@@ -137,6 +143,7 @@ def hca_receives(scene: Scene) -> None:
         handle, region = near.device_handle(rank=rank), own.register(source)
         world.stock_kernel("send_some")(1, 32, (handle.array, remote(region.address, region.lkey), 8), rank=rank)
         queues = far._queues
+        assert queues.rq is not None
         to = remote(target.address + 8 * i, target.lkey)
         world.stock_kernel("receive_into")(
             1, 32, (queues.rq.ctypes.data, queues.dbrec.view(np.uint32), to, 8), rank=1, stream=i

@@ -29,7 +29,10 @@ def put_signal_cta(scene: Scene) -> None:
 
 
 def exchange(scene: Scene, world: World, *, same_gpu: bool | None = None) -> None:
-    """Queue pairs, memory, both kernels, and what has to be true afterwards. `same_gpu`: what handles say, if not their own."""
+    """Queue pairs, memory, both kernels, and what has to be true afterwards.
+
+    `same_gpu`: what the sender's handle says, if not the truth.
+    """
     words = int(scene.options.get("words", 16))
     qps, memory, regions = [], [], []
     for rank, name in enumerate(("source", "sink")):
