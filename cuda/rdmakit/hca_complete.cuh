@@ -41,6 +41,20 @@ struct Serving {
     }
 };
 
+// Earlier WQEs' payload before what somebody may take for a signal: whoever acquires the later store sees the former.
+// `same_gpu`: that is somebody of this GPU.
+RDMAKIT_DEVICE void order_after_payload(bool same_gpu) {
+    warp_sync();
+    if (lane_id() == 0) {
+        if (same_gpu) {
+            fence<Scope::gpu>();
+        } else {
+            fence<Scope::sys>();
+        }
+    }
+    warp_sync();
+}
+
 enum class Pushed : u32 { yes = 0, dead = 1, died = 2 };  // died: this entry found no room, and nobody asked to go on
 
 // Room for one more entry. A collapsed CQ has one that is always overwritten.
@@ -61,8 +75,8 @@ RDMAKIT_DEVICE Pushed make_room(HcaCq& cq) {
     return Pushed::yes;
 }
 // `words`: a Cqe or ErrorCqe whose owner bit is 0. The fence makes visible what its WQE has placed, and the entry's body; and
-// it stands before whatever later WQEs place.
-RDMAKIT_DEVICE void write_cqe(HcaCq& cq, const u64 (&words)[8]) {
+// it stands before whatever later WQEs place. `same_gpu`: who takes the entry is of this GPU.
+RDMAKIT_DEVICE void write_cqe(HcaCq& cq, const u64 (&words)[8], bool same_gpu) {
     const bool collapsed = cq.collapsed != 0;
     u8* const entry = cq.entries + (cqe_slot(cq.produced, cq.log_entries, collapsed) << cq.log_stride);
     u8* const body = entry + (1ull << cq.log_stride) - kCqe;  // of a 128-byte entry the second half
@@ -72,31 +86,36 @@ RDMAKIT_DEVICE void write_cqe(HcaCq& cq, const u64 (&words)[8]) {
         store_segment(body + 16 * i, v);
     }
     store_relaxed<Scope::sys>(reinterpret_cast<u64*>(body + 48), words[6]);
-    store_relaxed<Scope::sys>(reinterpret_cast<u32*>(body + 56), static_cast<u32>(words[7]));
+    *reinterpret_cast<u32*>(body + 56) = static_cast<u32>(words[7]);
     const u32 owner = cqe_owner(cq.produced, cq.log_entries, collapsed);
-    fence<Scope::sys>();
+    if (same_gpu) {
+        fence<Scope::gpu>();
+    } else {
+        fence<Scope::sys>();
+    }
     store_relaxed<Scope::sys>(reinterpret_cast<u32*>(body + 60), static_cast<u32>(words[7] >> 32) | (owner << 24));
     ++cq.produced;
 }
-RDMAKIT_NOINLINE Pushed push_words(HcaCq& cq, const u64 (&words)[8], const Watch& watch) {
+RDMAKIT_NOINLINE Pushed push_words(HcaCq& cq, const u64 (&words)[8], const Watch& watch, bool same_gpu) {
     warp_sync();
     Pushed pushed = Pushed::dead;
     if (lane_id() == 0) {
         const bool shared = cq.shared != 0;
         if (!shared || wait_turn(&cq.turn, watch, Subject{"its turn to write a CQE", 0, 0, 0, cq.cqn})) {
             pushed = make_room(cq);
-            if (pushed == Pushed::yes) write_cqe(cq, words);
-            if (shared) exchange<Scope::sys>(&cq.turn, 0u);
+            if (pushed == Pushed::yes) write_cqe(cq, words, same_gpu);
+            if (shared) store_release<Scope::sys>(&cq.turn, 0u);
         }
     }
     warp_sync();
     return static_cast<Pushed>(warp_broadcast(static_cast<u32>(pushed)));
 }
-template <class Entry> RDMAKIT_DEVICE Pushed push_cqe(HcaCq& cq, const Entry& entry, const Watch& watch) {
+template <class Entry>
+RDMAKIT_DEVICE Pushed push_cqe(HcaCq& cq, const Entry& entry, const Watch& watch, bool same_gpu = false) {
     u64 words[8];
     static_assert(sizeof(Entry) == sizeof(words), "CQE64");
     memcpy(words, &entry, sizeof(words));
-    return push_words(cq, words, watch);
+    return push_words(cq, words, watch, same_gpu);
 }
 
 // ---- receives -------------------------------------------------------------------------------------------------------
@@ -148,31 +167,39 @@ RDMAKIT_NOINLINE void flush_sends(Serving& s) {
     }
 }
 RDMAKIT_DEVICE void set_error(HcaQp& qp) {
-    if (lane_id() == 0) store_release<Scope::sys>(&qp.state, HcaQpState::error);
+    if (lane_id() == 0) store_relaxed<Scope::sys>(&qp.state, HcaQpState::error);
     warp_sync();
 }
-// Has the turn.
-RDMAKIT_NOINLINE void enter_error(Serving& s) {
-    if (s.state == HcaQpState::error) return;
+// Has the turn. False: it was in the error state.
+RDMAKIT_NOINLINE bool mark_error(Serving& s) {
+    if (s.state == HcaQpState::error) return false;
     s.state = HcaQpState::error;
     set_error(s.qp);
     // Whoever serves the peer may know that this one listens.
     if (lane_id() == 0 && s.qp.peer != nullptr) store_release<Scope::sys>(s.qp.peer->attend, 1u);
+    return true;
+}
+RDMAKIT_NOINLINE void flush_both(Serving& s) {
     flush_sends(s);
     if (!take_respond(s.qp, s.watch)) return;
     flush_receives(s.qp, s.watch);
     end_turn(&s.qp.respond);
 }
-// A completion that says why, whether or not it was asked for, and the end of the queue pair.
+RDMAKIT_DEVICE void enter_error(Serving& s) {
+    if (mark_error(s)) flush_both(s);
+}
+// A completion that says why, whether or not it was asked for, and the end of the queue pair: which comes first, so that whoever
+// has heard of the failure finds a queue pair that does not listen.
 RDMAKIT_NOINLINE void fail(Serving& s, const DecodedWqe& wqe, Syndrome syndrome) {
     ++s.errors;
     s.completed = smaller(wqe.bb + wqe.bbs, s.producer);
+    const bool fresh = mark_error(s);
     const ErrorCqe cqe = error_cqe(CqeOpcode::requester_error, s.qp.qpn, wqe.opcode, s.qp.user_index, wqe.index, syndrome);
     const Pushed pushed = push_cqe(*s.qp.send_cq, cqe, s.watch);
     if (pushed == Pushed::yes) ++s.cqes;
     else s.events |= kHcaQpFatal;
     if (pushed == Pushed::died) s.events |= kHcaCqError;
-    enter_error(s);
+    if (fresh) flush_both(s);
 }
 
 }  // namespace rdmakit

@@ -65,7 +65,7 @@ RDMAKIT_DEVICE bool execute_next(Serving& s, bool last_chance) {
     }
     Answer answer{Reply::done, Syndrome::none};
     if (!is_local(wqe.opcode)) {
-        order_after_payload();
+        order_after_payload(s.qp.same_gpu != 0);
         answer = respond(s, wqe);
     }
     if (answer.reply == Reply::not_ready) {
@@ -83,7 +83,7 @@ RDMAKIT_DEVICE bool execute_next(Serving& s, bool last_chance) {
     (is_read(wqe.opcode) || is_atomic(wqe.opcode) ? s.fetched : s.sent) += wqe.bytes;
     if (!wants_cqe(wqe, s.qp.sq_sig_all != 0)) return true;
     const Cqe cqe = requester_cqe(s.qp.qpn, wqe.opcode, wqe.index, static_cast<u32>(wqe.bytes), time_ns());
-    const Pushed pushed = push_cqe(*s.qp.send_cq, cqe, s.watch);
+    const Pushed pushed = push_cqe(*s.qp.send_cq, cqe, s.watch, s.qp.same_gpu != 0);
     if (pushed == Pushed::yes) {
         ++s.cqes;
         return true;

@@ -7,6 +7,7 @@
 // once more. The warp keeps the queue pair's turn. Who changes what it has in registers says so by `attend`.
 #pragma once
 #include "hca_execute.cuh"
+#include "hca_task.cuh"
 
 namespace rdmakit {
 
@@ -15,43 +16,6 @@ enum class Stage : u32 { heard = 0, fetched = 1, placed = 2, ordered = 3, signal
 constexpr u32 kStages = 6;
 struct NoProbe {
     RDMAKIT_DEVICE void mark(Stage) {}
-};
-
-// ---- keys -----------------------------------------------------------------------------------------------------------------
-// A live key of the right domain, as the host registered it: it changes keys only while no kernel runs.
-struct NearKey {
-    u64 addr, len, base;
-    u32 key, access;  // key 0 is none
-};
-// The two that were asked for last.
-struct NearKeys {
-    KeyTable table;
-    u32 pd;
-    NearKey one, other;
-
-    RDMAKIT_DEVICE void begin(const KeyTable& keys, u32 domain) {
-        table = keys;
-        pd = domain;
-        one = other = NearKey{};
-    }
-    // Where the bytes lie, in *memory. False: not here, or not allowed.
-    RDMAKIT_DEVICE bool find(u32 key, u64 addr, u64 bytes, u32 access, u64* memory) {
-        if (key != one.key && key != other.key && !learn(key)) return false;
-        const bool first = key == one.key;
-        const u64 at = addr - (first ? one.addr : other.addr), len = first ? one.len : other.len;
-        *memory = (first ? one.base : other.base) + at;
-        return (access & ~(first ? one.access : other.access)) == 0 && bytes <= len && at <= len - bytes;
-    }
-
-  private:
-    RDMAKIT_DEVICE bool learn(u32 key) {
-        if (key >> 8 >= table.count) return false;
-        const KeyEntry entry = table.entries[key >> 8];
-        if (entry.state != KeyState::live || entry.key != key || entry.pd != pd || key == 0) return false;
-        other = one;
-        one = NearKey{entry.addr, entry.len, entry.base, key, entry.access};
-        return true;
-    }
 };
 
 // ---- what a warp knows ----------------------------------------------------------------------------------------------------
@@ -65,9 +29,9 @@ struct Near {
     const u32* record;
     HcaDoorbell doorbell;
     u32 log_sq, qpn, sig_all;
-    NearKeys keys, peer_keys;
-    u32 peer_access;       // what the peer lets this one do; 0 where nothing may go the short way
+    Rights rights;
     u32 in_order;
+    bool same_gpu;
     u64 heard, completed;
     u32 pending;           // basic blocks from `completed` on that were rung for
     bool unordered;        // something was placed behind which no fence stands yet
@@ -86,27 +50,29 @@ struct Near {
         doorbell = qp->doorbell;
         qpn = qp->qpn;
         sig_all = qp->sq_sig_all;
-        keys.begin(qp->keys, qp->pd);
+        same_gpu = qp->same_gpu != 0;
+        rights.local.begin(qp->keys, qp->pd);
+        rights.access = 0;
         completed = qp->completed;
         pending = static_cast<u32>(qp->producer - completed);
-        heard = warp_broadcast(load_relaxed<Scope::sys>(heard_at));
+        heard = *heard_at;  // while a warp has the turn, nobody else writes it, and where each has one, nobody reads it
         unordered = true;
         doorbells = ignored = send_wqes = atomics = cqes = sent = fetched = 0;
-        peer_access = in_order = 0;
+        in_order = 0;
         HcaQp* const peer = qp->peer;
         if (state_of(*qp) != HcaQpState::rts || peer == nullptr) return;
         const HcaQpState state = state_of(*peer);
         if ((state != HcaQpState::rtr && state != HcaQpState::rts && state != HcaQpState::sqd) || peer->peer != qp) return;
         const bool counts = qp->max_rd_atomic != 0 && peer->max_dest_rd_atomic != 0;
-        peer_access = peer->access & (kKeyRemoteWrite | (counts ? kKeyRemoteAtomic : 0u));
+        rights.access = peer->access & (kKeyRemoteWrite | (counts ? kKeyRemoteAtomic : 0u));
         in_order = peer->in_order;
-        peer_keys.begin(qp->peer_keys, peer->pd);
+        rights.remote.begin(qp->peer_keys, peer->pd);
     }
     // Into memory, for hca_execute.cuh.
     RDMAKIT_DEVICE void give_back() const {
         warp_sync();
         if (lane_id() == 0) {
-            store_relaxed<Scope::sys>(heard_at, heard);
+            *heard_at = heard;
             qp->producer = completed + pending;
             qp->completed = completed;
             qp->doorbells += doorbells;
@@ -121,22 +87,24 @@ struct Near {
         warp_sync();
     }
     RDMAKIT_DEVICE void settle() {
-        if (unordered) order_after_payload();
+        if (unordered) order_after_payload(same_gpu);
         unordered = false;
     }
 };
 
 // ---- WQEs -----------------------------------------------------------------------------------------------------------------
-// Basic blocks from `completed` on as the lanes hold them, a segment each: `count` of them, of which `next` have been executed.
+// Basic blocks from `completed` on, a segment in each lane: `count` of them. Then what they ask for, in each of a block's lanes;
+// `next` have been executed.
 struct Fetched {
     Vec16 mine;
+    Task task;
     u32 next, count;
 };
-constexpr u32 kFetchBlocks = kWarpThreads / kDsPerBb;
+constexpr u32 kFetchBlocks = kLanes == 1 ? 1 : kWarpThreads / kDsPerBb;
 
 // One round trip for all of them. They were published before what said so was acquired.
 RDMAKIT_DEVICE Fetched fetch_blocks(const Near& n, u32 published) {
-    Fetched fetched{Vec16{}, 0, smaller(published, kFetchBlocks)};
+    Fetched fetched{Vec16{}, Task{}, 0, smaller(published, kFetchBlocks)};
     if constexpr (kLanes > 1) {
         const u32 lane = static_cast<u32>(lane_id());
         const u32 slot = (static_cast<u32>(n.completed) * kDsPerBb + lane) & (n.entries() * kDsPerBb - 1);
@@ -144,51 +112,27 @@ RDMAKIT_DEVICE Fetched fetch_blocks(const Near& n, u32 published) {
     }
     return fetched;
 }
-// The next one's segments, in every lane.
-RDMAKIT_DEVICE void show_block(const Near& n, const Fetched& fetched, Vec16 (&segments)[kDsPerBb]) {
+// All of them at once: what it takes to understand one is most of what the HCA does.
+RDMAKIT_DEVICE void understand(Near& n, Fetched& fetched) {
+    const u32 block = static_cast<u32>(lane_id()) / kDsPerBb;
+    Vec16 segments[kDsPerBb];
     for (u32 ds = 0; ds < kDsPerBb; ++ds) {
         if constexpr (kLanes == 1) {
             segments[ds] = load_ds(SendRing{n.sq, n.log_sq}, n.completed, ds);
         } else {
             for (u32 i = 0; i < 4; ++i)
-                segments[ds].w[i] = warp_shuffle(fetched.mine.w[i], static_cast<int>(fetched.next * kDsPerBb + ds));
+                segments[ds].w[i] = warp_shuffle(fetched.mine.w[i], static_cast<int>(block * kDsPerBb + ds));
         }
     }
+    const Request r = read_request(segments, (static_cast<u32>(n.completed) + block) & 0xffff, n.qpn, n.sig_all != 0);
+    fetched.task = allow(n.rights, r, r.known && block < fetched.count, block == 0);
 }
-
-// A request of those that may go the short way.
-struct Request {
-    bool known, adds, inlined, signalled;
-    u32 bytes;
-    u64 raddr, laddr, add;
-    u32 rkey, lkey, opcode;
-    Vec16 data;  // the local segment, as it lies in memory
-};
-// As decode_wqe (hca_wqe.cuh) has it, but strict: what is unusual is not known here.
-RDMAKIT_DEVICE Request read_request(const Vec16 (&v)[kDsPerBb], u32 index, u32 qpn, bool sig_all) {
-    constexpr u32 kWrite = static_cast<u32>(Opcode::write), kAdd = static_cast<u32>(Opcode::fetch_add);
-    constexpr u32 kMasked = static_cast<u32>(Opcode::masked_fetch_add);
-    constexpr u32 kMasked4 = (kOpmodMasked4 << 24) | kMasked, kMasked8 = (kOpmodMasked8 << 24) | kMasked;
-    const u32 kind = swap_bytes(v[0].w[0]) ^ ((index & 0xffff) << 8), low_boundary = v[2].w[2] | v[2].w[3];
-    const bool narrow = kind == kMasked4 && v[2].w[1] == 0;
-    const bool adds = kind == kAdd || (kind == kMasked8 && low_boundary == 0) || narrow;
-    Request r{};
-    r.adds = adds;
-    r.opcode = kind & 0xff;
-    r.data = adds ? v[3] : v[2];
-    const u32 count = swap_bytes(r.data.w[0]), most = adds ? (narrow ? 4u : 8u) : kMaxWrite;
-    r.inlined = (count & kInlineFlag) != 0;
-    r.bytes = count & ~kInlineFlag;
-    r.raddr = word64(v[1], 0);
-    r.rkey = swap_bytes(v[1].w[2]);
-    r.laddr = word64(r.data, 2);
-    r.lkey = swap_bytes(r.data.w[1]);
-    r.add = narrow ? swap_bytes(v[2].w[0]) : word64(v[2], 0);
-    r.signalled = sig_all || ((v[0].w[2] >> 24) & (3u << 2)) == kCqUpdate;
-    const bool fits = r.inlined ? !adds && r.bytes <= 12 : r.bytes <= most;
-    const bool aligned = !adds || (r.bytes == most && (r.raddr & (most - 1)) == 0);
-    r.known = (kind == kWrite || adds) && v[0].w[1] == swap_bytes((qpn << 8) | (adds ? 4u : 3u)) && r.bytes != 0 && fits && aligned;
-    return r;
+// The next one's, in every lane.
+RDMAKIT_DEVICE Task next_task(const Fetched& fetched) {
+    const Task& t = fetched.task;
+    const int from = static_cast<int>(fetched.next * kDsPerBb);
+    return Task{warp_shuffle(t.from, from), warp_shuffle(t.to, from), warp_shuffle(t.low, from),
+                warp_shuffle(t.high, from), warp_shuffle(t.bytes, from), warp_shuffle(t.what, from)};
 }
 
 // ---- doorbells --------------------------------------------------------------------------------------------------------------
@@ -198,19 +142,22 @@ RDMAKIT_DEVICE Request read_request(const Vec16 (&v)[kDsPerBb], u32 index, u32 q
 RDMAKIT_DEVICE bool hear_near(Near& n, u64 value, Fetched* fetched) {
     const Doorbell bell = decode_doorbell(value);
     const u32 done = static_cast<u32>(n.completed), told = (doorbell_next_index(bell) - done) & 0xffff;
-    if (n.peer_access == 0 || bell.qpn != n.qpn || told > n.entries()) return false;
+    if (n.rights.access == 0 || bell.qpn != n.qpn || told > n.entries()) return false;
     *fetched = fetch_blocks(n, told);
     u32 pending = told, asked = 0;
     {
         const Abreast in_flight(1);
         asked = load_relaxed<Scope::sys>(n.attend);
         if (n.doorbell != HcaDoorbell::no_dbr) {
-            const u32 recorded = (swap_bytes(load_acquire<Scope::sys>(n.record)) - done) & 0xffff;
+            const u32 recorded = (swap_bytes(load_relaxed<Scope::sys>(n.record)) - done) & 0xffff;
             pending = n.doorbell == HcaDoorbell::dbrec ? recorded : larger(told, recorded);
         }
     }
     pending = warp_broadcast(pending);
-    warp_sync();
+    // What it stores is to say all that whoever rang knew, as a NIC's writes do: an acquire alone hands nothing on. And what
+    // the record vouches for beyond the bell is fetched behind this fence.
+    n.unordered = true;
+    n.settle();
     if (warp_any(asked != 0) || pending > n.entries()) return false;
     n.heard = value;
     n.pending = pending;
@@ -240,46 +187,37 @@ RDMAKIT_DEVICE void add_word(u8* word, u32 width, u64 add, u8* landing) {
 // The WQE at `completed`. False: not the short way, and nothing has happened.
 template <class Probe>
 RDMAKIT_DEVICE bool execute_near(const HcaHandle& hca, u32 index, Near& n, Fetched& fetched, Probe& probe) {
-    Vec16 segments[kDsPerBb];
-    show_block(n, fetched, segments);
-    const u32 counter = static_cast<u32>(n.completed) & 0xffff;
-    const Request r = read_request(segments, counter, n.qpn, n.sig_all != 0);
-    const u32 needed = r.adds ? kKeyRemoteAtomic : kKeyRemoteWrite;
-    if (!r.known || (n.peer_access & needed) == 0) return false;
-    u64 from = 0, to = 0;
-    if (!r.inlined && !n.keys.find(r.lkey, r.laddr, r.bytes, r.adds ? kKeyLocalWrite : 0, &from)) return false;
-    const bool word = r.bytes == 8 && !r.adds && !r.inlined && (from & 7) == 0;
-    u64 value = r.data.w[1] | (static_cast<u64>(r.data.w[2]) << 32);
-    if (word && lane_id() == 0) value = *reinterpret_cast<const u64*>(from);  // on its way while the other key is looked at
-    if (!n.peer_keys.find(r.rkey, r.raddr, r.bytes, needed, &to) || (r.adds && (to & (r.bytes - 1)) != 0)) return false;
-
-    u8* const target = reinterpret_cast<u8*>(to);
-    u8* const source = reinterpret_cast<u8*>(from);
+    const Task task = next_task(fetched);
+    if ((task.what & kTaskAllowed) == 0) return false;
+    u8* const target = reinterpret_cast<u8*>(task.to);
+    u8* const source = reinterpret_cast<u8*>(task.from);
     n.settle();
-    if (r.adds) {
+    if ((task.what & kTaskAdds) != 0) {
         probe.mark(Stage::ordered);
-        if (lane_id() == 0) add_word(target, r.bytes, r.add, source);
+        if (lane_id() == 0) add_word(target, task.bytes, task.low, source);
         probe.mark(Stage::signalled);
         ++n.atomics;
-        n.fetched += r.bytes;
+        n.fetched += task.bytes;
     } else {
-        if (r.bytes > kFewBytes) {
-            warp_move(target, source, r.bytes, n.in_order != 0);
+        if (task.bytes > kFewBytes) {
+            warp_move(target, source, task.bytes, n.in_order != 0);
         } else if (lane_id() == 0) {
-            if (word && (to & 7) == 0) store_relaxed<Scope::sys>(reinterpret_cast<u64*>(to), value);
-            else if (word || r.inlined) store_few(target, value, r.data.w[3], r.bytes);
-            else move_few(target, source, r.bytes);
+            if ((task.what & kTaskHere) == 0) move_few(target, source, task.bytes);
+            else if (task.bytes == 8 && (task.to & 7) == 0) store_relaxed<Scope::sys>(reinterpret_cast<u64*>(task.to), task.low);
+            else store_few(target, task.low, task.high, task.bytes);
         }
         probe.mark(Stage::placed);
-        n.sent += r.bytes;
+        n.sent += task.bytes;
     }
     n.unordered = true;
+    const u32 counter = static_cast<u32>(n.completed) & 0xffff;
     ++n.completed;
     --n.pending;
     ++fetched.next;
     ++n.send_wqes;
-    if (!r.signalled) return true;
-    const Pushed pushed = push_cqe(*n.cq, requester_cqe(n.qpn, r.opcode, counter, r.bytes, time_ns()), hca.watch);
+    if ((task.what & kTaskSignalled) == 0) return true;
+    const Cqe cqe = requester_cqe(n.qpn, task.what & 0xff, counter, task.bytes, time_ns());
+    const Pushed pushed = push_cqe(*n.cq, cqe, hca.watch, n.same_gpu);
     probe.mark(Stage::completed);
     if (pushed == Pushed::yes) {
         ++n.cqes;
@@ -297,12 +235,13 @@ RDMAKIT_DEVICE bool execute_near(const HcaHandle& hca, u32 index, Near& n, Fetch
 template <class Probe>
 RDMAKIT_DEVICE bool serve_news(const HcaHandle& hca, u32 index, Near& n, u64 value, bool asked, bool last_chance, Probe& probe) {
     probe.mark(Stage::heard);
-    Fetched fetched{Vec16{}, 0, 0};
+    Fetched fetched{Vec16{}, Task{}, 0, 0};
     const bool rang = !asked && value != n.heard && n.pending == 0 && hear_near(n, value, &fetched);
     bool near = rang;
     probe.mark(Stage::fetched);
     while (near && n.pending != 0) {
         if (fetched.next == fetched.count) fetched = fetch_blocks(n, n.pending);
+        if (fetched.next == 0) understand(n, fetched);
         near = execute_near(hca, index, n, fetched, probe);
     }
     if (near) return true;
@@ -324,9 +263,11 @@ RDMAKIT_DEVICE bool pause_near([[maybe_unused]] const Near& n, Spin& spin, const
         const HcaQp* const peer = asked.value != 0 ? n.qp->peer : nullptr;
         if (peer == nullptr) {
             more = spin.pause(who, site, over, asked, rung);
-        } else {
-            const u32 record = swap_bytes(static_cast<u32>(peer->rq_consumed) & 0xffff);
-            more = spin.pause(who, site, over, asked, rung, Seen<u32>{&peer->dbrec[kDbrecReceive], record});
+        } else {  // which has asked itself to look again: until the peer posts a receive, or fails
+            const Seen<HcaQpState> state{&peer->state, load_relaxed<Scope::sys>(&peer->state)};
+            const u32 record = swap_bytes(static_cast<u32>(peek(&peer->rq_consumed)) & 0xffff);
+            const Seen<u32> receives{&peer->dbrec[kDbrecReceive], record};
+            if (state.value != HcaQpState::error) more = spin.pause(who, site, over, state, rung, receives);
         }
 #endif
     }

@@ -115,13 +115,6 @@ template <class Place> RDMAKIT_DEVICE Answer with_receive(Serving& s, const Deco
 }
 
 // ---- the requests -------------------------------------------------------------------------------------------------------
-// Earlier WQEs' payload before what somebody may take for a signal: whoever acquires the later store sees the former.
-RDMAKIT_DEVICE void order_after_payload() {
-    warp_sync();
-    if (lane_id() == 0) fence<Scope::sys>();
-    warp_sync();
-}
-
 RDMAKIT_DEVICE Answer respond_write(Serving& s, const DecodedWqe& wqe) {
     HcaQp& peer = *s.qp.peer;
     KeyCheck check{KeyFault::none, 0};  // a zero-length WRITE skips the rkey check, as IBTA asks of responders

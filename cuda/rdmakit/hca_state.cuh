@@ -57,6 +57,7 @@ struct HcaQp {
     u32 max_rd_atomic, max_dest_rd_atomic;
     u32 rnr_retry;         // 7: for ever
     u32 in_order;          // bytes of an aligned 128-byte line become visible in ascending order
+    u32 same_gpu;          // 1: who takes its CQEs, and who reads what it places at its peer, is of the GPU of the warps that serve
     // While serving. Of whoever has `turn`: the sending side.
     alignas(128) u32 turn;
     HcaQpState state;      // the peer's server may set it to error

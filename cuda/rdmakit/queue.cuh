@@ -57,6 +57,8 @@ struct QpHandle {
     DoorbellDialect dialect;
     u32 batch;           // basic blocks that may lie published but not rung while others still write; 0: ring each time
     u32 peer, channel;   // for reports
+    u32 same_gpu;        // 1: its HCA is warps of the GPU that posts (hca_engine.cuh), and gpu scope reaches it. 0: a NIC, or unknown
+    u32 reserved;
     CqHandle cq;
     Watch watch;
 };
@@ -84,16 +86,21 @@ RDMAKIT_DEVICE u64 doorbell_value(const QpHandle& qp, u64 next) {
 // on to the ringer, who puts the bell back by an exchange, since that reads the attempt. What the ringer has to know of
 // others' work it learns by its second look at `ready`.
 
+// How far S must reach depends on what the HCA is: `same_gpu`.
+template <Scope S> RDMAKIT_DEVICE void tell(const QpHandle& qp, u64 next, u64 bell) {
+    fence<S>();  // all WQEs below `next`, and the payload they point to, before the record
+    store_relaxed<Scope::sys>(qp.dbrec, swap_bytes(static_cast<u32>(next & 0xffff)));
+    fence<S>();  // the record before the register: the NIC may read it as soon as it is rung
+    mmio_store(qp.doorbell, bell);
+}
 // Holder of the bell, and of everything below `next` it knows.
 RDMAKIT_DEVICE void ring(const QpHandle& qp, u64 next) {
     SqState& s = *qp.state;
     // Read before the record is written: once that is there an earlier bell may make the NIC execute the last WQE,
     // and its slot be filled anew.
     const u64 bell = doorbell_value(qp, next);
-    fence<Scope::sys>();  // all WQEs below `next`, and the payload they point to, before the record
-    store_relaxed<Scope::sys>(qp.dbrec, swap_bytes(static_cast<u32>(next & 0xffff)));
-    fence<Scope::sys>();  // the record before the register: the NIC may read it as soon as it is rung
-    mmio_store(qp.doorbell, bell);
+    if (qp.same_gpu != 0) tell<Scope::gpu>(qp, next, bell);
+    else tell<Scope::sys>(qp, next, bell);
     store_relaxed<Scope::gpu>(&s.rung, next);
     s.doorbells += 1;
 }

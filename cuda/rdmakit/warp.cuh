@@ -150,6 +150,13 @@ RDMAKIT_DEVICE u32 warp_ballot(bool v, [[maybe_unused]] Site site = Site::here()
 #endif
     }
 }
+RDMAKIT_DEVICE int lowest_lane(u32 mask) {  // of a ballot that is not 0
+#if RDMAKIT_GPU
+    return __ffs(static_cast<int>(mask)) - 1;
+#else
+    return __builtin_ctz(mask);
+#endif
+}
 RDMAKIT_DEVICE bool warp_any(bool v, Site site = Site::here()) { return warp_ballot(v, site) != 0; }
 RDMAKIT_DEVICE bool warp_all(bool v, Site site = Site::here()) { return warp_ballot(!v, site) == 0; }
 template <class T> RDMAKIT_DEVICE T warp_sum(T v, [[maybe_unused]] Site site = Site::here()) {

@@ -29,7 +29,7 @@ __all__ = [
     "struct",
 ]
 
-LAYOUT_VERSION = 2  # RDMAKIT_LAYOUT_VERSION, config.cuh
+LAYOUT_VERSION = 3  # RDMAKIT_LAYOUT_VERSION, config.cuh
 DIALECTS = {"next_index": 0, "last_wqe": 1}  # enum class DoorbellDialect, queue.cuh
 
 
@@ -75,7 +75,7 @@ SQ_STATE = struct(
 )
 
 QP_HANDLE = struct(
-    136,
+    144,
     layout_version=(0, "<u4"),
     qpn=(4, "<u4"),
     sq=(8, "<u8"),
@@ -89,8 +89,10 @@ QP_HANDLE = struct(
     batch=(60, "<u4"),
     peer=(64, "<u4"),
     channel=(68, "<u4"),
-    cq=(72, CQ_HANDLE),
-    watch=(112, WATCH),
+    same_gpu=(72, "<u4"),
+    reserved=(76, "<u4"),
+    cq=(80, CQ_HANDLE),
+    watch=(120, WATCH),
 )
 
 

@@ -130,6 +130,9 @@ class Provider(Protocol):
 
     device: Device
 
+    def hca_is_of_the_gpu(self) -> bool:
+        """Whether warps of the one GPU that posts stand for the device, so that a fence of gpu scope reaches it."""
+
     def close(self) -> None: ...
     def alloc_pd(self) -> int: ...
     def dealloc_pd(self, pd: int) -> None: ...

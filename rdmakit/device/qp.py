@@ -354,6 +354,7 @@ class QP(Atomics):
         handle["log_sq"] = self._sends.size.bit_length() - 1
         handle["dialect"], handle["batch"] = DIALECTS[dialect], batch
         handle["peer"], handle["channel"] = peer, channel
+        handle["same_gpu"] = provider.hca_is_of_the_gpu()
         handle["cq"] = self.send_cq.device_handle()
         handle["watch"] = (report.address, timeout_ns, rank)
         report.follow(self)

@@ -151,18 +151,19 @@ class CtaDevice:
         used = self._used
         return bool((self.registers[:used] != self.heard[:used]).any() or self.attend[:used].any())
 
-    def connect_pods(self, devices: list[CtaDevice]) -> None:
-        """Addresses that may have moved: keys, CQs, peers."""
+    def connect_pods(self, devices: list[CtaDevice], one_gpu: list[bool]) -> None:
+        """Addresses that may have moved: keys, CQs, peers. `one_gpu`: with which devices this one shares its GPU."""
         for queue_pair in self.queue_pairs.values():
             pod = self.pods[queue_pair.index]
             pod["attend"] = int(self.attend.ctypes.data) + 4 * queue_pair.index
             pod["send_cq"] = self.cqs[queue_pair.send_cqn].ctypes.data
             pod["recv_cq"] = self.cqs[queue_pair.recv_cqn].ctypes.data
             pod["keys"] = (self.keys.ctypes.data, len(self.keys))
-            pod["peer"] = 0
+            pod["peer"] = pod["same_gpu"] = 0
             if queue_pair.remote is not None:
                 device, qpn = devices[queue_pair.remote[0]], queue_pair.remote[1]
                 pod["peer"] = device.address_of(qpn)
+                pod["same_gpu"] = one_gpu[queue_pair.remote[0]]
                 pod["peer_keys"] = (device.keys.ctypes.data, len(device.keys))
 
     def describe(self, left: np.ndarray[Any, Any], leavers: int) -> np.ndarray[Any, Any]:

@@ -52,6 +52,11 @@ class CtaEngine:
         there = [rank for rank in self.world.ranks if rank.host == host]
         return next((rank.index for rank in there if nic in rank.nics), there[0].index)
 
+    def on_one_gpu(self, *devices: int) -> bool:
+        """Whether all ranks of these devices' hosts, among which are those that serve, are one GPU."""
+        hosts = {device // self.world.topology.nics for device in devices}
+        return len({self.world._gpu_of(rank.index) for rank in self.world.ranks if rank.host in hosts}) == 1
+
     # ---- runs
     def launched(self, rank: int, stream: int) -> None:
         """A kernel was queued, which may ring."""
@@ -60,8 +65,9 @@ class CtaEngine:
 
     def _handles(self, leavers: int) -> list[np.ndarray[Any, Any]]:
         if self.changed:
-            for device in self.devices:
-                device.connect_pods(self.devices)
+            others = range(len(self.devices))
+            for i, device in enumerate(self.devices):
+                device.connect_pods(self.devices, [self.on_one_gpu(i, other) for other in others])
             self.changed = False
         self._left[0] = 0
         return [device.describe(self._left, leavers) for device in self.devices]

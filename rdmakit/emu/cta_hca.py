@@ -37,6 +37,10 @@ class CtaHca(EmulatedHca):
         self._engine: CtaEngine = world._cta
         self._cta: CtaDevice = self._engine.devices[index]
 
+    def hca_is_of_the_gpu(self) -> bool:
+        """Whether the host's ranks are one GPU: then its warps serve what it posts."""
+        return self._engine.on_one_gpu(self.index)
+
     # ---- MR
     def reg_mr(self, pd: int, address: int, nbytes: int, access: int, label: str) -> tuple[int, int]:
         key, _ = super().reg_mr(pd, address, nbytes, access, label)

@@ -68,6 +68,7 @@ HCA_QP = struct(
     max_dest_rd_atomic=(136, "<u4"),
     rnr_retry=(140, "<u4"),
     in_order=(144, "<u4"),
+    same_gpu=(148, "<u4"),
     turn=(256, "<u4"),
     state=(260, "<u4"),
     producer=(264, "<u8"),

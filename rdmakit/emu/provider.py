@@ -62,6 +62,10 @@ class EmulatedHca:
         except VerbRefused as refused:
             raise Refused(refused.code, refused.message) from None
 
+    def hca_is_of_the_gpu(self) -> bool:
+        """No: the HCA model stands for a NIC, which only system scope reaches."""
+        return False
+
     def close(self) -> None:
         """Nothing to give back: the HCA belongs to the world."""
 

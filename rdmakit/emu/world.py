@@ -227,6 +227,10 @@ class World:
         """Where all memory of this world comes from, rings and handles included: zeroed, aligned, C-contiguous."""
         return aligned_array(shape, dtype, alignment)
 
+    def _gpu_of(self, rank: int) -> int:
+        """Which GPU a rank is: what is of gpu scope ends there."""
+        return rank
+
     def reachable(self, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         """What kernels can read of a caller's array: itself here, a copy where GPUs are real."""
         return array

@@ -132,6 +132,7 @@ class Explorer:
         self.options = {"faults": self.scenario.faults if faults is None else faults, "reader": reader, **options}
         self.scene = Scene(faults=self.options["faults"], reader=reader, options=options)
         self.scenario.build(self.scene)
+        self.scene.serve()
         self.core = self.scene.core
         self.core.latent_races_fail(self.scene.latent_races)
         self.core.ready(self.scene._judge if self.scene._checks else None)

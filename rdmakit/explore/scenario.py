@@ -150,13 +150,17 @@ class Scene:
     tally: Counter[str] = field(default_factory=Counter)  # what a scenario's check has seen happen, by name
 
     def world(self, hosts: int = 1, **options: Any) -> World:
-        """The world of this scene: `World(hosts, policy="explore", …)`. Launches are kept, and run in each schedule."""
+        """The world of this scene: `World(hosts, policy="explore", …)`. Launches are kept, and run in each schedule.
+
+        `engine`: by default the scene's option of that name, or the HCA model.
+        """
         if self._world is not None:
             raise BadState(
                 "this scene has its world", rule="one world a scene", remedy="use the one you have", world=self._world
             )
         faults = Faults.parse(self.faults) if self.faults else None
         in_order = self.reader == "host"
+        options.setdefault("engine", self.options.get("engine", "host"))
         self._world = World(
             hosts, policy="explore", seed=self.seed, faults=faults, data_in_order=in_order, **options
         )
@@ -222,6 +226,11 @@ class Scene:
         finally:
             core.keep_launches(True)
             world.faults = plan
+
+    def serve(self) -> None:
+        """Launches what answers doorbells, where warps do: behind all other launches."""
+        if self._world is not None:
+            self._world.serve()
 
     def keep(self, *things: Any) -> None:
         """Objects that the launches need alive."""

@@ -106,9 +106,21 @@ class BareQueue:
 
     @classmethod
     def lay_out(
-        cls, memory: Memory, handle: Any, qpn: int, log_sq: int, report: int, *, batch: int = 0, register: int = 0
+        cls,
+        memory: Memory,
+        handle: Any,
+        qpn: int,
+        log_sq: int,
+        report: int,
+        *,
+        batch: int = 0,
+        register: int = 0,
+        same_gpu: bool = False,
     ) -> BareQueue:
-        """`handle`: the POD to fill in. `register`: where its doorbell lies; by default a line of its own."""
+        """`handle`: the POD to fill in. `register`: where its doorbell lies; by default a line of its own.
+
+        `same_gpu`: whoever answers it is of the GPU that posts; left out, fences reach as far as a NIC.
+        """
         ring, sq = memory.take(64 << log_sq, np.uint8)
         _, dbrec = memory.take(2, np.uint32)
         entry, cqe = memory.take(64, np.uint8)
@@ -119,6 +131,7 @@ class BareQueue:
         register = register or memory.take(1, np.uint64)[1]
         handle["layout_version"], handle["qpn"], handle["sq"] = LAYOUT_VERSION, qpn, sq
         handle["dbrec"], handle["doorbell"], handle["state"] = dbrec + 4, register, state
+        handle["same_gpu"] = same_gpu
         handle["sink_address"], handle["sink_lkey"], handle["log_sq"], handle["batch"] = sink, KEY, log_sq, batch
         cq = handle["cq"]
         cq["layout_version"], cq["entries"], cq["dbrec"] = LAYOUT_VERSION, cqe, cq_dbrec
@@ -152,7 +165,8 @@ def bare_report(memory: Memory) -> tuple[Report, int]:
 def bare_hca(memory: Memory, queues: list[BareQueue], registers: list[int], report: int, doorbell: str) -> int:
     """A `HcaHandle` for each of two queue pairs that are connected to each other; address of the first.
 
-    `registers`: where each one's lies, 16 words apart. Every key that is `KEY` reaches all memory.
+    `registers`: where each one's lies, 16 words apart. Every key that is `KEY` reaches all memory. Whoever reads is
+    of the same GPU if the handles of `queues` say so.
     """
     keys, keys_at = memory.take(2, KEY_ENTRY)
     keys[1] = (0, (1 << 64) - 1, 0, KEY, _ALL_ACCESS, _PD, 1)
@@ -173,7 +187,7 @@ def bare_hca(memory: Memory, queues: list[BareQueue], registers: list[int], repo
         pod["log_sq"], pod["pd"], pod["access"] = queue.handle["log_sq"], _PD, _ALL_ACCESS
         pod["doorbell"] = _NO_DBR if doorbell == "no_dbr" else 1
         pod["max_rd_atomic"] = pod["max_dest_rd_atomic"] = 16
-        pod["rnr_retry"], pod["state"] = 7, _RTS
+        pod["rnr_retry"], pod["state"], pod["same_gpu"] = 7, _RTS, queue.handle["same_gpu"]
         handle["layout_version"], handle["count"], handle["qps"] = LAYOUT_VERSION, 1, pods_at + i * HCA_QP.itemsize
         handle["registers"], handle["heard"], handle["attend"] = registers[i], heard, attend
         handle["left"], handle["leavers"], handle["watch"]["report"] = left, 2, report

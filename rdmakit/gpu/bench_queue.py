@@ -11,6 +11,7 @@ is measured, and all memory is the GPU's own.
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 from collections.abc import Callable, Sequence
@@ -26,17 +27,17 @@ __all__ = ["all_processors", "everything", "one_warp", "put_signal", "put_signal
 
 _MEMORY = struct(16, address=(0, "<u8"), key=(8, "<u4"))  # RemoteMemory, LocalMemory: signal.cuh
 PING_END = struct(
-    232,
+    240,
     qp=(0, QP_HANDLE),
-    to=(136, _MEMORY),
-    word=(152, _MEMORY),
-    source_memory=(168, _MEMORY),
-    source=(184, "<u8"),
-    data=(192, "<u8"),
-    mine=(200, "<u8"),
-    sum=(208, "<u8"),
-    wrong=(216, "<u8"),
-    ns=(224, "<u8"),
+    to=(144, _MEMORY),
+    word=(160, _MEMORY),
+    source_memory=(176, _MEMORY),
+    source=(192, "<u8"),
+    data=(200, "<u8"),
+    mine=(208, "<u8"),
+    sum=(216, "<u8"),
+    wrong=(224, "<u8"),
+    ns=(232, "<u8"),
 )  # hca_ping.cu
 _SERVED = ("heard", "fetched", "placed", "ordered", "signalled", "completed")  # Stage, hca_near.cuh
 PING_STAGES = struct(
@@ -46,6 +47,8 @@ _FIRST_QPN = 0x4A00
 # How an end of the ping posts (PingWay, hca_ping.cu): by the protocol for many threads, as the only one, and that
 # without a doorbell record.
 WAYS = "shared", "alone", "no_dbr"
+# How far its fences reach: "gpu", since everybody here is of one GPU, or "sys", as for peers and readers elsewhere.
+SCOPES = "gpu", "sys"
 _WARP = 32
 
 
@@ -130,19 +133,21 @@ def one_warp(platform: Platform | None = None, *, wqes: int = 1 << 20) -> dict[s
 
 
 def _ping(
-    platform: Platform, way: str, warm: int, rounds: int, stages: dict[str, float] | None = None
+    platform: Platform, way: str, warm: int, rounds: int, stages: dict[str, float] | None = None, *, scope: str = "gpu"
 ) -> tuple[float, bool]:
     """Microseconds from a put to the peer that has seen its signal: half a round trip.
 
-    `stages`: is filled with the time of each stage of a put after its beginning, microseconds.
+    `stages`: is filled with the time of each stage of a put after its beginning, microseconds. `scope`: of `SCOPES`.
     """
     memory = platform.memory(2 * BareQueue.bytes_for(8) + (1 << 16))
     report, report_at = bare_report(memory)
     ends, ends_at = memory.take(2, PING_END)
     registers = [memory.take(16, np.uint64)[1] for _ in range(2)]
     data, word, source = ([memory.take(16, np.uint64)[1] for _ in range(2)] for _ in range(3))
+    near = scope == "gpu"
     queues = [
-        BareQueue.lay_out(memory, ends[i]["qp"], _FIRST_QPN + i, 8, report_at, register=registers[i]) for i in range(2)
+        BareQueue.lay_out(memory, ends[i]["qp"], _FIRST_QPN + i, 8, report_at, register=registers[i], same_gpu=near)
+        for i in range(2)
     ]
     for i in range(2):
         ends[i]["to"], ends[i]["word"] = (data[1 - i], KEY), (word[1 - i], KEY)
@@ -175,25 +180,31 @@ def put_signal_stages(platform: Platform | None = None, *, rounds: int = 5000) -
     """Where the time of `put_signal` goes: each stage of a put and its signal, with the clock read at each."""
     platform = platform or GpuPlatform()
     lines, ok = [], True
-    for way in WAYS:
+    for way, scope in itertools.product(WAYS, SCOPES):
         stages: dict[str, float] = {}
-        us, right = _ping(platform, way, 0, rounds, stages)
+        us, right = _ping(platform, way, 0, rounds, stages, scope=scope)
         ok = ok and right
         each = ", ".join(f"{name} {at:.2f}" for name, at in stages.items())
-        lines.append(f"put_signal stages, {way}: {each} µs after its beginning ({us:.2f} µs with the clock; measured)")
+        after = f"{each} µs after its beginning ({us:.2f} µs with the clock; measured)"
+        lines.append(f"put_signal stages, {way}, {scope} scope: {after}")
     return {"ok": ok, "figures": {}, "lines": lines}
 
 
 def put_signal(platform: Platform | None = None, *, warm: int = 100, rounds: int = 5000) -> dict[str, Any]:
     """8 bytes and a signal behind them on one queue pair, until the peer has seen the signal, there and back."""
     platform = platform or GpuPlatform()
-    runs = {way: [_ping(platform, way, warm, rounds) for _ in range(3)] for way in WAYS}
+    hows = {"" if scope == "gpu" else f"_{scope}": scope for scope in SCOPES}
+    runs = {
+        way + suffix: [_ping(platform, way, warm, rounds, scope=scope) for _ in range(3)]
+        for way, (suffix, scope) in itertools.product(WAYS, hows.items())
+    }
     ok = all(right for pings in runs.values() for _, right in pings)
     times = {way: min(us for us, _ in pings) for way, pings in runs.items()}
     each = ", ".join(f"{way} {us:.2f}" for way, us in times.items())
     checked = "payload right" if ok else "payload WRONG"
     best = min(times.values())
     line = f"put_signal_us: {best:.2f} µs ({each}; 8 B, half of a round trip, best of 3; measured), {checked}"
+    line += "; fences of gpu scope, since poster, HCA and reader share a GPU, but for _sys"
     figures = {"put_signal_us": best} | {f"put_signal_{way}_us": us for way, us in times.items()}
     return {"ok": ok, "figures": figures, "lines": [line]}
 

@@ -145,6 +145,7 @@ class World(EmulatedWorld):
         self._gpus = cp.cuda.runtime.getDeviceCount()
 
     def _gpu_of(self, rank: int) -> int:
+        """The ranks of a host are one GPU, and hosts may share it."""
         return int(rank // self.topology.gpus_per_host % self._gpus)
 
     # ---- memory and registers

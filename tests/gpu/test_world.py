@@ -14,7 +14,7 @@ from test_ep_normal import round_trip
 
 import rdmakit
 from rdmakit import gpu
-from rdmakit.device import connected_pair
+from rdmakit.device import QP_HANDLE, connected_pair
 from rdmakit.ep import reference, verify
 from rdmakit.ep.low_latency import LowLatencyBuffer
 from rdmakit.ep.normal import NormalBuffer
@@ -109,7 +109,7 @@ def test_a_peer_that_is_late_is_reported(seed):
 def test_memory_that_a_gpu_does_not_reach_is_refused():
     world = gpu.World(hosts=2, memory=1 << 20)
     with pytest.raises(BadArgument, match="do not reach"):
-        world.stock_kernel("put_words")(1, 32, (np.zeros(136, np.uint8), b"\0" * 16, b"\0" * 16, 1, 1))
+        world.stock_kernel("put_words")(1, 32, (np.zeros(QP_HANDLE.itemsize, np.uint8), b"\0" * 16, b"\0" * 16, 1, 1))
     with pytest.raises(BadArgument, match="used up"):
         world.array(1 << 21)
     mine = np.arange(4)

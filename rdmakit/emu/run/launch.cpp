@@ -52,7 +52,6 @@ std::string Launcher::launch(const LaunchSpec& spec) {
         launch->spec.pointers = launch->argument_pointers.data();
     }
     Gpu& gpu = gpus_[spec.gpu];
-    if (gpu.streams.size() <= spec.stream) gpu.streams.resize(spec.stream + 1);
     gpu.streams[spec.stream].push_back(launch.get());
     launches_.push_back(std::move(launch));
     ++live_launches_;
@@ -67,7 +66,7 @@ u64 Launcher::warps_of(const Launch& launch) const {
 // The head of each stream runs; its blocks start in order while the GPU has room for them.
 void Launcher::start_blocks(u32 index) {
     Gpu& gpu = gpus_[index];
-    for (auto& stream : gpu.streams) {
+    for (auto& [number, stream] : gpu.streams) {
         if (stream.empty()) continue;
         Launch& launch = *stream.front();
         if (launch.next_block == 0 && launch.live_blocks == 0) {

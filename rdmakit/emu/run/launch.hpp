@@ -1,5 +1,6 @@
 // launch.hpp — kernel launches on emulated GPUs: streams, grids, blocks, shared memory, barriers, warp collectives.
 #pragma once
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -158,7 +159,7 @@ class Launcher : public FibreOwner {
 
   private:
     struct Gpu {
-        std::vector<std::vector<Launch*>> streams;
+        std::map<u32, std::vector<Launch*>> streams;  // by number, which may be anything; those that were ever used
         std::vector<Launch*> running;
         u64 resident_warps = 0;
         ClockRef ended = 0;  // Explore: what those knew that have ended here: kernels of a stream follow each other

@@ -25,13 +25,14 @@ def put_signal(scene: Scene) -> None:
 @scenario("put-signal-cta", "the same through an HCA made of warps: its device code is explored, too", tags=("hca",))
 def put_signal_cta(scene: Scene) -> None:
     """As `put-signal`, with `hca_serve` in place of the HCA model (cuda/rdmakit/hca_engine.cuh)."""
-    world = scene.world(hosts=2, ports=1, engine="cta")
-    exchange(scene, world)
-    world.serve()
+    exchange(scene, scene.world(hosts=2, ports=1, engine="cta"))
 
 
-def exchange(scene: Scene, world: World) -> None:
-    """Queue pairs, memory, both kernels, and what has to be true afterwards."""
+def exchange(scene: Scene, world: World, *, same_gpu: bool | None = None) -> None:
+    """Queue pairs, memory, both kernels, and what has to be true afterwards.
+
+    `same_gpu`: what the sender's handle says, if not the truth.
+    """
     words = int(scene.options.get("words", 16))
     qps, memory, regions = [], [], []
     for rank, name in enumerate(("source", "sink")):
@@ -43,6 +44,8 @@ def exchange(scene: Scene, world: World) -> None:
     qps[0].connect(qps[1])
     qps[1].connect(qps[0])
     sender, receiver = (qp.device_handle(rank=rank) for rank, qp in enumerate(qps))
+    if same_gpu is not None:
+        sender.array["same_gpu"] = same_gpu
     total = world.array(1, np.uint64, name="sum")
     memory[0][: 2 * words] = np.arange(7, 7 + 2 * words)
     signal = regions[1].address + 8 * words
