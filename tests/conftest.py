@@ -34,12 +34,17 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"seed: {config.stash[SEED]} (replay: --seed={config.stash[SEED]} or RDMAKIT_SEED)"
 
 
+@pytest.fixture(scope="session")
+def run_seed(pytestconfig: pytest.Config) -> int:
+    """The run's seed, for fixtures that live longer than a test; tests take `seed`, which says what it is."""
+    return pytestconfig.stash[SEED]
+
+
 @pytest.fixture
-def seed(request: pytest.FixtureRequest) -> Iterator[int]:
+def seed(run_seed: int) -> Iterator[int]:
     """This test's seed: the run's own, so that one number replays one test or all of them."""
-    number = request.config.stash[SEED]
-    print(f"RDMAKIT_SEED={number}")
-    yield number
+    print(f"RDMAKIT_SEED={run_seed}")
+    yield run_seed
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@
 //
 // Order of summation, the same on every run: a host's ranks ascending, in float32, rounded once to BF16; then hosts
 // ascending, in float32, rounded once to BF16.
-#include <rdmakit/ep.cuh>
+#include <rdmakit/ep_ride.cuh>
 
 namespace rdmakit {
 
@@ -14,7 +14,8 @@ struct CombineInput {
     u8* out;                 // [tokens] rows of BF16
     float* out_weights;      // [tokens][topk], or null
     u32 rows, tokens;
-    u64 epoch;
+    u64 offered;             // blocks of each local rank that will have left their rows, over all combines, this one included
+    const u8* bias[2];       // [tokens] rows of BF16, added before the last rounding; or null
 };
 
 RDMAKIT_DEVICE u32 row_bytes(const EpRank& ep) { return ep.hidden * 2; }
@@ -109,6 +110,9 @@ RDMAKIT_DEVICE Status finish_token(const EpRank& ep, const EpPlan& plan, const C
                 if (!goes(places[h])) continue;
                 add_bf16(sum, load_stream(reinterpret_cast<const Vec16*>(h == ep.host ? own_partial : partial(h)) + i));
             }
+            for (const u8* bias : in.bias) {
+                if (bias != nullptr) add_bf16(sum, load_stream(reinterpret_cast<const Vec16*>(bias + at) + i));
+            }
             store_stream(reinterpret_cast<Vec16*>(in.out + at) + i, to_bf16(sum));
         }
     }
@@ -171,7 +175,7 @@ RDMAKIT_DEVICE Status finish_tokens(const EpRank& ep, const EpPlan& plan, const 
 RDMAKIT_DEVICE void offer_rows(const EpRank& ep, const CombineInput& in) {
     u8* const x = my_heap(ep, ep.at.combine_x);
     auto* const w = heap_array<u32>(ep, ep.rank, ep.at.combine_weights);
-    const u32 warps = static_cast<u32>(warps_in_block() * blocks_in_grid());
+    const u32 warps = static_cast<u32>(warps_in_block()) * 2 * ep.channels;
     const u32 warp = static_cast<u32>(block_id() * warps_in_block() + warp_id());
     for (u32 r = warp; r < in.rows; r += warps) {
         const u64 at = static_cast<u64>(r) * row_bytes(ep);
@@ -189,11 +193,7 @@ RDMAKIT_DEVICE void offer_rows(const EpRank& ep, const CombineInput& in) {
     }
 }
 
-}  // namespace rdmakit
-
-RDMAKIT_KERNEL ep_combine(const rdmakit::EpRank* rank, rdmakit::EpPlan plan, rdmakit::CombineInput in, unsigned char* scratch) {
-    using namespace rdmakit;
-    const EpRank& ep = *rank;
+RDMAKIT_DEVICE void combine_rows(const EpRank& ep, const EpPlan& plan, const CombineInput& in, u8* scratch) {
     if (!check_rails(ep, static_cast<u32>(block_id()) / 2)) return;
     using Words = u64[kMaxHosts];
     RDMAKIT_SHARED(Words, turns);
@@ -204,13 +204,12 @@ RDMAKIT_KERNEL ep_combine(const rdmakit::EpRank* rank, rdmakit::EpPlan plan, rdm
     }
     offer_rows(ep, in);
 
-    const u64 offered = in.epoch * static_cast<u64>(blocks_in_grid());
     Status status = by_lane_zero([&] {
         for (u32 g = 0; g < ep.local_ranks; ++g) {
             u64 seen = 0;
             const u32 r = first_local_rank(ep) + g;
-            const Status s = wait_signal(heap_array<u64>(ep, r, ep.at.combine_epoch), offered, ep.watch,
-                                         Subject{"a local rank's rows to combine", offered, 0, r, 0}, &seen);
+            const Status s = wait_signal(heap_array<u64>(ep, r, ep.at.combine_epoch), in.offered, ep.watch,
+                                         Subject{"a local rank's rows to combine", in.offered, 0, r, 0}, &seen);
             if (s != Status::ok) return s;
         }
         return Status::ok;
@@ -239,8 +238,21 @@ RDMAKIT_KERNEL ep_combine(const rdmakit::EpRank* rank, rdmakit::EpPlan plan, rdm
         fetch_add<Scope::sys>(heap_array<u64>(ep, first_local_rank(ep) + g, ep.at.combine_done), 1ull);
     }
     if (block_id() != 0) return;
-    const u64 done = offered * ep.local_ranks;
+    const u64 done = in.offered * ep.local_ranks;
     u64 seen = 0;
     wait_signal(heap_array<u64>(ep, ep.rank, ep.at.combine_done), done, ep.watch,
                 Subject{"local ranks that still read this rank's rows", done, 0, ep.rank, 0}, &seen);
+}
+
+}  // namespace rdmakit
+
+RDMAKIT_KERNEL ep_combine(const rdmakit::EpRank* rank, rdmakit::EpPlan plan, rdmakit::CombineInput in, unsigned char* scratch) {
+    rdmakit::combine_rows(*rank, plan, in, scratch);
+}
+
+// Behind the channels' blocks stand those that are their HCA.
+RDMAKIT_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 1)
+ep_combine_riding(RDMAKIT_GRID_CONSTANT rdmakit::HcaHandle hca, const rdmakit::EpRank* rank, rdmakit::EpPlan plan,
+                  rdmakit::CombineInput in, unsigned char* scratch) {
+    rdmakit::with_riders(hca, 2 * rank->channels, [&] { rdmakit::combine_rows(*rank, plan, in, scratch); });
 }

@@ -3,23 +3,24 @@
 //
 // Counts were exchanged before (ep_notify), so a row's place is known to everyone who writes it: the destination's first
 // row for the source, plus the token's order among the source's tokens to that rank. No receiver has to move anything.
-#include <rdmakit/ep.cuh>
+#include <rdmakit/ep_ride.cuh>
 
 namespace rdmakit {
 
 struct DispatchInput {
     const u8* x;             // [tokens] rows of row_bytes
     const float* scales;     // [tokens][scale_count], or null
-    const i32* topk;         // [tokens][topk] global experts, -1 where masked
+    const i32* topk;         // [tokens][topk][topk_words] global experts, -1 where masked
     const float* weights;    // [tokens][topk]
     u32 tokens, row_bytes, scale_count;
+    u32 topk_words;          // 1, or 2 for indices of 64 bits, of which the lower half tells
     u64 epoch;
     u64 arrived;             // rows that will have arrived at this rank, over all epochs, when this one is done
 };
 
 // One row to its place on one local rank: payload, scales, and the expert choices as that rank numbers them.
 RDMAKIT_DEVICE void place_row(const EpRank& ep, const DispatchInput& in, u32 rank, u32 row, const u8* x, const u8* scales,
-                              i32 source, const i32* topk, const float* weights) {
+                              i32 source, const i32* topk, u32 topk_words, const float* weights) {
     warp_copy(heap_of(ep, rank, ep.at.recv_x) + static_cast<u64>(row) * in.row_bytes, x, in.row_bytes);
     if (in.scale_count != 0) {
         auto* to = heap_array<u32>(ep, rank, ep.at.recv_scales) + static_cast<u64>(row) * in.scale_count;
@@ -31,8 +32,9 @@ RDMAKIT_DEVICE void place_row(const EpRank& ep, const DispatchInput& in, u32 ran
     auto* to_topk = heap_array<i32>(ep, rank, ep.at.recv_topk) + first;
     auto* to_weights = heap_array<u32>(ep, rank, ep.at.recv_weights) + first;
     for (u32 k = static_cast<u32>(lane_id()); k < ep.topk; k += kLanes) {
-        const i32 expert = topk[k] - base;
-        const bool here = topk[k] >= 0 && expert >= 0 && expert < static_cast<i32>(ep.local_experts);
+        const i32 chosen = topk[static_cast<u64>(k) * topk_words];
+        const i32 expert = chosen - base;
+        const bool here = chosen >= 0 && expert >= 0 && expert < static_cast<i32>(ep.local_experts);
         u32 bits = 0;
         if (here) bits = reinterpret_cast<const u32*>(weights)[k];
         to_topk[k] = here ? expert : -1;
@@ -62,7 +64,8 @@ RDMAKIT_DEVICE void place_own(const EpRank& ep, const EpPlan& plan, const Dispat
             ++rows;
             place_row(ep, in, rank, start + static_cast<u32>(order), in.x + static_cast<u64>(t) * in.row_bytes,
                       reinterpret_cast<const u8*>(in.scales + static_cast<u64>(t) * in.scale_count), static_cast<i32>(t),
-                      in.topk + static_cast<u64>(t) * ep.topk, in.weights + static_cast<u64>(t) * ep.topk);
+                      in.topk + static_cast<u64>(t) * ep.topk * in.topk_words, in.topk_words,
+                      in.weights + static_cast<u64>(t) * ep.topk);
         }
         tell_arrivals(ep, g, rows);
     }
@@ -83,7 +86,7 @@ RDMAKIT_DEVICE void stage_token(const EpRank& ep, const EpPlan& plan, const Disp
         meta.order[g] = plan.order[static_cast<u64>(t) * ep.ranks + host * ep.local_ranks + g];
     }
     for (u32 k = static_cast<u32>(lane_id()); k < ep.topk; k += kLanes) {
-        meta.topk[k] = in.topk[static_cast<u64>(t) * ep.topk + k];
+        meta.topk[k] = in.topk[(static_cast<u64>(t) * ep.topk + k) * in.topk_words];
         meta.weights[k] = in.weights[static_cast<u64>(t) * ep.topk + k];
     }
 }
@@ -139,7 +142,7 @@ RDMAKIT_DEVICE Status forward_from_host(const EpRank& ep, const EpPlan& plan, co
                 const i32 start = heap_array<i32>(ep, rank, ep.at.start)[source];
                 ++rows[g];
                 place_row(ep, in, rank, static_cast<u32>(start + order), payload, payload + in.row_bytes, *meta.source,
-                          meta.topk, meta.weights);
+                          meta.topk, 1, meta.weights);
             }
         }
         const Status s = by_lane_zero([&] {
@@ -152,11 +155,7 @@ RDMAKIT_DEVICE Status forward_from_host(const EpRank& ep, const EpPlan& plan, co
     return Status::ok;
 }
 
-}  // namespace rdmakit
-
-RDMAKIT_KERNEL ep_dispatch(const rdmakit::EpRank* rank, rdmakit::EpPlan plan, rdmakit::DispatchInput in) {
-    using namespace rdmakit;
-    const EpRank& ep = *rank;
+RDMAKIT_DEVICE void dispatch_tokens(const EpRank& ep, const EpPlan& plan, const DispatchInput& in) {
     if (!check_rails(ep, static_cast<u32>(block_id()) / 2)) return;
     using Turns = u64[kMaxHosts];
     RDMAKIT_SHARED(Turns, turns);  // a host's chunks, whose turn
@@ -204,4 +203,17 @@ RDMAKIT_KERNEL ep_dispatch(const rdmakit::EpRank* rank, rdmakit::EpPlan plan, rd
                         Subject{"rows of this dispatch", in.arrived, 0, ep.rank, 0}, &seen);
         }
     }
+}
+
+}  // namespace rdmakit
+
+RDMAKIT_KERNEL ep_dispatch(const rdmakit::EpRank* rank, rdmakit::EpPlan plan, rdmakit::DispatchInput in) {
+    rdmakit::dispatch_tokens(*rank, plan, in);
+}
+
+// Behind the channels' blocks stand those that are their HCA.
+RDMAKIT_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 1)
+ep_dispatch_riding(RDMAKIT_GRID_CONSTANT rdmakit::HcaHandle hca, const rdmakit::EpRank* rank, rdmakit::EpPlan plan,
+                   rdmakit::DispatchInput in) {
+    rdmakit::with_riders(hca, 2 * rank->channels, [&] { rdmakit::dispatch_tokens(*rank, plan, in); });
 }

@@ -14,21 +14,6 @@ RDMAKIT_DEVICE bool token_goes_to(const EpRank& ep, const i32* topk, u32 first, 
     return false;
 }
 
-// Walks tokens [begin, end) a warp's width at a time; calls place(token, goes, number of those before that go).
-template <class Goes, class Place> RDMAKIT_DEVICE u32 number_tokens(u32 begin, u32 end, Goes goes_there, Place place) {
-    u32 before = 0;
-    for (u32 t0 = begin; t0 < end; t0 += kLanes) {
-        const u32 t = t0 + static_cast<u32>(lane_id());
-        const bool yes = t < end && goes_there(t);
-        const u32 mask = warp_ballot(yes);
-        u32 mine = before;
-        for (u32 m = mask & ((1u << lane_id()) - 1); m != 0; m &= m - 1) ++mine;
-        if (t < end) place(t, yes, mine);
-        for (u32 m = mask; m != 0; m &= m - 1) ++before;
-    }
-    return before;
-}
-
 }  // namespace rdmakit
 
 RDMAKIT_KERNEL ep_layout(const rdmakit::EpRank* rank, rdmakit::EpPlan plan, const int* topk, unsigned tokens) {

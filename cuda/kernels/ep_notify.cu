@@ -3,7 +3,7 @@
 //
 // Exchanges are numbered by themselves: dispatches that reuse a handle make none. Buffers alternate by the number's
 // parity: a rank can be one exchange ahead of another, never two, since it needs that other's counts to get there.
-#include <rdmakit/ep.cuh>
+#include <rdmakit/ep_ride.cuh>
 
 namespace rdmakit {
 
@@ -59,12 +59,7 @@ RDMAKIT_DEVICE Status hand_out_counts(const EpRank& ep, const EpPlan& plan, u32 
     return Status::ok;
 }
 
-}  // namespace rdmakit
-
-RDMAKIT_KERNEL ep_notify(const rdmakit::EpRank* rank, rdmakit::EpPlan plan, unsigned long long exchange,
-                         unsigned long long epoch) {
-    using namespace rdmakit;
-    const EpRank& ep = *rank;
+RDMAKIT_DEVICE void exchange_counts(const EpRank& ep, const EpPlan& plan, u64 exchange, u64 epoch) {
     if (!check_rails(ep, 0)) return;
     const u32 warps = static_cast<u32>(warps_in_block()), warp = static_cast<u32>(warp_id());
     Status status = Status::ok;
@@ -108,4 +103,18 @@ RDMAKIT_KERNEL ep_notify(const rdmakit::EpRank* rank, rdmakit::EpPlan plan, unsi
     if (block_rank() == 0 && !aborted(ep.watch.report)) {
         store_release<Scope::sys>(heap_array<u64>(ep, ep.rank, ep.at.start_epoch), static_cast<u64>(epoch));
     }
+}
+
+}  // namespace rdmakit
+
+RDMAKIT_KERNEL ep_notify(const rdmakit::EpRank* rank, rdmakit::EpPlan plan, unsigned long long exchange,
+                         unsigned long long epoch) {
+    rdmakit::exchange_counts(*rank, plan, exchange, epoch);
+}
+
+// Behind the one block stand those that are its HCA.
+RDMAKIT_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 1)
+ep_notify_riding(RDMAKIT_GRID_CONSTANT rdmakit::HcaHandle hca, const rdmakit::EpRank* rank, rdmakit::EpPlan plan,
+                 unsigned long long exchange, unsigned long long epoch) {
+    rdmakit::with_riders(hca, 1, [&] { rdmakit::exchange_counts(*rank, plan, exchange, epoch); });
 }

@@ -19,6 +19,7 @@ struct NvlDispatchInput {
     u32 rows;                  // room for rows here; those that nothing comes for get choices of -1
     u32 chunk_bytes;           // divides row_bytes; a multiple of 16
     u32 row_warps;             // of a block, that move rows; the others move what goes beside them
+    u32 pace_ns;               // between two chunks that a warp sends to another rank, at least; 0: as fast as they go
 };
 constexpr u32 kNvlSlots = 4;   // of a warp, chunk_bytes each
 constexpr u32 kNvlAhead = 2;   // chunks that are loaded while one is stored
@@ -33,6 +34,24 @@ struct NvlTargets {
     RDMAKIT_DEVICE i64* topk(u32 d) const { return reinterpret_cast<i64*>(offered.at[d][2]); }
     RDMAKIT_DEVICE float* weights(u32 d) const { return reinterpret_cast<float*>(offered.at[d][3]); }
     RDMAKIT_DEVICE i32* source(u32 d) const { return reinterpret_cast<i32*>(offered.at[d][4]); }
+};
+// When a warp may send its next chunk. More than the link takes would only queue up at it, and in the same queues wait rows
+// that stay here and loads of the next: at 10 % too much a fifth of the throughput is lost (docs/nvlink.md).
+struct NvlPace {
+    u64 due = 0, period = 0;   // ns
+
+    // Lane 0: warps of all blocks begin spread over one period.
+    RDMAKIT_DEVICE void start(u32 ns, u32 index, u32 of) {
+        period = ns;
+        if (period != 0) due = time_ns() + period * index / of;
+    }
+    // Who has been held up may catch up by a few chunks.
+    RDMAKIT_DEVICE void wait(u32 chunks) {
+        if (period == 0 || chunks == 0) return;
+        const u64 now = time_reached(due);
+        due = larger(due + kSlack * period, now) - kSlack * period + chunks * period;
+    }
+    static constexpr u32 kSlack = 2;
 };
 struct NvlWarp {
     Mbarrier full[kNvlSlots];
@@ -61,8 +80,11 @@ struct NvlRows {
         return to.x(rank) + row * in.row_bytes + chunk * in.chunk_bytes;
     }
     // All lanes; a chunk of token i to each rank.
-    RDMAKIT_DEVICE void store(u32 j, u32 i, u32 chunk) const {
+    RDMAKIT_DEVICE void store(u32 j, u32 i, u32 chunk, NvlPace& pace) const {
         if (lane_id() == 0) {
+            u32 away = 0;
+            for (u32 d = 0; d < way.ranks; ++d) away += d != self && way.to(i)[d] >= 0 ? 1 : 0;
+            pace.wait(away);
             for (u32 d = 0; d < way.ranks; ++d) {
                 if (d != self && way.to(i)[d] >= 0) bulk_store(place(i, d, chunk), slot(j), in.chunk_bytes);
             }
@@ -90,6 +112,8 @@ struct NvlAhead {
 
 RDMAKIT_DEVICE Status nvl_send_rows(const NvlRank& nvl, const NvlRows& rows, NvlAhead& ahead) {
     const u32 tokens = rows.way.count();
+    NvlPace pace;
+    if (lane_id() == 0) pace.start(rows.in.pace_ns, rows.way.first, rows.way.step);
     for (u32 i = 0, j = 0; i < tokens; ++i) {
         rows.way.arrive(i);
         for (u32 chunk = 0; chunk < rows.chunks; ++chunk, ++j) {
@@ -101,7 +125,7 @@ RDMAKIT_DEVICE Status nvl_send_rows(const NvlRank& nvl, const NvlRows& rows, Nvl
             const Subject who{"a row of x", rows.way.token(i), 0, nvl.rank, 0};
             const Status came = mbarrier_wait(rows.full + j % kNvlSlots, j / kNvlSlots & 1, nvl.watch, who);
             if (came != Status::ok) return came;
-            rows.store(j, i, chunk);
+            rows.store(j, i, chunk, pace);
         }
     }
     if (lane_id() == 0) bulk_wait();
@@ -157,7 +181,7 @@ RDMAKIT_DEVICE void nvl_send_words(const NvlDispatchInput& in, const NvlTargets&
 
 // Any number of blocks that are resident together, of more than row_warps warps; dynamic shared memory of 4 chunks for each
 // that moves rows and kNvlWarpBytes for each.
-RDMAKIT_NAMED_KERNEL RDMAKIT_LAUNCH_BOUNDS(768, 1) dispatch_nvl(RDMAKIT_GRID_CONSTANT NvlRank nvl, RDMAKIT_GRID_CONSTANT NvlDispatchInput in) {
+RDMAKIT_NAMED_KERNEL RDMAKIT_LAUNCH_BOUNDS(512, 1) dispatch_nvl(RDMAKIT_GRID_CONSTANT NvlRank nvl, RDMAKIT_GRID_CONSTANT NvlDispatchInput in) {
     RDMAKIT_DYNAMIC_SHARED(u8, slots);
     RDMAKIT_SHARED(NvlTargets, to);
     if (!layout_matches(nvl.layout_version, nvl.watch, "NvlRank of another layout version") || !check_bulk(nvl.watch)) return;

@@ -117,8 +117,7 @@ RDMAKIT_KERNEL RDMAKIT_LAUNCH_BOUNDS(1024, 1) nvl_notify_dispatch(RDMAKIT_GRID_C
     for (u32 i = me; i < ranks * words && status == Status::ok; i += step) {
         const u32 s = i / words;
         u64 seen = 0;
-        status = wait_until<Scope::sys>(row(s) + i % words, [epoch](u64 v) { return nvl_is_of(v, epoch); }, nvl.watch,
-                                        Subject{"a rank's counts of a dispatch", epoch, 0, s, 0}, &seen);
+        status = nvl_tagged_came(nvl, row(s) + i % words, s, epoch, "a rank's counts of a dispatch", &seen);
     }
     if (!nvl_all_ok(&failed, status)) return;
 

@@ -34,6 +34,7 @@ struct WaitNote {
     u64 expected;
     u32 qpn, peer, channel;
     Site site;
+    bool may_end = false;  // without what it waits for: when nobody else can go on, its time is up, and that is no failure
 };
 
 // Order and scope of an access, as explore/weak_memory.hpp numbers them.

@@ -49,6 +49,8 @@ struct EpRank {
     const ChannelHandle* rails;      // [hosts][channels]; those of the own host are not used
     u32 heap_lkey;
     u32 max_tokens;          // of one source, in one operation
+    u32 count_bytes;         // of a source's row in `counts`, a multiple of 16: at least 16 + 4 * local_experts
+    u32 reserved;
     EpHeap at;
     Watch watch;
 };
@@ -76,8 +78,9 @@ RDMAKIT_DEVICE NotifyMessage notify_message(const EpRank& ep, u8* bytes) {
     auto* words = reinterpret_cast<i32*>(bytes);
     return {words, words + ep.local_ranks, words + ep.local_ranks + ep.channels};
 }
-// A source's row in a destination's table of counts: an epoch, the tokens, then the tokens by local expert.
-RDMAKIT_DEVICE u64 count_row_bytes(const EpRank& ep) { return round_up<u64>(16 + 4ull * ep.local_experts, 16); }
+// A source's row in a destination's table of counts: an epoch, the tokens, then the tokens by local expert. Its size does not
+// follow the experts of one exchange: another number of them would find old counts where epochs are expected.
+RDMAKIT_DEVICE u64 count_row_bytes(const EpRank& ep) { return ep.count_bytes; }
 
 // What travels beside a token's payload.
 struct TokenMeta {
@@ -122,6 +125,21 @@ struct Range {
 RDMAKIT_DEVICE Range channel_tokens(u32 tokens, u32 channel, u32 channels) {
     return {static_cast<u32>(static_cast<u64>(tokens) * channel / channels),
             static_cast<u32>(static_cast<u64>(tokens) * (channel + 1) / channels)};
+}
+
+// Walks tokens [begin, end) a warp's width at a time; calls place(token, goes, number of those before that go).
+template <class Goes, class Place> RDMAKIT_DEVICE u32 number_tokens(u32 begin, u32 end, Goes goes_there, Place place) {
+    u32 before = 0;
+    for (u32 t0 = begin; t0 < end; t0 += kLanes) {
+        const u32 t = t0 + static_cast<u32>(lane_id());
+        const bool yes = t < end && goes_there(t);
+        const u32 mask = warp_ballot(yes);
+        u32 mine = before;
+        for (u32 m = mask & ((1u << lane_id()) - 1); m != 0; m &= m - 1) ++mine;
+        if (t < end) place(t, yes, mine);
+        for (u32 m = mask; m != 0; m &= m - 1) ++before;
+    }
+    return before;
 }
 
 // host_slot packs "does it go" into the sign.

@@ -46,12 +46,15 @@ struct NvlHeap {
     u64 count_bytes;
 };
 
+struct NvlMasks;   // nvl_mask.cuh
+
 struct NvlRank {
     u32 layout_version;
     u32 rank, ranks, unused;
     u8* heaps[kMaxNvlRanks];
     NvlHeap at;
     NvlProgress* progress;     // [NvlKind::count], this rank's own
+    NvlMasks* masks;           // this rank's own; null: nobody can be left out
     Watch watch;
 };
 
@@ -116,13 +119,18 @@ RDMAKIT_DEVICE void nvl_offer(const NvlRank& nvl, u64 offers, const NvlOffer& of
         store_release<Scope::sys>(slot, nvl_tagged(epoch, static_cast<u32>(places[w] / 4)));
     }
 }
+// One thread: waits for a tagged word of rank `from`'s, in our own heap.
+RDMAKIT_DEVICE Status nvl_tagged_came(const NvlRank& nvl, const u64* word, u32 from, u64 epoch, const char* what, u64* seen,
+                                        Site site = Site::here(), Site place = Site::here()) {
+    return wait_until<Scope::sys>(word, [epoch](u64 v) { return nvl_is_of(v, epoch); }, nvl.watch, Subject{what, epoch, 0, from, 0},
+                                  seen, site, place);
+}
 // One thread a word of a rank's offer: waits for it; where it is, as we reach it.
 RDMAKIT_DEVICE Status nvl_offered(const NvlRank& nvl, u64 offers, u32 from, u32 word, u64 epoch, const char* what, u8** place,
                                   Site site = Site::here(), Site at = Site::here()) {
     u64 seen = 0;
     const u64* const slot = nvl_at<u64>(nvl, nvl.rank, offers) + from * kNvlOfferWords + word;
-    const Status status = wait_until<Scope::sys>(slot, [epoch](u64 v) { return nvl_is_of(v, epoch); }, nvl.watch,
-                                                 Subject{what, epoch, 0, from, 0}, &seen, site, at);
+    const Status status = nvl_tagged_came(nvl, slot, from, epoch, what, &seen, site, at);
     *place = nvl.heaps[from] + 4 * (seen & 0xffffffff);
     return status;
 }

@@ -9,6 +9,8 @@ enum class Status : u32 {
     ok = 0, timeout = 1, completion_error = 2, aborted = 3, layout_mismatch = 4, bad_argument = 5,
     // What the receiver of a sequence lock refuses (lock.cuh).
     gap = 6, repeated = 7, stale_epoch = 8, wrong_fingerprint = 9, corrupt_payload = 10,
+    // A peer has not answered, and who waited goes on without it: no report (a Subject's `late`, nvl_mask.cuh).
+    absent = 11,
 };
 
 // A queue pair's rings and counters, as far as a report tells of them. The host fills one in for each queue pair of a report.
@@ -209,11 +211,12 @@ class Spin {
         const Report* const report = watch_.report;
         const cpu::Watched first_seen = first_of(host::watched(seen)...);
         const cpu::Watched list[] = {host::watched(seen)..., report != nullptr ? cpu::Watched{&report->state, 0, 4} : first_seen};
-        const cpu::WaitNote note{who.what, who.expected, who.qpn, who.peer, who.channel, site};
+        const cpu::WaitNote note{who.what, who.expected, who.qpn, who.peer, who.channel, site, who.late == Status::absent};
         const u64 spent = time_ns() + 1 - since_;
         cpu::Thread& t = cpu::self();
         if (spent < bound && t.api->park(&t, list, static_cast<int>(sizeof...(S)) + 1, note, bound - spent)) return true;
 #endif
+        if (who.late == Status::absent) return give_up(who.late);
         const u64 end = time_ns();
         const Watch watch = watch_;  // of which a call may have the address: this object stays in registers
         fail(watch, who.late, who, first(seen...), 0, end > since_ ? end - since_ : 0, 0, 0, site);

@@ -1,8 +1,8 @@
 """`rdmakit bench …`: what the project promises about speed, with a check beside every number.
 
-Leans on all layers below. `bench ep` measures dispatch and combine on GPUs; `bench signal` models what signals cost;
-`bench emu` times the CPU runner and the emulated HCA; each part runs in a process of its own, so that its peak memory
-is its own.
+Leans on all layers below. `bench ep` measures dispatch and combine on GPUs, `bench queue`, `put` and `primitives` what
+a GPU posts and what its primitives cost; `bench signal` models what signals cost; `bench emu` times the CPU runner and
+the emulated HCA, each part in a process of its own, so that its peak memory is its own.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from rdmakit.cli import bench_emu, bench_ep, bench_signal
+from rdmakit.cli import bench_emu, bench_ep, bench_gpu, bench_plot, bench_signal
+from rdmakit.cli.bench_record import add_output, finish
 
 __all__ = ["add_parser"]
 
@@ -44,8 +45,10 @@ def add_parser(subparsers: Any) -> None:
     ep.add_argument("--ll-tokens", type=int, default=128, help="of the low-latency operations (default 128)")
     ep.add_argument("--ll-experts", type=int, default=288, help="default 288")
     ep.add_argument("--seed", type=int, default=1)
-    ep.add_argument("--json", action="store_true", help="print one JSON object only")
+    add_output(ep)
     ep.set_defaults(func=main_ep)
+    bench_gpu.add_parsers(which)
+    bench_plot.add_parser(which)
     signal = which.add_parser("signal", help="what each strategy of the sequence lock costs, in virtual time")
     signal.add_argument("--seed", type=int, default=1)
     signal.add_argument("--length", type=int, action="append", help="bytes of a transfer; several may be given")
@@ -70,8 +73,8 @@ def main_ep(args: argparse.Namespace) -> int:
     names = ("tokens", "hidden", "experts", "topk", "ll_tokens", "ll_experts", "seed")
     given = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names]
     result = bench_ep.run(given, args.processes)
-    print(json.dumps(result) if args.json else "\n".join(bench_ep.report(result)))
-    return 0 if result["ok"] else 1
+    options = [f"--processes={args.processes}", *given]
+    return finish(args, "bench ep", options, result, lambda: bench_ep.report(result))
 
 
 def _isolated(part: str, options: dict[str, Any]) -> dict[str, Any]:

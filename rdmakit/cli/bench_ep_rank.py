@@ -1,6 +1,6 @@
 """One rank of `rdmakit bench ep`: checks every operation against NumPy, then times it.
 
-Leans on bench_rank, ep.reference; run by torchrun.
+Leans on bench_rank, bench_a2a, ep.reference; run by torchrun.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from rdmakit.cli.bench_a2a import all_to_all
 from rdmakit.cli.bench_rank import BenchRank
 from rdmakit.ep import reference
 
@@ -73,7 +74,6 @@ class _Bench(BenchRank):
 
         counts()
         rows, each = engine.counts()
-        self.check("rows", [rows, *each], [len(want.handle.src_token), *want.num_recv_tokens_per_expert])
         block, block8 = (
             engine.receive_block(rows, 2 * hidden, 0, topk),
             engine.receive_block(rows, hidden, hidden // 32, topk),
@@ -117,15 +117,6 @@ class _Bench(BenchRank):
                 at,
             )
 
-        dispatch(24)
-        dispatch8(24)
-        self.wait()
-        self.check("BF16 rows", self.view(block.x, (rows, hidden), np.uint16), np.asarray(want.recv_x).view(np.uint16))
-        self.check("choices", self.view(block.topk, (rows, topk), np.int64), want.recv_topk_idx)
-        self.check("weights", self.view(block.weights, (rows, topk), np.float32), want.recv_topk_weights)
-        self.check("sources", self.view(block.source, (rows,), np.int32), want.handle.src_token)
-        self.check("FP8 rows", self.view(block8.x, (rows, hidden), np.uint8), want8.view(np.uint8))
-        self.check("scales", self.view(block8.scales, (rows, hidden // 128), np.float32), want_scales)
         out, sums = self.poisoned(tokens, 2 * hidden, dtype="uint8"), self.poisoned(tokens, topk, dtype="float32")
 
         def combine(sms: int) -> None:
@@ -146,33 +137,53 @@ class _Bench(BenchRank):
                 at,
             )
 
-        combine(24)
-        self.wait()
-        goes = np.stack([(idx[rank] // (experts // ranks) == d).any(1) for d in range(ranks)], 1)
-        truth = (x[rank].astype(np.float32) * goes.sum(1)[:, None] + np.float32(0)).astype(ml_dtypes.bfloat16)
-        if ranks <= 2:  # sums of more equal rows are rounded on the way
-            self.check("combined rows", out.cpu().numpy().view(np.uint16), truth.view(np.uint16))
-        self.check("combined weights", sums.cpu().numpy(), weights[rank])
-        away = [int(goes.sum() - goes[:, rank].sum()), int(goes.sum())]
-        away, both = (max(values) for values in zip(*self.group.all_gather(away), strict=True))
+        goes = [np.stack([(idx[r] // (experts // ranks) == d).any(1) for d in range(ranks)], 1) for r in range(ranks)]
+        copies = goes[rank].sum(1)[:, None]
+        truth = (x[rank].astype(np.float32) * copies + np.float32(0)).astype(ml_dtypes.bfloat16)
+        away, both = max(int(g.sum() - g[:, r].sum()) for r, g in enumerate(goes)), max(int(g.sum()) for g in goes)
+
+        def check(sms: int, suffix: str) -> None:
+            for received in (block, block8):
+                self.poison(received.x, received.nbytes)
+            for tensor in (out, sums):
+                self.poison(tensor.data_ptr(), tensor.nbytes)
+            engine.barrier(at)
+            dispatch(sms)
+            dispatch8(sms)
+            combine(sms)
+            self.wait()
+            total = [len(want.handle.src_token), *want.num_recv_tokens_per_expert]
+            for name, received, row, expected in (
+                (f"bf16_dispatch{suffix}", block, 2 * hidden, np.asarray(want.recv_x)),
+                (f"fp8_dispatch{suffix}", block8, hidden, want8),
+            ):
+                self.check(name, "counts", [rows, *each], total)
+                self.check(name, "rows", self.view(received.x, (rows, row), np.uint8), expected.view(np.uint8))
+                self.check(name, "choices", self.view(received.topk, (rows, topk), np.int64), want.recv_topk_idx)
+                found = self.view(received.weights, (rows, topk), np.float32)
+                self.check(name, "weights", found, want.recv_topk_weights)
+                self.check(name, "sources", self.view(received.source, (rows,), np.int32), want.handle.src_token)
+            found = self.view(block8.scales, (rows, hidden // 128), np.float32)
+            self.check(f"fp8_dispatch{suffix}", "scales", found, want_scales)
+            if ranks <= 2:  # sums of more equal rows are rounded on the way
+                self.check(f"bf16_combine{suffix}", "rows", out.cpu().numpy().view(np.uint16), truth.view(np.uint16))
+            self.check(f"bf16_combine{suffix}", "weights", sums.cpu().numpy(), weights[rank])
+
         meta, meta8 = 12 * topk + 4, 12 * topk + 4 + hidden // 32
         operations = {"fp8_dispatch": (dispatch8, hidden + meta8), "bf16_dispatch": (dispatch, 2 * hidden + meta)}
         for sms, suffix in ((24, ""), (12, "_12sm")):
             if sms > self.link.blocks:
                 continue
+            check(sms, suffix)
             for name, (operation, size) in operations.items():
-                self.time(
-                    f"{name}{suffix}",
-                    partial(_one_after_another, counts, partial(operation, sms)),
-                    away * size,
-                    both * size,
-                )
+                whole = partial(_one_after_another, counts, partial(operation, sms))
+                self.time(f"{name}{suffix}", whole, away * size, both * size, sms)
                 self.figures[f"{name}{suffix}_kernel_us"] = self.gpu_us(partial(operation, sms))
             size = 2 * hidden + 4 * topk
-            self.time(f"bf16_combine{suffix}", partial(combine, sms), away * size, both * size)
+            self.time(f"bf16_combine{suffix}", partial(combine, sms), away * size, both * size, sms)
         self.figures["counts_us"] = self.gpu_us(counts)
         self.figures["peer_copy_gbs"] = self.peer_copy(block)
-        self.figures["nccl_a2a_us"] = self.all_to_all(away)
+        all_to_all(self, "nccl_a2a", x, goes)
 
     def peer_copy(self, block: Any) -> float:
         """cudaMemcpyAsync to the next rank's heap, all ranks at once."""
@@ -180,12 +191,6 @@ class _Bench(BenchRank):
         to = self.link.heaps[(self.rank + 1) % self.ranks] + block.x - self.link.heaps[self.rank]
         source = self.poisoned(nbytes, dtype="uint8")
         return float(nbytes) / self.gpu_us(lambda: self.link.copy(to, source.data_ptr(), nbytes, self.at), 10) / 1e3
-
-    def all_to_all(self, away: int) -> float:
-        """NCCL's, of as many BF16 rows as a dispatch sends to other ranks, the same to each."""
-        share = -(-away // max(self.ranks - 1, 1)) * 2 * self.args.hidden
-        send, receive = (self.poisoned(self.ranks * share, dtype="uint8") for _ in range(2))
-        return self.gpu_us(lambda: self.dist.all_to_all_single(receive, send), 20)
 
     def low_latency(self) -> None:
         """Both halves in one launch; FP8 out, BF16 back."""
@@ -237,26 +242,30 @@ class _Bench(BenchRank):
 
         dispatch()
         self.wait()
-        self.check("low-latency counts", count.cpu().numpy(), want.packed_recv_count)
-        self.check("low-latency ranges", ranges.cpu().numpy(), want.packed_recv_layout_range)
+        self.check("ll_dispatch", "counts", count.cpu().numpy(), want.packed_recv_count)
+        self.check("ll_dispatch", "ranges", ranges.cpu().numpy(), want.packed_recv_layout_range)
         wanted = want.packed_recv_scales
         assert wanted is not None  # with FP8 there are some
         got, factors = out.cpu().numpy(), scales.cpu().numpy()
         for e in range(local):
             n = int(want.packed_recv_count[e])
-            self.check("low-latency rows", got[e, :n], want.packed_recv_x[e, :n].view(np.uint8))
-            self.check("low-latency scales", factors[e, :, :n].T, wanted[e, :n])
+            self.check("ll_dispatch", "rows", got[e, :n], want.packed_recv_x[e, :n].view(np.uint8))
+            self.check("ll_dispatch", "scales", factors[e, :, :n].T, wanted[e, :n])
         dispatch(False)
         combine()
         self.wait()
         truth = x[rank].astype(np.float64) * weights[rank].sum(1, dtype=np.float64)[:, None]
         if reference.calc_diff(home.cpu().numpy().view(ml_dtypes.bfloat16).astype(np.float64), truth) >= 1e-5:
-            self.wrong.append(f"low-latency sums on rank {rank}")
+            self.wrong.append(f"ll_combine: sums on rank {rank}")
         away = int(sum((idx[rank] // local == d).any(1).sum() for d in range(ranks) if d != rank))
         chosen = int((idx[rank] // local != rank).sum())
         message = hidden + hidden // 32
-        self.time("ll_dispatch", dispatch, away * message, chosen * message * ranks / max(ranks - 1, 1))
-        self.time("ll_combine", combine, away * 2 * hidden, chosen * 2 * hidden * ranks / max(ranks - 1, 1))
+        every = chosen * ranks / max(ranks - 1, 1)  # rows of experts, those on this rank too
+        sms = self.link.blocks
+        self.time("ll_dispatch", dispatch, away * message, every * message, sms)
+        self.time("ll_combine", combine, away * 2 * hidden, every * 2 * hidden, sms)
+        goes = [np.stack([(idx[r] // local == d).any(1) for d in range(ranks)], 1) for r in range(ranks)]
+        all_to_all(self, "nccl_ll_a2a", x, goes)
 
     def result(self) -> dict[str, Any]:
         """What the parent prints."""
@@ -267,7 +276,9 @@ class _Bench(BenchRank):
             "ok": not wrong,
             "wrong": sorted(set(wrong)),
             "device": self.torch.cuda.get_device_name(),
-            "operations": self.operations,
+            "operations": list(self.sms),
+            "sms": self.sms,
+            "right": {name: not any(text.startswith(f"{name}:") for text in wrong) for name in self.sms},
             "figures": self.figures,
             "floors": self.floors,
             "config": config,

@@ -45,7 +45,7 @@ class BenchRank:
         self.figures: dict[str, float] = {}
         self.floors: dict[str, dict[str, float]] = {}
         self.wrong: list[str] = []
-        self.operations: list[str] = []
+        self.sms: dict[str, int | None] = {}  # of each operation, in the order of the report; None: not ours to choose
 
     # ---- memory
     def put(self, array: Any) -> Any:
@@ -63,9 +63,14 @@ class BenchRank:
         found: np.ndarray[Any, Any] = flat.cpu().numpy().view(dtype).reshape(shape)
         return found
 
-    def check(self, name: str, got: Any, want: Any) -> None:
+    def poison(self, address: int, nbytes: int) -> None:
+        """Queued on the stream; meet the other ranks before one writes there."""
+        with self.torch.cuda.stream(self.stream):
+            tensors.backend().bytes_at(address, nbytes, self.torch.device("cuda"), None).fill_(0x6E)
+
+    def check(self, operation: str, what: str, got: Any, want: Any) -> None:
         if not np.array_equal(np.asarray(got), np.asarray(want)):
-            self.wrong.append(f"{name} on rank {self.rank}")
+            self.wrong.append(f"{operation}: {what} on rank {self.rank}")
 
     def wait(self) -> None:
         self.stream.synchronize()
@@ -115,8 +120,12 @@ class BenchRank:
         self.wait()
         return self.wall_us(graph.replay)
 
-    def time(self, name: str, operation: Callable[[], Any], wire: float, logical: float, *, walls: bool = True) -> None:
-        self.operations.append(name)
+    def time(
+        self, name: str, operation: Callable[[], Any], wire: float, logical: float, sms: int | None, *,
+        walls: bool = True,
+    ) -> None:  # fmt: skip
+        """Figures and floor of an operation that moves `wire` bytes to other ranks, `logical` in all."""
+        self.sms[name] = sms
         self.figures[f"{name}_us"] = self.gpu_us(operation)
         if walls:
             self.figures[f"{name}_call_us"] = self.wall_us(operation)

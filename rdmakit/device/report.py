@@ -39,6 +39,7 @@ class DeviceStatus(IntEnum):
     STALE_EPOCH = 8
     WRONG_FINGERPRINT = 9
     CORRUPT_PAYLOAD = 10
+    ABSENT = 11
 
 
 # What the receiver of a sequence lock refuses, and why it must (cuda/rdmakit/lock.cuh).

@@ -15,7 +15,9 @@ from rdmakit.device.handle import QP_HANDLE, WATCH
 
 __all__ = [
     "CHANNEL_HANDLE",
+    "COLLECT_OUTPUT",
     "COMBINE_INPUT",
+    "COUNT_INPUT",
     "DISPATCH_INPUT",
     "EP_HEAP",
     "EP_PLAN",
@@ -26,6 +28,7 @@ __all__ = [
     "MAX_HOSTS",
     "MAX_LOCAL_RANKS",
     "REMOTE_MEMORY",
+    "TELL_OUTPUT",
 ]
 
 MAX_HOSTS = 256  # kMaxHosts, ep.cuh
@@ -79,7 +82,7 @@ EP_RANK = _aligned(
         *_u32("layout_version", "rank", "ranks", "host", "hosts", "local", "local_ranks", "channels", "experts",
               "local_experts", "topk", "hidden", "capacity", "notify_bytes"),
         *_u64("heaps", "rail_heaps", "rails"),
-        *_u32("heap_lkey", "max_tokens"),
+        *_u32("heap_lkey", "max_tokens", "count_bytes", "reserved"),
         ("at", EP_HEAP),
         ("watch", WATCH),
     ]
@@ -93,13 +96,34 @@ EP_PLAN = _aligned(
 DISPATCH_INPUT = _aligned(
     [
         *_u64("x", "scales", "topk", "weights"),
-        *_u32("tokens", "row_bytes", "scale_count"),
+        *_u32("tokens", "row_bytes", "scale_count", "topk_words"),
         *_u64("epoch", "arrived"),
     ]
 )
 
 COMBINE_INPUT = _aligned(
-    [*_u64("x", "weights", "out", "out_weights"), *_u32("rows", "tokens"), *_u64("epoch")]
+    [
+        *_u64("x", "weights", "out", "out_weights"),
+        *_u32("rows", "tokens"),
+        *_u64("offered"),
+        ("bias", ("<u8", (2,))),
+    ]
+)
+
+COUNT_INPUT = _aligned(
+    [
+        *_u64("topk", "tokens_per_rank", "tokens_per_host", "tokens_per_expert", "is_in_rank"),
+        *_u32("tokens", "topk_count", "experts", "ranks", "local_ranks", "reserved"),
+    ]
+)
+
+TELL_OUTPUT = _aligned([*_u64("told", "rank_prefix", "host_prefix", "exchange"), *_u32("alignment", "reserved")])
+
+COLLECT_OUTPUT = _aligned(
+    [
+        *_u64("x", "scales", "topk", "weights", "source"),
+        *_u32("rows", "row_bytes", "scale_count", "reserved"),
+    ]
 )
 
 LL_HEAP = _aligned(_u64("staging", "staged", "messages", "counts", "combine_x", "partial", "returned"))

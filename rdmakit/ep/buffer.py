@@ -35,10 +35,14 @@ class Buffer(NormalCalls, LowLatencyCalls):
 
     `group`: a torch process group; or None, and `comm` an mpi4py communicator. Collective. `num_nvl_bytes`: for
     dispatch and combine (0: not used); `num_rdma_bytes`: for the low-latency calls, with `low_latency_mode`; see the
-    size hints. `num_qps_per_rank` counts queue pairs to other hosts and changes nothing on one. `enable_shrink`: ranks
-    can be masked. `explicitly_destroy`: only `destroy()` gives the memory back. `allow_mnnvl` allows what one host has
-    no need of. NotAvailable for `use_fabric`, `allow_nvlink_for_low_latency_mode=False` with the low-latency mode, and
-    for a group that spans hosts.
+    size hints. `num_qps_per_rank` counts queue pairs to other hosts and changes nothing on one. `enable_shrink`:
+    low-latency calls go on without ranks that are masked, and mask who does not answer. `explicitly_destroy`: only
+    `destroy()` gives the memory back. `allow_mnnvl` allows what one host has no need of. NotAvailable for `use_fabric`,
+    `allow_nvlink_for_low_latency_mode=False` with the low-latency mode, and for a group that really spans hosts.
+
+    `ranks_per_host` (default: what RDMAKIT_RANKS_PER_HOST says, else all) makes hosts of so many ranks each, in order,
+    out of one machine's: what DeepEP decides by num_ranks / 8. Calls then go through queue pairs, whose HCA is made
+    of warps (docs/internode.md), need `num_rdma_bytes`, and there is no low-latency mode.
 
     Attributes: rank, group_size, group, num_nvl_bytes, num_rdma_bytes, low_latency_mode, runtime (the engine; None when
     destroyed), and of the class num_sms, what dispatch and combine use without a Config.
@@ -54,6 +58,7 @@ class Buffer(NormalCalls, LowLatencyCalls):
         self, group: Any, num_nvl_bytes: int = 0, num_rdma_bytes: int = 0, low_latency_mode: bool = False,
         num_qps_per_rank: int = 24, allow_nvlink_for_low_latency_mode: bool = True, allow_mnnvl: bool = False,
         use_fabric: bool = False, explicitly_destroy: bool = False, enable_shrink: bool = False, comm: Any = None,
+        ranks_per_host: int | None = None,
     ) -> None:  # fmt: skip
         self.runtime = None
         self.explicitly_destroy = explicitly_destroy
@@ -84,9 +89,9 @@ class Buffer(NormalCalls, LowLatencyCalls):
         self._low_latency_sizes = None
         self._to_fill, self._next_to_fill = [None, None], 0
         self._channel_starts = backend.zeros((self.group_size, 1), backend.kinds.int32, self.device)
-        self.runtime = engines.open_engine(
-            rendezvous, num_nvl_bytes=num_nvl_bytes, num_rdma_bytes=num_rdma_bytes if low_latency_mode else 0,
-            enable_shrink=enable_shrink,
+        self.runtime, self._hosts = engines.open_engine(
+            rendezvous, num_nvl_bytes=num_nvl_bytes, num_rdma_bytes=num_rdma_bytes, enable_shrink=enable_shrink,
+            low_latency=low_latency_mode, num_qps_per_rank=num_qps_per_rank, ranks_per_host=ranks_per_host,
         )  # fmt: skip
 
     def destroy(self) -> None:
@@ -170,5 +175,5 @@ class Buffer(NormalCalls, LowLatencyCalls):
                               rule=f"{engine.heap_bytes // dtype.itemsize} elements of {dtype}",
                               remedy="take a smaller size or offset, or make a larger Buffer")  # fmt: skip
         address = engine.heap_address + offset * dtype.itemsize
-        found: Tensor = self._backend.wrap(address, shape, dtype, self.device, engine)
+        found: Tensor = self._backend.wrap(address, shape, dtype, self.device, engine.heap_owner)
         return found

@@ -69,7 +69,8 @@ class LowLatencyCalls(BufferBase):
         `x`: BF16 `[num_tokens, hidden]`, hidden a multiple of 128 (512 for UE8M0), at most
         `num_max_dispatch_tokens_per_rank` tokens, which is the same on all ranks. `topk_idx`: int64
         `[num_tokens, num_topk]`, -1 masked. Added to, if given: `cumulative_local_expert_recv_stats` int32
-        `[num_local_experts]`, rows received; `dispatch_wait_recv_cost_stats` int64 `[num_ranks]`, clocks waited.
+        `[num_local_experts]`, rows received; `dispatch_wait_recv_cost_stats` int64 `[num_ranks]`, clocks of an SM that
+        were waited for a source, once for its choices and once for each of its rows.
 
         Returns, with rows = num_ranks * num_max_dispatch_tokens_per_rank: recv_x BF16
         `[num_local_experts, rows, hidden]`, or with `use_fp8` float8_e4m3fn of that shape and its scales, float32
@@ -130,15 +131,13 @@ class LowLatencyCalls(BufferBase):
         `x`: BF16 `[num_local_experts, rows, hidden]` in the rows of the dispatch whose `handle` this is; with
         `zero_copy` they are in `get_next_low_latency_combine_buffer(handle)` already, and `x` gives the shape.
         `topk_idx` int64 and `topk_weights` float32 `[num_tokens, num_topk]` as dispatched. `out`: where the result
-        goes, BF16 `[num_tokens, hidden]`; memory of its own otherwise. NotAvailable for `use_logfmt` and
-        `combine_wait_recv_cost_stats`. Returns the result, the event and the hook, as dispatch does.
+        goes, BF16 `[num_tokens, hidden]`; memory of its own otherwise. Added to, if given:
+        `combine_wait_recv_cost_stats` int64 `[num_ranks]`, clocks waited for a rank's weights and sums. NotAvailable
+        for `use_logfmt`. Returns the result, the event and the hook, as dispatch does.
         """
         if use_logfmt:
             raise NotAvailable("use_logfmt is not supported", value=True, rule="rows come home as BF16",
                                remedy="leave use_logfmt out")  # fmt: skip
-        if combine_wait_recv_cost_stats is not None:
-            raise NotAvailable("combine_wait_recv_cost_stats is not supported", value="a tensor",
-                               rule="combine does not measure its waits", remedy="leave it out")  # fmt: skip
         engine, kinds = self._low_latency_engine(), self._backend.kinds
         _check_flags(False, False, False, async_finish, return_recv_hook)
         _, _, max_tokens, hidden, num_experts = self._handle(handle)
@@ -151,6 +150,8 @@ class LowLatencyCalls(BufferBase):
         check_tensor("topk_weights", topk_weights, self.device, (kinds.float32,), (tokens, topk))
         if out is not None:
             check_tensor("out", out, self.device, (kinds.bfloat16,), (tokens, hidden))
+        waits = combine_wait_recv_cost_stats
+        self._check_waits("combine_wait_recv_cost_stats", waits)
         if self._low_latency_sizes != (max_tokens, hidden, num_experts, topk):
             raise BadState("the handle is of other sizes than the last dispatch",
                            value=(max_tokens, hidden, num_experts, topk), rule=f"{self._low_latency_sizes}",
@@ -164,10 +165,10 @@ class LowLatencyCalls(BufferBase):
         def launch(phases: int) -> None:
             engine.ll_combine(
                 rows.data_ptr(), topk_idx.data_ptr(), topk_weights.data_ptr(), handle.row_map.data_ptr(), tokens,
-                combined.data_ptr(), phases, where,
+                combined.data_ptr(), address_of(waits), phases, where,
             )  # fmt: skip
 
-        held = (rows, topk_idx, topk_weights, handle.row_map, combined)
+        held = (rows, topk_idx, topk_weights, handle.row_map, combined, waits)
         event, hook = self._launched(launch, stream, held, async_finish, return_recv_hook)
         return combined, event, hook
 
@@ -198,23 +199,30 @@ class LowLatencyCalls(BufferBase):
 
     # ---- masks
     def low_latency_update_mask_buffer(self, rank_to_mask: int, mask: bool = False) -> None:
-        """Leave a rank out of low-latency calls (mask=True), nothing sent to it and nothing awaited; or take it in."""
-        engine, stream = self._shrinkable()
+        """Leave a rank out of low-latency calls (mask=True), nothing sent to it and nothing awaited; or take it in.
+
+        It is this rank's opinion, and holds for calls that follow. Calls are counted: a rank that is taken in again
+        must have made as many as this one.
+        """
+        engine = self._shrinkable()
         if not 0 <= rank_to_mask < self.group_size:
             raise BadArgument("no such rank", value=rank_to_mask, rule=f"0 … {self.group_size - 1}",
                               remedy="pass a rank of this Buffer's group")  # fmt: skip
-        engine.mask_update(rank_to_mask, mask, stream)
+        self._in_order(lambda stream: engine.mask_update(rank_to_mask, mask, stream))
 
     def low_latency_query_mask_buffer(self, mask_status: Tensor) -> None:
-        """Write who is masked into `mask_status`, int32 `[num_ranks]`: 1 masked. Kernels mask who does not answer."""
-        engine, stream = self._shrinkable()
+        """Write who is masked into `mask_status`, int32 `[num_ranks]`: 1 masked.
+
+        Calls and `clean_low_latency_buffer` mask who does not answer within 10 s. Of a masked rank nothing is received,
+        and it adds nothing to what is combined: as if it had not been there from the call's beginning.
+        """
+        engine = self._shrinkable()
         check_tensor("mask_status", mask_status, self.device, (self._backend.kinds.int32,), (self.group_size,))
-        engine.mask_query(mask_status.data_ptr(), stream)
+        self._in_order(lambda stream: engine.mask_query(mask_status.data_ptr(), stream))
 
     def low_latency_clean_mask_buffer(self) -> None:
         """Take all ranks in again."""
-        engine, stream = self._shrinkable()
-        engine.mask_clean(stream)
+        self._in_order(self._shrinkable().mask_clean)
 
     # ---- checks and small steps
     def _low_latency_engine(self) -> Engine:
@@ -225,12 +233,19 @@ class LowLatencyCalls(BufferBase):
                                   "low_latency_mode=True)")  # fmt: skip
         return engine
 
-    def _shrinkable(self) -> tuple[Engine, int]:
+    def _shrinkable(self) -> Engine:
         engine = self._low_latency_engine()
         if not self.enable_shrink:
             raise BadState("ranks of this Buffer cannot be masked", value=False, rule="enable_shrink=True",
                            remedy="Buffer(…, low_latency_mode=True, enable_shrink=True)")  # fmt: skip
-        return engine, self._stream_address(self._backend.current_stream())
+        return engine
+
+    def _in_order(self, launch: Callable[[int], None]) -> None:
+        """Launch behind all calls so far, on either stream, and before all that follow."""
+        caller = self._backend.current_stream()
+        self._backend.wait_stream(self._comm_stream, caller)
+        launch(self._stream_address(self._comm_stream))
+        self._backend.wait_stream(caller, self._comm_stream)
 
     def _check_room(self, max_tokens: int, hidden: int, num_experts: int) -> None:
         needed = get_low_latency_rdma_size_hint(max_tokens, hidden, self.group_size, num_experts)

@@ -1,17 +1,19 @@
 """The high-throughput half of Buffer: get_dispatch_layout, dispatch, combine, by DeepEP V1's names and shapes.
 
-Leans on ep.buffer_base, ep.normal_arguments (checks), ep.crossing (streams). The engine moves the rows.
+Leans on ep.buffer_internode (between hosts), ep.normal_arguments (checks). The engine moves the rows.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
-from rdmakit.ep.buffer_base import BufferBase, address_of
+from rdmakit.ep.buffer_base import address_of
+from rdmakit.ep.buffer_internode import InternodeCalls
 from rdmakit.ep.config import Config
 from rdmakit.ep.crossing import Crossing
 from rdmakit.ep.events import EventOverlap
+from rdmakit.ep.internode_arguments import HostsHandle
 from rdmakit.ep.normal_arguments import (
     Handle,
     Rows,
@@ -28,10 +30,6 @@ from rdmakit.errors import BadArgument, NotAvailable
 
 __all__ = ["NormalCalls"]
 
-BF16_BYTES = 2
-TOPK_BYTES = 12  # of a choice: index and weight
-BLOCK_EXTRA = 1024  # alignment of a block's parts
-
 
 @dataclass(frozen=True)
 class _Route:
@@ -43,11 +41,13 @@ class _Route:
     rows: int
 
 
-class NormalCalls(BufferBase):
-    """Dispatch and combine for training and prefill. Collective: every rank makes the same calls in the same order."""
+AnyHandle: TypeAlias = Handle | HostsHandle
 
-    num_sms: int
-    _channel_starts: Tensor
+
+class NormalCalls(InternodeCalls):
+    """Dispatch and combine for training and prefill. Collective: every rank makes the same calls in the same order.
+    Where there are several hosts, they are internode_dispatch and internode_combine.
+    """
 
     def get_dispatch_layout(
         self, topk_idx: Tensor, num_experts: int, previous_event: EventOverlap | None = None,
@@ -56,8 +56,9 @@ class NormalCalls(BufferBase):
         """Count where this rank's tokens go, from top-k indices alone. Not collective.
 
         `topk_idx`: int64 `[num_tokens, num_topk]`, -1 masked. Returns num_tokens_per_rank int32 `[num_ranks]`;
-        num_tokens_per_rdma_rank, None on one host; num_tokens_per_expert int32 `[num_experts]`; is_token_in_rank bool
-        `[num_tokens, num_ranks]`; the event (see `Buffer`). BadArgument says which argument, rule and remedy.
+        num_tokens_per_rdma_rank int32 `[num_hosts]`, None on one host; num_tokens_per_expert int32 `[num_experts]`;
+        is_token_in_rank bool `[num_tokens, num_ranks]`; the event (see `Buffer`). BadArgument says which argument, rule
+        and remedy.
         """
         engine, kinds = self._engine(), self._backend.kinds
         check_tensor("topk_idx", topk_idx, self.device, (kinds.int64,), ("num_tokens", "num_topk"))
@@ -68,18 +69,24 @@ class NormalCalls(BufferBase):
             per_rank = self._empty((self.group_size,), kinds.int32)
             per_expert = self._empty((num_experts,), kinds.int32)
             in_rank = self._empty((tokens, self.group_size), kinds.bool)
-        engine.layout(topk_idx.data_ptr(), tokens, topk, num_experts, per_rank.data_ptr(), per_expert.data_ptr(),
-                      in_rank.data_ptr(), self._stream_address(self._comm_stream))  # fmt: skip
-        event = crossing.finish((topk_idx, per_rank, per_expert, in_rank))
-        return per_rank, None, per_expert, in_rank, event
+            per_host = None if self._hosts == 1 else self._empty((self._hosts,), kinds.int32)
+        stream = self._stream_address(self._comm_stream)
+        given = topk_idx.data_ptr(), tokens, topk, num_experts
+        if per_host is None:
+            engine.layout(*given, per_rank.data_ptr(), per_expert.data_ptr(), in_rank.data_ptr(), stream)
+        else:
+            counted = per_rank.data_ptr(), per_host.data_ptr(), per_expert.data_ptr(), in_rank.data_ptr()
+            self._between_hosts().layout(*given, *counted, stream)
+        event = crossing.finish((topk_idx, per_rank, per_host, per_expert, in_rank))
+        return per_rank, per_host, per_expert, in_rank, event
 
     def dispatch(
-        self, x: Rows, handle: Handle | None = None, num_tokens_per_rank: Tensor | None = None,
+        self, x: Rows, handle: AnyHandle | None = None, num_tokens_per_rank: Tensor | None = None,
         num_tokens_per_rdma_rank: Tensor | None = None, is_token_in_rank: Tensor | None = None,
         num_tokens_per_expert: Tensor | None = None, topk_idx: Tensor | None = None, topk_weights: Tensor | None = None,
         expert_alignment: int = 1, num_worst_tokens: int = 0, config: Config | None = None,
         previous_event: EventOverlap | None = None, async_finish: bool = False, allocate_on_comm_stream: bool = False,
-    ) -> tuple[Rows, Tensor | None, Tensor | None, list[int] | None, Handle | None, EventOverlap]:  # fmt: skip
+    ) -> tuple[Rows, Tensor | None, Tensor | None, list[int] | None, AnyHandle | None, EventOverlap]:  # fmt: skip
         """Send each token once to every rank that has an expert of its choice.
 
         `x`: `[num_tokens, hidden]` (BF16, or anything in rows of a multiple of 16 bytes), or FP8 with its scales:
@@ -97,6 +104,15 @@ class NormalCalls(BufferBase):
         event. Rows and their top-k lie in the Buffer's own memory, one block a call, and go back when all are dropped
         (the handle does not hold them); when another call would find no room there, they are copied out.
         """
+        if self._hosts > 1:
+            if num_worst_tokens:
+                raise NotAvailable("num_worst_tokens is not supported between hosts", value=num_worst_tokens,
+                                   rule="the host waits for counts there, as in DeepEP",
+                                   remedy="leave num_worst_tokens out")  # fmt: skip
+            return self.internode_dispatch(
+                x, handle, num_tokens_per_rank, num_tokens_per_rdma_rank, is_token_in_rank, num_tokens_per_expert,
+                topk_idx, topk_weights, expert_alignment, config, previous_event, async_finish, allocate_on_comm_stream,
+            )  # fmt: skip
         rows_x, scales = x if isinstance(x, tuple) else (x, None)
         num_sms = number_of_sms(self, config, self.num_sms)
         topk, experts, per_expert = 0, 0, None
@@ -137,7 +153,7 @@ class NormalCalls(BufferBase):
         return result, recv_idx, recv_weights, per_expert, made, event
 
     def combine(
-        self, x: Tensor, handle: Handle, topk_weights: Tensor | None = None,
+        self, x: Tensor, handle: AnyHandle, topk_weights: Tensor | None = None,
         bias: Tensor | tuple[Tensor, Tensor] | None = None, config: Config | None = None,
         previous_event: EventOverlap | None = None, async_finish: bool = False, allocate_on_comm_stream: bool = False,
     ) -> tuple[Tensor, Tensor | None, EventOverlap]:  # fmt: skip
@@ -147,6 +163,10 @@ class NormalCalls(BufferBase):
         `[rows, num_topk]`, added up likewise. `bias`: up to two of BF16 `[num_tokens, hidden]`, added to the result.
         Returns BF16 `[num_tokens, hidden]`; float32 `[num_tokens, num_topk]` or None; the event.
         """
+        if self._hosts > 1:
+            return self.internode_combine(
+                x, handle, topk_weights, bias, config, previous_event, async_finish, allocate_on_comm_stream
+            )
         engine, kinds = self._engine(), self._backend.kinds
         num_sms = number_of_sms(self, config, self.num_sms)
         prefix, src_idx, _, positions = unpack_handle(self, handle)
@@ -173,18 +193,7 @@ class NormalCalls(BufferBase):
             self._leases.lease(owner)
         return out, out_weights, event
 
-    def internode_dispatch(self, *_: Any, **__: Any) -> Any:
-        """DeepEP's dispatch between hosts, which its `dispatch` calls. NotAvailable: see `dispatch`."""
-        raise _one_host("internode_dispatch", "dispatch")
-
-    def internode_combine(self, *_: Any, **__: Any) -> Any:
-        """DeepEP's combine between hosts, which its `combine` calls. NotAvailable: see `combine`."""
-        raise _one_host("internode_combine", "combine")
-
     # ---- the steps of dispatch
-    def _crossing(self, previous: EventOverlap | None, async_finish: bool, allocate_there: bool) -> Crossing:
-        return Crossing(self._backend, self._comm_stream, previous, async_finish, allocate_there)
-
     def _new_route(
         self, crossing: Crossing, in_rank: Any, per_expert: Any, alignment: int, worst: int
     ) -> tuple[_Route, list[int]]:
@@ -204,12 +213,9 @@ class NormalCalls(BufferBase):
         topk_weights: Tensor | None, topk: int, experts: int, num_sms: int, cached: bool,
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
         """Move rows; what is received: x, scales, top-k; and, for a handle, source indices."""
-        engine, kinds, rows = self._engine(), self._backend.kinds, route.rows
+        engine, rows = self._engine(), route.rows
         stream = self._stream_address(self._comm_stream)
-        packed = scales
-        if scales is not None and not scales.is_contiguous():
-            with self._backend.use(self._comm_stream):  # the copy is made, and freed, on the communication stream
-                packed = scales.contiguous()
+        packed = self._packed(scales)
         row_bytes = x.shape[1] * x.element_size()
         scale_bytes = 0 if packed is None else packed.shape[1] * packed.element_size()
         received = engine.receive_block(rows, row_bytes, scale_bytes, topk, stream)
@@ -217,31 +223,4 @@ class NormalCalls(BufferBase):
             x.data_ptr(), row_bytes, address_of(packed), scale_bytes, address_of(topk_idx), address_of(topk_weights),
             topk, experts, len(x), route.positions.data_ptr(), route.prefix.data_ptr(), received, rows, num_sms, stream,
         )  # fmt: skip
-        # The next call has to find room, whatever the caller keeps of this one: a dispatch, or a combine of BF16 rows.
-        row_room = max(row_bytes + scale_bytes, BF16_BYTES * x.shape[1]) + TOPK_BYTES * topk
-        scarce = engine.largest_block < rows * row_room + BLOCK_EXTRA
-        lease = self._leases.lease(received)
-
-        def result(address: int, shape: tuple[int, ...], kind: Any, copied: bool) -> Tensor:
-            with crossing.results():  # where no row came, or for a copy, it is memory of torch's
-                inside: Tensor = self._backend.wrap(address, shape, kind, self.device, lease)
-                if not copied:
-                    return inside
-                outside = self._empty(shape, kind)
-            with self._backend.use(self._comm_stream):
-                outside.copy_(inside)
-            return outside
-
-        return (
-            result(received.x, (rows, x.shape[1]), x.dtype, scarce),
-            None if scales is None else result(received.scales, (rows, scales.shape[1]), scales.dtype, scarce),
-            result(received.topk, (rows, topk), kinds.int64, scarce) if topk else None,
-            result(received.weights, (rows, topk), kinds.float32, scarce) if topk else None,
-            # Handles live until the backward pass, and would hold every block.
-            None if cached else result(received.source, (rows,), kinds.int32, True),
-        )
-
-
-def _one_host(name: str, instead: str) -> NotAvailable:
-    return NotAvailable(f"{name} is not supported", rule="a Buffer of rdmakit serves one host, over NVLink",
-                        remedy=f"call {instead}")  # fmt: skip
+        return self._hand_out(crossing, received, rows, x, scales, topk, with_source=not cached)

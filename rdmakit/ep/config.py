@@ -1,8 +1,8 @@
 """DeepEP's `Config` and its size hints: how many SMs a call may use, and how many bytes a Buffer should have.
 
-Leans on nvl_memory and tensor_checks. DeepEP moves rows through rings of chunks, and its Config sizes them; rdmakit
-puts rows straight where they belong and has no chunks. Their sizes are kept and checked, so that programs that tune
-them run.
+Leans on nvl_memory, rendezvous and tensor_checks. DeepEP moves rows through rings of chunks, and its Config sizes them;
+rdmakit puts rows straight where they belong, and has chunks of a size of its own between hosts only. Their sizes are
+kept and checked, so that programs that tune them run.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from rdmakit.ep.layout import FP8_BLOCK
 from rdmakit.ep.nvl_memory import low_latency_bytes
+from rdmakit.ep.rendezvous import asked_ranks_per_host
 from rdmakit.ep.tensor_checks import check_positive
 from rdmakit.errors import BadArgument
 
@@ -68,13 +69,15 @@ class Config:
     def get_rdma_buffer_size_hint(self, hidden_bytes: int, num_ranks: int) -> int:
         """Bytes for `num_rdma_bytes` of normal dispatch: rings to and from each other host; 0 for one host.
 
+        A host has 8 ranks, or what RDMAKIT_RANKS_PER_HOST says.
+
         >>> Config().get_rdma_buffer_size_hint(14336, 8)
         0
         """
         check_positive(hidden_bytes=hidden_bytes, num_ranks=num_ranks)
-        if num_ranks <= MAX_NVLINK_RANKS:
+        hosts = -(-num_ranks // (asked_ranks_per_host() or MAX_NVLINK_RANKS))
+        if hosts == 1:
             return 0
-        hosts = -(-num_ranks // MAX_NVLINK_RANKS)
         row = hidden_bytes + hidden_bytes // 64 + META_BYTES
         return _aligned(2 * (self.num_sms // 2) * hosts * self.num_max_rdma_chunked_recv_tokens * row)
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Protocol
+from typing import Any, Protocol
 
-from rdmakit.ep.rendezvous import Rendezvous, host_identity
-from rdmakit.errors import NotAvailable
+from rdmakit.ep.rendezvous import RANKS_PER_HOST, Rendezvous, asked_ranks_per_host, host_identity
+from rdmakit.errors import BadArgument, NotAvailable
 
 __all__ = ["RECEIVE", "SEND", "Engine", "Received", "open_engine"]
 
@@ -72,7 +72,11 @@ class Engine(Protocol):
 
     @property
     def heap_address(self) -> int:
-        """This rank's symmetric heap; it lives as long as the engine."""
+        """This rank's symmetric heap."""
+
+    @property
+    def heap_owner(self) -> object:
+        """What keeps it: it lives until `close`, and as long as somebody has this."""
 
     @property
     def heap_bytes(self) -> int:
@@ -162,17 +166,22 @@ class Engine(Protocol):
         """
 
     def ll_combine(
-        self, x: int, topk_idx: int, topk_weights: int, row_map: int, tokens: int, out: int, phases: int, stream: int
-    ) -> None:
+        self, x: int, topk_idx: int, topk_weights: int, row_map: int, tokens: int, out: int,
+        wait_statistics: int, phases: int, stream: int,
+    ) -> None:  # fmt: skip
         """Bring the rows home and add them up, weighted.
 
         `x` BF16 `[local_experts, rows, hidden]`, in any memory of this GPU; `row_map` as `ll_dispatch` wrote it.
         `topk_idx`, `topk_weights` (float32) `[tokens, topk]`: of this rank's tokens. `out` BF16 `[tokens, hidden]`.
+        Added to: `wait_statistics` int64 `[ranks]`, clocks.
         """
 
-    # ---- masks: an engine without them refuses `enable_shrink`
+    # ---- masks: with `enable_shrink`
     def mask_update(self, rank: int, masked: bool, stream: int) -> None:
-        """Send nothing to `rank` and wait for nothing from it, or do so again. Kernels mask who does not answer."""
+        """Send nothing to `rank` and wait for nothing from it in low-latency calls and `ll_clean`, or do so again.
+
+        Their kernels mask who does not answer in time. A rank takes part in a call as a whole or not at all.
+        """
 
     def mask_query(self, out: int, stream: int) -> None:
         """`out` int32 `[ranks]`: 1 where masked."""
@@ -185,20 +194,43 @@ class Engine(Protocol):
 
 
 def open_engine(
-    rendezvous: Rendezvous, *, num_nvl_bytes: int, num_rdma_bytes: int, enable_shrink: bool
-) -> Engine:  # fmt: skip
-    """The engine for these ranks and the current CUDA device. Collective.
+    rendezvous: Rendezvous, *, num_nvl_bytes: int, num_rdma_bytes: int, enable_shrink: bool, low_latency: bool = False,
+    num_qps_per_rank: int = 24, ranks_per_host: int | None = None,
+) -> tuple[Any, int]:  # fmt: skip
+    """The engine for these ranks and the current CUDA device, and the number of hosts that they are on. Collective.
 
-    NotAvailable where ranks span hosts: rdmakit drives no real NIC yet.
+    An `Engine` for one host; for more, an `rdmakit.ep.internode.Internode`. `ranks_per_host`, or else the environment's
+    RDMAKIT_RANKS_PER_HOST, lets one machine play several hosts. NotAvailable where ranks really span hosts: rdmakit
+    drives no real NIC yet; and for what is not there between hosts.
     """
-    hosts = rendezvous.all_gather(host_identity())
-    if len(set(hosts)) > 1:
+    ranks = rendezvous.size
+    asked = asked_ranks_per_host() if ranks_per_host is None else ranks_per_host
+    told = rendezvous.all_gather((host_identity(), asked))
+    machines = len({machine for machine, _ in told})
+    if machines > 1:
         raise NotAvailable(
-            "the group spans hosts", value=f"{len(set(hosts))} hosts", rule="rdmakit.ep.Buffer moves rows over NVLink",
+            "the group spans hosts", value=f"{machines} hosts", rule="rdmakit drives no real NIC yet",
             remedy="a group of one host's ranks; between hosts, rdmakit.World shows the protocol emulated",
             rank=rendezvous.rank,
         )  # fmt: skip
-    engine: Engine = import_module("rdmakit.ep.nvlink").connect(
-        rendezvous, num_nvl_bytes=num_nvl_bytes, num_rdma_bytes=num_rdma_bytes, enable_shrink=enable_shrink,
+    if len({each for _, each in told}) > 1:
+        raise BadArgument("ranks do not agree on ranks_per_host", value=[each for _, each in told],
+                          rule="the same on every rank", remedy=f"set {RANKS_PER_HOST} for all of them")  # fmt: skip
+    each = ranks if asked is None else asked
+    if isinstance(each, bool) or not isinstance(each, int) or each < 1 or ranks % each:
+        raise BadArgument("ranks cannot be split evenly over hosts", value=each, rule=f"a divisor of {ranks} ranks",
+                          remedy=f"another ranks_per_host or {RANKS_PER_HOST}")  # fmt: skip
+    if each == ranks:
+        return import_module("rdmakit.ep.nvlink").connect(
+            rendezvous, num_nvl_bytes=num_nvl_bytes, num_rdma_bytes=num_rdma_bytes if low_latency else 0,
+            enable_shrink=enable_shrink,
+        ), 1  # fmt: skip
+    for name, wanted in {"low_latency_mode": low_latency, "enable_shrink": enable_shrink}.items():
+        if wanted:
+            raise NotAvailable(f"{name} is not supported between hosts", value=wanted,
+                               rule="normal dispatch and combine only", remedy=f"leave {name} out")  # fmt: skip
+    engine = import_module("rdmakit.ep.internode").connect(
+        rendezvous, ranks_per_host=each, num_nvl_bytes=num_nvl_bytes, num_rdma_bytes=num_rdma_bytes,
+        num_qps_per_rank=num_qps_per_rank,
     )  # fmt: skip
-    return engine
+    return engine, ranks // each

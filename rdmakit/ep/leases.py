@@ -37,6 +37,7 @@ class Leases:
         self._where = where
         self._dropped: list[tuple[object, Event | None]] = []
         self._of_graphs: list[object] = []
+        self._ended = False
 
     def lease(self, owner: object) -> Lease:
         """A lease on a block. One that a CUDA graph uses on every replay is never given back."""
@@ -46,6 +47,8 @@ class Leases:
 
     def dropped(self, owner: object) -> None:
         """No tensor holds the block any more; what the current stream has been given may still use it."""
+        if self._ended:  # nobody will ask for it again, and giving memory back to CUDA waits for whoever uses it
+            return
         # An event of a captured stream means nothing outside its graph: None waits for the whole stream, later.
         # The thread may be any, with another current device.
         here = self._backend.current_stream(self._where)
@@ -64,6 +67,7 @@ class Leases:
                 self._backend.wait_event(comm_stream, event)
 
     def forget(self) -> None:
-        """Give everything back; the GPU is idle."""
+        """Give everything back, now and from now on; the GPU is idle."""
+        self._ended = True
         self._dropped.clear()
         self._of_graphs.clear()

@@ -1,4 +1,4 @@
-"""What the NVLink engine asks of whatever runs its kernels: heaps that all ranks reach, launches, a wait.
+"""What an engine asks of whatever runs its kernels: heaps that all ranks reach, launches, a wait.
 
 Leans on device. `WorldLink` is a rank of an emulated world; `rdmakit.gpu.peer.PeerLink` is a GPU.
 """
@@ -23,6 +23,7 @@ class Link(Protocol):
     ranks: int
     heaps: list[int]  # address of every rank's heap, as this rank reaches it
     heap_bytes: int
+    heap_owner: Any  # this rank's heap lives as long as somebody has this
     report: Report
     blocks: int  # that are resident together, one on each SM
     shared_bytes: int  # of a block, at most
@@ -30,12 +31,16 @@ class Link(Protocol):
     threads: int  # of a block of the low-latency kernels
     sharing: int  # of those blocks on each SM
     most_threads: int  # of any block
+    pace_gbs: float  # at which others' memory takes what this rank writes; 0: not known, nothing is held back
 
     def memory(self, nbytes: int) -> tuple[int, Any]:
         """Zeroed memory of this rank's own: its address, and what keeps it alive."""
 
     def host_memory(self, nbytes: int) -> np.ndarray[Any, Any]:
         """Zeroed memory of the host that kernels write and the host reads, uint8; its address is the same for both."""
+
+    def upload(self, address: int, array: np.ndarray[Any, Any]) -> None:
+        """Copy what the host has to this rank's memory; it is there on return."""
 
     def launch(
         self, kernel: str, grid: int, block: int, args: Sequence[Any], *, shared_mem: int = 0, stream: int = 0
@@ -52,7 +57,7 @@ class Link(Protocol):
         """Return once `done()` holds; raise when the report says that something failed, or HangError in the end."""
 
     def close(self) -> None:
-        """Give back what it holds."""
+        """Give back what it holds; memory whose owner somebody else has lives on."""
 
 
 class WorldLink:
@@ -66,11 +71,13 @@ class WorldLink:
         self.rank, self.ranks = rank, len(heaps)
         self.heaps = [int(heap.ctypes.data) for heap in heaps]
         self.heap_bytes = heaps[rank].nbytes
+        self.heap_owner = heaps[rank]
         self._kept: list[Any] = [heaps]
         self.report = Report(self.host_memory(REPORT.itemsize))
         self.blocks = blocks
         self.shared_bytes = 64 << 10
         self.warps, self.threads, self.sharing, self.most_threads = warps, 32 * warps, 1, most_threads
+        self.pace_gbs = 0.0
 
     def memory(self, nbytes: int) -> tuple[int, Any]:
         """Zeroed memory of the world's."""
@@ -82,6 +89,10 @@ class WorldLink:
         array: np.ndarray[Any, Any] = self.world.array((nbytes,), np.uint8)
         self._kept.append(array)
         return array
+
+    def upload(self, address: int, array: np.ndarray[Any, Any]) -> None:
+        """At once."""
+        ctypes.memmove(address, array.ctypes.data, array.nbytes)
 
     def launch(
         self, kernel: str, grid: int, block: int, args: Sequence[Any], *, shared_mem: int = 0, stream: int = 0

@@ -218,6 +218,7 @@ class NormalBuffer:
                 len(q),
                 q.shape[1] * q.itemsize,
                 scales.shape[1] if scales is not None else 0,
+                1,
                 self.epoch,
                 self.arrived[r],
             )
@@ -328,7 +329,8 @@ class NormalBuffer:
                 out_weights[r].ctypes.data,
                 handles[r].received,
                 handles[r].tokens,
-                self.combine_epoch,
+                self.combine_epoch * 2 * self.channels,
+                (0, 0),
             )
             self._launch(
                 "ep_combine",

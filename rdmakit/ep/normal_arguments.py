@@ -31,16 +31,16 @@ Rows: TypeAlias = Tensor | tuple[Tensor, Tensor]
 Handle: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
-def number_of_sms(buffer: BufferBase, config: Config | None, default: int) -> int:
+def number_of_sms(buffer: BufferBase, config: Config | None, default: int, least: int = 2) -> int:
     """SMs of a call; BadState where the Buffer has no memory for it."""
     if buffer.num_nvl_bytes == 0:
         raise BadState("the Buffer has no memory for dispatch and combine", value=0, rule="num_nvl_bytes > 0",
                        remedy="Buffer(group, num_nvl_bytes=Config().get_nvl_buffer_size_hint(hidden_bytes, ranks))",
                        )  # fmt: skip
-    num_sms, most = default if config is None else config.num_sms, buffer._engine().max_sms
+    num_sms, most = default if config is None else config.num_sms, int(buffer._engine().max_sms)
     check_even_sms(num_sms)
-    if not 2 <= num_sms <= most:
-        raise BadArgument("a call with that many SMs cannot run", value=num_sms, rule=f"2 … {most}",
+    if not least <= num_sms <= most:
+        raise BadArgument("a call with that many SMs cannot run", value=num_sms, rule=f"{least} … {most}",
                           remedy="Buffer.set_num_sms(24), or config=Config(24)")  # fmt: skip
     return num_sms
 

@@ -105,6 +105,11 @@ class NormalShape:
         return _sixteens(4 * (self.local_ranks * (1 + self.local_experts) + self.channels))
 
     @property
+    def count_bytes(self) -> int:
+        """Bytes of a source's row of counts: count_row_bytes, ep.cuh."""
+        return _sixteens(16 + 4 * self.local_experts)
+
+    @property
     def scratch_bytes(self) -> int:
         """Bytes that each warp of combine sums its own host's rows into."""
         return _sixteens(2 * self.hidden + 4 * self.topk)
@@ -117,7 +122,7 @@ class NormalShape:
             "notify_out": 2 * hosts * self.notify_bytes,
             "notify_in": 2 * hosts * self.notify_bytes,
             "notify_tail": 8 * hosts,
-            "counts": 2 * self.ranks * _sixteens(16 + 4 * self.local_experts),
+            "counts": 2 * self.ranks * self.count_bytes,
             "start": 4 * (self.ranks + 1),
             "start_read": 8,
             "start_epoch": 8,
@@ -217,6 +222,7 @@ def rank_pod(mesh: Mesh, shape: NormalShape, rank: int) -> Array:
         "rails": mesh.keep(_rails(mesh, shape, rank)),
         "heap_lkey": side.mr.lkey,
         "max_tokens": shape.max_tokens,
+        "count_bytes": shape.count_bytes,
     }
     for name, value in values.items():
         pod[0][name] = value

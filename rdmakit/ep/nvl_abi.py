@@ -1,7 +1,7 @@
 """The PODs that the NVLink kernels take, as NumPy dtypes: offsets as C lays them out.
 
-Leans on NumPy and device.handle. Sources: cuda/rdmakit/nvl.cuh, nvl_ll.cuh and cuda/kernels/nvl_*.cu; tests compare
-every offset with what g++ says. Pointers and heap offsets are u64.
+Leans on NumPy and device.handle. Sources: cuda/rdmakit/nvl*.cuh and cuda/kernels/nvl_*.cu; tests compare every offset
+with what g++ says. Pointers and heap offsets are u64.
 """
 
 from __future__ import annotations
@@ -22,23 +22,29 @@ __all__ = [
     "LL_COMBINE_INPUT",
     "LL_DISPATCH_INPUT",
     "LL_HEAP",
+    "MASKS",
+    "MASK_INPUT",
     "MAX_HEAP",
     "MAX_RANKS",
     "MAX_TOPK",
     "MAX_WARPS",
     "NOTIFY_INPUT",
+    "NO_EXPERT",
     "OFFER",
     "PROGRESS",
     "RANK",
+    "VERDICTS",
     "WARP_BYTES",
 ]
 
 MAX_RANKS = 8  # kMaxNvlRanks, nvl.cuh
 MAX_TOPK = 32  # kMaxTopk
+NO_EXPERT = 0xFFFF  # kNvlNoExpert
 MAX_WARPS = 16  # kNvlWarps
 MAX_HEAP = 4 << 32  # bytes: an offer is 32 bits of 4 bytes each
 WARP_BYTES = 1088  # kNvlWarpBytes
 KINDS = 9  # NvlKind::count
+VERDICTS = 3  # NvlVerdict::count
 
 
 def _pod(*fields: tuple[Any, ...]) -> np.dtype[Any]:
@@ -60,9 +66,11 @@ RANK = _pod(
     *_u32("layout_version", "rank", "ranks", "unused"),
     ("heaps", "<u8", (MAX_RANKS,)),
     ("at", HEAP),
-    *_u64("progress"),
+    *_u64("progress", "masks"),
     ("watch", WATCH),
 )
+MASKS = _pod(("masked", "<u4", (MAX_RANKS,)), ("sent", "<u4", (2,)), ("verdicts", "<u8", (VERDICTS, MAX_RANKS)))
+MASK_INPUT = _pod(*_u64("out"), *_u32("rank", "masked"))
 LAYOUT_INPUT = _pod(
     *_u64("topk", "tokens_per_rank", "tokens_per_expert", "is_in_rank", "sums"),
     *_u32("tokens", "topk_count", "experts", "ranks"),
@@ -74,7 +82,7 @@ NOTIFY_INPUT = _pod(
 DISPATCH_INPUT = _pod(
     ("here", OFFER),
     *_u64("x", "scales", "topk", "weights", "positions", "prefix"),
-    *_u32("tokens", "row_bytes", "scale_words", "topk_count", "experts", "rows", "chunk_bytes", "row_warps"),
+    *_u32("tokens", "row_bytes", "scale_words", "topk_count", "experts", "rows", "chunk_bytes", "row_warps", "pace_ns"),
 )
 COMBINE_INPUT = _pod(
     ("here", OFFER),
@@ -84,11 +92,12 @@ COMBINE_INPUT = _pod(
     *_u32("tokens", "hidden", "topk_count", "chunk_bytes", "row_warps", "unused"),
 )
 LL_HEAP = _pod(
-    *_u64("choices", "chosen", "messages", "sent", "received", "weights", "weighed", "sums", "summed", "combined")
+    *_u64("choices", "chosen", "messages", "sent", "received", "weights", "weighed", "sums", "summed", "combined"),
+    *_u64("complete"),
 )
 LL = _pod(("nvl", RANK), ("ll", LL_HEAP), *_u32("max_tokens", "hidden", "experts", "topk"))
 LL_DISPATCH_INPUT = _pod(
-    *_u64("x", "topk", "out_x", "out_scales", "out_count", "source", "ranges", "row_map", "statistics"),
+    *_u64("x", "topk", "out_x", "out_scales", "out_count", "source", "ranges", "row_map", "statistics", "waits"),
     *_u32("tokens", "fp8", "round_scale", "ue8m0", "halves", "unused"),
 )
-LL_COMBINE_INPUT = _pod(*_u64("x", "row_map", "topk", "weights", "out"), *_u32("tokens", "halves"))
+LL_COMBINE_INPUT = _pod(*_u64("x", "row_map", "topk", "weights", "out", "waits"), *_u32("tokens", "halves"))

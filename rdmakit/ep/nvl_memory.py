@@ -1,21 +1,20 @@
 """Where things lie in an NVLink heap: the words that ranks exchange, the low-latency region, a dispatch's block.
 
-Leans on ep.heap, ep.nvl_abi, errors. Offsets are the same on every rank, but for blocks: a rank says where they are.
+Leans on ep.heap, ep.nvl_abi, ep.pool, errors. Offsets are the same on every rank, but for blocks: a rank says where
+they are.
 """
 
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from rdmakit.ep import nvl_abi as abi
 from rdmakit.ep.heap import ALIGNMENT, HeapLayout
+from rdmakit.ep.pool import Pool
 from rdmakit.errors import BadArgument
 
-if TYPE_CHECKING:
-    from rdmakit.ep.nvlink import Nvlink
-
-__all__ = ["Block", "Control", "LowLatencyRegion", "low_latency_bytes"]
+__all__ = ["Block", "Control", "LowLatencyRegion", "Staged", "low_latency_bytes"]
 
 
 class Control:
@@ -40,6 +39,7 @@ def _low_latency(ranks: int, max_tokens: int, hidden: int) -> HeapLayout:
     # Words that are waited for come first, so that another shape of data does not move them into what was data.
     for name, nbytes in (
         ("chosen", 16 * ranks), ("received", 8 * ranks), ("weighed", 16 * ranks), ("combined", 8 * ranks),
+        ("complete", 8 * ranks),
         ("sent", 8 * slots), ("summed", 8 * slots),
         ("choices", 4 * slots * abi.MAX_TOPK), ("weights", 4 * slots * abi.MAX_TOPK),
         ("messages", slots * (-(-2 * hidden // 128) * 128)), ("sums", slots * 2 * hidden),
@@ -76,20 +76,64 @@ class LowLatencyRegion:
         return {name: self.begin + offset for name, offset in layout.offset.items()}
 
 
-class Block:
+class HasPool(Protocol):
+    """An engine with memory to hand out, in this rank's heap."""
+
+    pool: Pool
+
+    @property
+    def heap_address(self) -> int:
+        """Where the heap begins."""
+
+    @property
+    def heap_owner(self) -> Any:
+        """What keeps the heap."""
+
+
+class _Room:
+    """`nbytes` of this rank's heap at `address`: goes back when the object does, and holds the heap until then."""
+
+    def __init__(self, engine: HasPool, nbytes: int) -> None:
+        offset = engine.pool.take(nbytes)
+        self.nbytes, self.address = nbytes, engine.heap_address + offset
+        self._heap = engine.heap_owner
+        self._finalizer = weakref.finalize(self, engine.pool.give, offset)
+
+
+class Block(_Room):
     """What one dispatch brings, in the rank's heap: addresses of x, scales, topk, weights, source; room for `rows`."""
 
-    def __init__(self, engine: Nvlink, rows: int, row_bytes: int, scale_bytes: int, topk: int) -> None:
+    def __init__(self, engine: HasPool, rows: int, row_bytes: int, scale_bytes: int, topk: int) -> None:
         layout = HeapLayout()
         sizes = {"x": row_bytes, "scales": scale_bytes, "topk": 8 * topk, "weights": 4 * topk, "source": 4}
         for name, nbytes in sizes.items():
             layout.add(name, rows * nbytes)
-        offset = engine.pool.take(layout.nbytes)
-        base = engine.link.heaps[engine.rank] + offset
-        self.rows, self.nbytes = rows, layout.nbytes
-        self.addresses = tuple(base + layout.offset[name] for name in sizes)  # as struct NvlOffer has them
+        super().__init__(engine, layout.nbytes)
+        self.rows = rows
+        self.addresses = tuple(self.address + layout.offset[name] for name in sizes)  # as struct NvlOffer has them
         self.x, self.scales, self.topk, self.weights, self.source = self.addresses
-        self._finalizer = weakref.finalize(self, engine.pool.give, offset)
 
     def __repr__(self) -> str:
         return f"<Block of {self.rows} rows, {self.nbytes} B at {self.x:#x}>"
+
+
+class Staged(_Room):
+    """Room for copies of rows and weights that combine is given from elsewhere (0 bytes: not copied)."""
+
+    def __init__(self, engine: HasPool, row_bytes: int, weight_bytes: int) -> None:
+        layout = HeapLayout()
+        layout.add("rows", row_bytes)
+        layout.add("weights", weight_bytes)
+        try:
+            super().__init__(engine, layout.nbytes)
+        except BadArgument:
+            pool = engine.pool
+            raise BadArgument(
+                "no room for the copy of what combine is given",
+                value=f"{layout.nbytes} bytes: rows {row_bytes}, weights {weight_bytes}",
+                rule=f"rows are read in the heap, whose largest free block has {pool.largest} of {pool.nbytes} bytes; "
+                f"{pool.used} are out",
+                remedy="write them where the dispatch brought them, recv_x and recv_topk_weights, which are read in "
+                "place; drop tensors of earlier dispatches; or make the buffer with that many more num_nvl_bytes",
+            ) from None
+        self.addresses = self.address + layout.offset["rows"], self.address + layout.offset["weights"]

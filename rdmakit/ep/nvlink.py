@@ -1,8 +1,8 @@
 """MoE dispatch and combine among ranks that reach each other's memory: one rank's engine, on any `Link`.
 
-Leans on ep.link, ep.pool, ep.nvl_abi, ep.nvl_memory; the device code is cuda/kernels/nvl_*.cu. Everything is queued on
-a stream and nothing is synchronised, but for `counts()`. Memory is given by address. Operations are collective and come
-in one order on every rank. `rdmakit.ep.Buffer` puts tensors on top, by the Protocol of ep.engine.
+Leans on ep.nvl_low_latency, ep.pool, ep.nvl_abi, ep.nvl_memory; the device code is cuda/kernels/nvl_*.cu. Everything
+is queued on a stream and nothing is synchronised, but for `counts()`. Memory is given by address. Operations are
+collective and come in one order on every rank. `rdmakit.ep.Buffer` puts tensors on top, by the Protocol of ep.engine.
 """
 
 from __future__ import annotations
@@ -12,35 +12,32 @@ from typing import Any
 
 import numpy as np
 
-from rdmakit.device.handle import LAYOUT_VERSION
 from rdmakit.ep import nvl_abi as abi
 from rdmakit.ep.link import Link
-from rdmakit.ep.nvl_memory import Block, Control, LowLatencyRegion
+from rdmakit.ep.nvl_low_latency import LowLatencyRank
+from rdmakit.ep.nvl_memory import Block, Control, LowLatencyRegion, Staged
 from rdmakit.ep.pool import Pool
 from rdmakit.ep.rendezvous import Rendezvous
-from rdmakit.errors import BadArgument, BadState, NotAvailable
+from rdmakit.errors import BadArgument
 
 __all__ = ["Nvlink", "chunk_of", "connect"]
 
-# Chunks of rows that a dispatch moves. With few SMs their own rate binds, and large chunks cost them least. With more the
-# link binds: bytes under way beyond a window, of all warps together, only queue up at it, and rows that stay on their rank
-# wait in the same queues (benchmarks/probes/link.cu: 350 GB/s at 340 KB under way, 300 at 400 KB and more).
-FEW_SMS, FEW_SMS_CHUNK = 16, 8192
-DISPATCH_CHUNK, WINDOW = 4096, 352 << 10
+# Chunks of rows that a dispatch moves, and bytes that all its warps together have under way to other ranks: more only
+# queue up at the link, and rows that stay on their rank wait in the same queues (docs/nvlink.md).
+DISPATCH_CHUNK, WINDOW = 8192, 700 << 10
 COMBINE_CHUNK = 4096  # bytes: for each of a warp's chunks all ranks' rows lie side by side in shared memory
 WORD_WARPS = 4  # of a block, that move choices, weights and scales, or add weights up
 SLOTS, STAGES = 4, 2  # kNvlSlots of nvl_dispatch.cu, kNvlStages of nvl_combine.cu
 MAX_EXPERTS = 4096
 NOTIFY_THREADS = 1024
 LAYOUT_THREADS = 256
-SEND, RECEIVE = 1, 2
 
 
 def chunk_of(row_bytes: int, limit: int = DISPATCH_CHUNK) -> int:
     """The largest part of a row, in whole equal parts, that is a multiple of 16 and at most `limit` bytes.
 
     >>> chunk_of(14336), chunk_of(4096)
-    (3584, 4096)
+    (7168, 4096)
     """
     units = row_bytes // 16
     if row_bytes % 16 or units == 0:
@@ -61,21 +58,19 @@ class _Grid:
     shared: int
 
 
-class Nvlink:
+class Nvlink(LowLatencyRank):
     """One rank's side of dispatch and combine.
 
     `low_latency_bytes` of the heap are for the low-latency operations, what is left for what dispatches bring.
+    `enable_shrink`: barriers and low-latency operations go on without ranks that are masked, and mask who does not
+    answer within `timeout_ns` (0: 10 s).
     """
 
     def __init__(
-        self, link: Link, *, low_latency_bytes: int = 0, timeout_ns: int = 0, max_experts: int = MAX_EXPERTS
-    ) -> None:
-        if not 1 <= link.ranks <= abi.MAX_RANKS:
-            raise BadArgument("too many ranks for one NVLink domain", value=link.ranks, rule=f"1 … {abi.MAX_RANKS}",
-                              remedy="use groups of fewer ranks")  # fmt: skip
-        self.link, self.rank, self.ranks = link, link.rank, link.ranks
-        self.max_experts = max_experts
-        self.control = Control(link.ranks, max_experts)
+        self, link: Link, *, low_latency_bytes: int = 0, timeout_ns: int = 0, max_experts: int = MAX_EXPERTS,
+        enable_shrink: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(link, timeout_ns, max_experts, enable_shrink)
         begin = self.control.nbytes
         self.ll_region = LowLatencyRegion(begin, low_latency_bytes, link.ranks)
         begin += low_latency_bytes
@@ -86,29 +81,14 @@ class Nvlink:
             raise BadArgument("the heap is too large", value=link.heap_bytes, rule=f"at most {abi.MAX_HEAP} bytes",
                               remedy="fewer num_nvl_bytes")  # fmt: skip
         self.pool = Pool(begin, link.heap_bytes - begin)
-        self._kept: list[Any] = []
         self._counts = link.host_memory(8 + 8 * max_experts).view(np.uint64)
         self._counts_epoch = 0
         self._scratch = self._own(4 * (max_experts + link.ranks))
-        self.pod = np.zeros((), abi.RANK)
-        self.pod["layout_version"], self.pod["rank"], self.pod["ranks"] = LAYOUT_VERSION, link.rank, link.ranks
-        self.pod["heaps"][: link.ranks] = link.heaps
-        for name in abi.HEAP.names or ():
-            self.pod["at"][name] = self.control.offset[name]
-        self.pod["progress"] = self._own(abi.KINDS * abi.PROGRESS.itemsize)
-        self.pod["watch"]["report"], self.pod["watch"]["rank"] = link.report.address, link.rank
-        self.pod["watch"]["timeout_ns"] = timeout_ns
         self._local_experts = 0
         self._grids: dict[tuple[int, ...], _Grid] = {}
-        self._ll: np.ndarray[Any, Any] | None = None
 
     def __repr__(self) -> str:
         return f"<Nvlink rank {self.rank} of {self.ranks}: {self.pool.nbytes} B for dispatches, {self.pool.used} B out>"
-
-    def _own(self, nbytes: int) -> int:
-        address, alive = self.link.memory(nbytes)
-        self._kept.append(alive)
-        return address
 
     @property
     def max_sms(self) -> int:
@@ -126,15 +106,16 @@ class Nvlink:
         return self.link.heaps[self.rank]
 
     @property
+    def heap_owner(self) -> Any:
+        """What keeps it, beyond `close`."""
+        return self.link.heap_owner
+
+    @property
     def heap_bytes(self) -> int:
         """Its size."""
         return self.link.heap_bytes
 
     # ---- normal
-    def barrier(self, stream: int = 0) -> None:
-        """All ranks meet on their streams."""
-        self.link.launch("nvl_barrier", 1, 32, (self.pod[()],), stream=stream)
-
     def layout(
         self, topk_idx: int, tokens: int, topk: int, experts: int, tokens_per_rank: int, tokens_per_expert: int,
         is_in_rank: int, stream: int = 0,
@@ -196,13 +177,14 @@ class Nvlink:
         stream: int = 0,
     ) -> None:  # fmt: skip
         """Send rows of `row_bytes` (and `scale_bytes` of scales) to where the ranks receive; `topk` 0: no choices."""
-        limit, window = (FEW_SMS_CHUNK, 0) if num_sms < FEW_SMS else (DISPATCH_CHUNK, WINDOW)
-        grid = self._grid(row_bytes, limit, SLOTS, min(WORD_WARPS, self.link.warps), num_sms, window)
+        others = min(WORD_WARPS, self.link.warps)
+        grid = self._grid(row_bytes, DISPATCH_CHUNK, SLOTS, others, num_sms, WINDOW)
         heap = self.link.heaps[self.rank]
         here = tuple(address - heap for address in received.addresses)
+        pace = int(grid.blocks * grid.row_warps * grid.chunk / self.link.pace_gbs) if self.link.pace_gbs else 0
         pod = np.zeros((), abi.DISPATCH_INPUT)
         pod[()] = (here, x, scales, topk_idx, topk_weights, positions, prefix, tokens, row_bytes, scale_bytes // 4,
-                   topk, experts, rows if topk else 0, grid.chunk, grid.row_warps)  # fmt: skip
+                   topk, experts, rows if topk else 0, grid.chunk, grid.row_warps, pace)  # fmt: skip
         self._launch_rows("dispatch_nvl", grid, pod, stream)
 
     def combine(
@@ -211,21 +193,26 @@ class Nvlink:
     ) -> list[Any]:  # fmt: skip
         """Add up each token's rows, BF16 [rows, hidden] on every rank; what is returned must live until it has run.
 
-        `x` and `topk_weights` may lie anywhere; memory of a `Block` is read where it is, other memory is copied there.
+        `x` and `topk_weights` may lie anywhere: memory of a `Block` is read where it is, other memory is copied into
+        the heap. BadArgument, before anything is queued, when there is no room for the copy.
         """
         others = min(WORD_WARPS, self.link.warps) if out_weights else 0
         grid = self._grid(2 * hidden, COMBINE_CHUNK, STAGES * self.ranks, others, num_sms, 0)
+        heap = self.link.heaps[self.rank]
+        # Nothing of no rows is read, wherever it is said to lie.
+        x, topk_weights = (x, topk_weights) if rows else (0, 0)
+        given = [(x, 2 * rows * hidden), (topk_weights, 4 * rows * topk)]
+        outside = [0 if at == 0 or self.pool.holds(at - heap, nbytes) else nbytes for at, nbytes in given]
         kept: list[Any] = []
-        offsets = [0, 0]
-        for index, (address, nbytes) in enumerate(((x, 2 * rows * hidden), (topk_weights, 4 * rows * topk))):
-            if address == 0:
-                continue
-            offsets[index] = address - self.link.heaps[self.rank]
-            if not self.pool.holds(offsets[index], nbytes):
-                block = self.receive_block(1, nbytes, 0, 0, stream)
-                self.link.copy(block.x, address, nbytes, stream)
-                offsets[index] = block.x - self.link.heaps[self.rank]
-                kept.append(block)
+        addresses = [address for address, _ in given]
+        if any(outside):
+            staged = Staged(self, *outside)
+            kept.append(staged)
+            for index, nbytes in enumerate(outside):
+                if nbytes:
+                    self.link.copy(staged.addresses[index], addresses[index], nbytes, stream)
+                    addresses[index] = staged.addresses[index]
+        offsets = [at - heap if at else 0 for at in addresses]
         here = offsets[0], 0, 0, offsets[1], 0
         pod = np.zeros((), abi.COMBINE_INPUT)
         pod[()] = (here, positions, prefix, (bias_0, bias_1), out, out_weights, tokens, hidden, topk, grid.chunk,
@@ -233,77 +220,7 @@ class Nvlink:
         self._launch_rows("combine_nvl", grid, pod, stream)
         return kept
 
-    # ---- low latency
-    def ll_configure(self, max_tokens: int, hidden: int, experts: int, topk: int, stream: int = 0) -> None:
-        """Lay the low-latency region out; another shape than before is a collective, and cleans it."""
-        self._check_experts(experts)
-        self._check_topk(topk)
-        shape = max_tokens, hidden, experts, topk
-        if (
-            self._ll is not None
-            and tuple(int(self._ll[name]) for name in ("max_tokens", "hidden", "experts", "topk")) == shape
-        ):
-            return
-        offsets = self.ll_region.offsets(max_tokens, hidden)
-        another = self._ll is not None
-        self._ll = np.zeros((), abi.LL)
-        self._ll["nvl"] = self.pod
-        for name in abi.LL_HEAP.names or ():
-            self._ll["ll"][name] = offsets[name]
-        self._ll["max_tokens"], self._ll["hidden"], self._ll["experts"], self._ll["topk"] = shape
-        if another:
-            self.ll_clean(stream)
-
-    def ll_clean(self, stream: int = 0) -> None:
-        """Zero the low-latency region's words on every rank: a collective."""
-        region = self.ll_region
-        self.barrier(stream)
-        self.link.clear(self.link.heaps[self.rank] + region.begin, region.nbytes, stream)
-        self.barrier(stream)
-
-    def ll_dispatch(
-        self, x: int, topk_idx: int, tokens: int, use_fp8: bool, round_scale: bool, use_ue8m0: bool, out_x: int,
-        out_scales: int, out_count: int, src_info: int, layout_range: int, row_map: int, statistics: int = 0,
-        wait_statistics: int = 0, phases: int = SEND | RECEIVE, stream: int = 0,
-    ) -> None:  # fmt: skip
-        """Low-latency dispatch, as cuda/kernels/nvl_ll_dispatch.cu says; `phases`: 1 sends, 2 receives."""
-        ll = self._configured()
-        if wait_statistics:
-            raise BadArgument("no statistics of waiting", value="dispatch_wait_recv_cost_stats", rule="not supported",
-                              remedy="leave it out")  # fmt: skip
-        pod = np.zeros((), abi.LL_DISPATCH_INPUT)
-        pod[()] = (x, topk_idx, out_x, out_scales, out_count, src_info, layout_range, row_map, statistics, tokens,
-                   int(use_fp8), int(round_scale), int(use_ue8m0), phases, 0)  # fmt: skip
-        local, blocks = int(ll["experts"]) // self.ranks, self.link.blocks * self.link.sharing
-        words = -(-(local + -(-local // blocks) * self.ranks) // 4) * 4
-        hidden = int(ll["hidden"])
-        shared = 4 * words + 2 * hidden + hidden // 8 * 4
-        self.link.launch(
-            "dispatch_nvl_ll", blocks, self.link.threads, (ll[()], pod[()]), shared_mem=shared, stream=stream
-        )
-
-    def ll_combine(
-        self, x: int, topk_idx: int, topk_weights: int, row_map: int, tokens: int, out: int,
-        phases: int = SEND | RECEIVE, stream: int = 0,
-    ) -> None:  # fmt: skip
-        """Low-latency combine, as cuda/kernels/nvl_ll_combine.cu says."""
-        ll = self._configured()
-        pod = np.zeros((), abi.LL_COMBINE_INPUT)
-        pod[()] = (x, row_map, topk_idx, topk_weights, out, tokens, phases)
-        blocks = self.link.blocks * self.link.sharing
-        self.link.launch("combine_nvl_ll", blocks, self.link.threads, (ll[()], pod[()]), stream=stream)
-
-    def close(self) -> None:
-        """Give the heap back; the engine is of no use afterwards."""
-        self.link.close()
-
     # ---- parts
-    def _configured(self) -> np.ndarray[Any, Any]:
-        if self._ll is None:
-            raise BadState("no low-latency region", value="ll_configure was not called", rule="it lays it out",
-                           remedy="call ll_configure first")  # fmt: skip
-        return self._ll
-
     def _grid(self, row_bytes: int, chunk_limit: int, slots: int, others: int, num_sms: int, window: int) -> _Grid:
         asked = row_bytes, chunk_limit, slots, others, num_sms, window
         if asked not in self._grids:
@@ -332,18 +249,6 @@ class Nvlink:
         args = self.pod[()], pod[()]
         self.link.launch(kernel, grid.blocks, 32 * grid.warps, args, shared_mem=grid.shared, stream=stream)
 
-    def _check_experts(self, experts: int) -> None:
-        if experts % self.ranks or not 0 < experts <= self.max_experts:
-            raise BadArgument("experts that do not fit", value=experts,
-                              rule=f"a multiple of {self.ranks}, at most {self.max_experts}",
-                              remedy="pad the experts, or make the engine with more max_experts")  # fmt: skip
-
-    def _check_topk(self, topk: int) -> None:
-        if not 0 < topk <= abi.MAX_TOPK:
-            raise BadArgument(
-                "too many choices", value=topk, rule=f"1 … {abi.MAX_TOPK}", remedy="fewer choices a token"
-            )
-
 
 def connect(
     rendezvous: Rendezvous,
@@ -355,13 +260,10 @@ def connect(
     """The engine of this rank, on the current CUDA device, for ranks of one host. Collective.
 
     The heap has the words that ranks exchange, `num_rdma_bytes` for low latency, and `num_nvl_bytes` for what
-    dispatches bring. NotAvailable where GPUs do not reach each other, and for masks, which it does not have.
+    dispatches bring. NotAvailable where GPUs do not reach each other.
     """
     from rdmakit.gpu.peer import PeerLink
 
-    if enable_shrink:
-        raise NotAvailable("enable_shrink is not supported", value=enable_shrink,
-                           rule="every rank takes part in every call", remedy="leave enable_shrink out")  # fmt: skip
     nbytes = Control(rendezvous.size, MAX_EXPERTS).nbytes + num_rdma_bytes + num_nvl_bytes
     link = PeerLink(rendezvous.rank, rendezvous.size, nbytes, rendezvous.all_gather)
-    return Nvlink(link, low_latency_bytes=num_rdma_bytes)
+    return Nvlink(link, low_latency_bytes=num_rdma_bytes, enable_shrink=enable_shrink)

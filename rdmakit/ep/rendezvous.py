@@ -1,11 +1,12 @@
 """How the ranks of a Buffer find each other: a torch process group or an mpi4py communicator, whichever started them.
 
-Leans on ep.tensors. rdmakit launches nothing: torchrun, Slurm or mpirun do. It needs two collectives, both when a
-Buffer is made or destroyed, never on the way of a token.
+Also which of them share a host. Leans on ep.tensors. rdmakit launches nothing: torchrun, Slurm or mpirun do. It needs
+two collectives, both when a Buffer is made or destroyed, never on the way of a token.
 """
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,7 +14,10 @@ from typing import Any, Protocol
 from rdmakit.ep import tensors
 from rdmakit.errors import BadArgument
 
-__all__ = ["Rendezvous", "host_identity", "introduce"]
+__all__ = ["RANKS_PER_HOST", "Rendezvous", "asked_ranks_per_host", "host_identity", "introduce"]
+
+RANKS_PER_HOST = "RDMAKIT_RANKS_PER_HOST"
+"""Environment: how many ranks, in order, make a host. One machine then plays several."""
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # man 5 proc: one value a boot, the same in every container
 
@@ -83,3 +87,12 @@ def host_identity() -> str:
         return BOOT_ID.read_text().strip()
     except OSError:
         return socket.gethostname()
+
+
+def asked_ranks_per_host() -> int | None:
+    """What the environment says, None where it says nothing. BadArgument for what is no number of ranks."""
+    text = os.environ.get(RANKS_PER_HOST, "")
+    if text and not (text.isdecimal() and int(text) > 0):
+        raise BadArgument(f"{RANKS_PER_HOST} is no number of ranks", value=text, rule="a positive integer",
+                          remedy=f"unset it, or set {RANKS_PER_HOST}=1 for hosts of one GPU")  # fmt: skip
+    return int(text) if text else None

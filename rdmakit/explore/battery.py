@@ -67,6 +67,8 @@ BATTERY: list[tuple[str, dict[str, Any]]] = [
     ("ep-low-latency", {"gpus": 2, "tokens": 1}),
     ("ep-low-latency", {"blocks": 2, "warps": 1}),
     ("ep-low-latency", {"one_way": True, "combines": 3, "tokens": 1}),
+    ("internode", {"host": True}),
+    ("internode", {"again": True}),
     ("nvl-layout", {"turns": 2}),
     ("nvl-normal", {"host": True}),
     ("nvl-normal", {"changed": True}),
@@ -76,6 +78,15 @@ BATTERY: list[tuple[str, dict[str, Any]]] = [
     ("nvl-low-latency", {"blocks": 2}),
     ("nvl-low-latency", {"turns": 3, "tokens": 1}),
     ("nvl-low-latency", {"ahead": True}),
+    ("nvl-barrier", {}),
+    ("nvl-barrier", {"shrink": True, "dies": True}),
+    ("nvl-shrink", {}),
+    ("nvl-shrink", {"blocks": 2}),
+    ("nvl-shrink", {"dies": "dispatch", "ranks": 3, "blocks": 2, "waits": True}),
+    ("nvl-shrink", {"dies": "masked", "turns": 2, "tokens": 1, "meet": True}),
+    ("nvl-shrink", {"dies": "combining", "ranks": 3, "blocks": 2}),
+    ("nvl-shrink", {"dies": "ahead", "blocks": 2}),
+    ("nvl-shrink", {"dies": "suspected", "blocks": 2}),
 ]
 
 

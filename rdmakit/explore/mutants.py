@@ -10,11 +10,13 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from pathlib import Path
 
 import rdmakit
+from rdmakit.errors import LaunchError
 from rdmakit.explore.arguments import ARGUED
 from rdmakit.explore.battery import battery
 from rdmakit.explore.explorer import Explorer
@@ -152,13 +154,26 @@ def run_mutants(
 def run_all_mutants(
     *, budget: int = 4000, jobs: int | None = None, progress: Callable[[int, int], None] | None = None
 ) -> MutantRun:
-    """`run_mutants` over the whole battery, by `jobs` processes: one a core that this process may use."""
+    """`run_mutants` over the whole battery, by `jobs` processes: one a core that this process may use.
+
+    They import the script that has started this process: call it under `if __name__ == "__main__":`. LaunchError when
+    one of them ends before its work is done.
+    """
+    if getattr(current_process(), "_inheriting", False):
+        raise SystemExit(1)  # one of them, importing a script that calls this again: its parent says what is wrong
     began = time.perf_counter()
     jobs = jobs or len(os.sched_getaffinity(0))
-    with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_set_up) as pool:
-        mutants = pool.submit(_all_of_them).result()
-        answers = pool.map(_judge, ((number, budget) for number in range(len(mutants))))
-        return _sorted(mutants, answers, began, progress)
+    try:
+        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), initializer=_set_up) as pool:
+            mutants = pool.submit(_all_of_them).result()
+            answers = pool.map(_judge, ((number, budget) for number in range(len(mutants))))
+            return _sorted(mutants, answers, began, progress)
+    except BrokenProcessPool:
+        raise LaunchError(
+            "a process of run_all_mutants has ended", value=f"one of {jobs}",
+            rule="each of them imports the script that called it, which must not call it again",
+            remedy='call it under `if __name__ == "__main__":`; if it is, look at what the process printed',
+        ) from None  # fmt: skip
 
 
 def _sorted(

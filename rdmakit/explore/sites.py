@@ -60,6 +60,7 @@ _SCOPES = {"cta": 0, "gpu": 1, "sys": 2}
 _BELOW = {
     *("atom.cuh", "atom_bulk.cuh", "config.cuh", "cost.cuh"),
     *("cpu.cuh", "cpu_preempt.cuh", "cpu_watch.cuh", "cuda_builtins.cuh"),
+    *("primitive_costs.cu", "flag_ping.cu", "copy_rate.cu"),  # they time primitives
 }
 # Of an HCA made of warps, where its orders are kept: the way that a put and its signal go, and how work ends.
 _HCA = {"hca_near.cuh", "hca_complete.cuh"}

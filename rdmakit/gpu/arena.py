@@ -17,7 +17,7 @@ from rdmakit.gpu.cuda import cupy
 __all__ = ["Arena"]
 
 
-_PREFERRED_LOCATION = 3  # cudaMemAdviseSetPreferredLocation
+_PREFERRED_LOCATION, _ACCESSED_BY = 3, 5  # cudaMemAdviseSet*
 
 
 class _Managed:
@@ -37,7 +37,9 @@ class Arena:
         if managed:
             self._memory = np.asarray(_Managed(nbytes))
             cp = cupy()
-            where = int(self._memory.ctypes.data), nbytes, _PREFERRED_LOCATION, int(cp.cuda.Device().id)
+            self._home = int(cp.cuda.Device().id)
+            self._mapped = {self._home}
+            where = int(self._memory.ctypes.data), nbytes, _PREFERRED_LOCATION, self._home
             cp.cuda.runtime.memAdvise(*where)
         else:
             self._memory = np.frombuffer(cupy().cuda.alloc_pinned_memory(nbytes), np.uint8, nbytes)
@@ -63,10 +65,19 @@ class Arena:
         found.view(np.uint8).reshape(-1)[...] = 0
         return found
 
-    def bring(self, gpu: int, stream: Any) -> None:
-        """Managed: move what is in use to a GPU, before kernels on `stream` do so page by page."""
-        if self.managed and self.used:
-            cupy().cuda.runtime.memPrefetchAsync(self.begin, self.used, gpu, stream.ptr)
+    def map_to(self, gpu: int, stream: Any) -> None:
+        """Managed: before kernels of `gpu` use it, move what is in use to the GPU that it prefers; others map it there.
+
+        Pages that each GPU brought to itself would be taken from each other while kernels run.
+        """
+        if not self.managed or not self.used:
+            return
+        runtime = cupy().cuda.runtime
+        if gpu == self._home:
+            runtime.memPrefetchAsync(self.begin, self.used, gpu, stream.ptr)
+        elif gpu not in self._mapped:
+            runtime.memAdvise(self.begin, self.size, _ACCESSED_BY, gpu)
+            self._mapped.add(gpu)
 
     def holds(self, array: np.ndarray[Any, Any]) -> bool:
         """Whether all of an array lies in here."""

@@ -96,6 +96,8 @@ class BareQueue:
     cqe: int
     sq: int
     dbrec: int
+    ring: Array  # of `sq`, as the host sees it
+    state: Array  # SQ_STATE, likewise
 
     @staticmethod
     def bytes_for(log_sq: int) -> int:
@@ -119,11 +121,11 @@ class BareQueue:
 
         `same_gpu`: whoever answers it is of the GPU that posts; left out, fences reach as far as a NIC.
         """
-        _, sq = memory.take(64 << log_sq, np.uint8)
+        ring, sq = memory.take(64 << log_sq, np.uint8)
         _, dbrec = memory.take(2, np.uint32)
         entry, cqe = memory.take(64, np.uint8)
         entry[63] = CQE_INITIAL_OP_OWN
-        _, state = memory.take(1, SQ_STATE)
+        counters, state = memory.take(1, SQ_STATE)
         _, sink = memory.take(1, np.uint64)
         _, cq_dbrec = memory.take(2, np.uint32)
         register = register or memory.take(1, np.uint64)[1]
@@ -135,7 +137,7 @@ class BareQueue:
         cq["layout_version"], cq["entries"], cq["dbrec"] = LAYOUT_VERSION, cqe, cq_dbrec
         cq["log_stride"], cq["collapsed"] = 6, 1
         handle["watch"]["report"] = report
-        return cls(qpn, handle, register, cqe, sq, dbrec)
+        return cls(qpn, handle, register, cqe, sq, dbrec, ring, counters)
 
     def fill_sink(self, sink: Any, until: int) -> None:
         """A `HcaSink` that ends after `until` WQEs."""

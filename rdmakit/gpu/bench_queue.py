@@ -14,7 +14,7 @@ from __future__ import annotations
 import itertools
 import json
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,18 +26,19 @@ from rdmakit.layout import Opcode
 __all__ = ["all_processors", "everything", "one_warp", "put_signal", "put_signal_stages", "rate", "shared_queue"]
 
 _MEMORY = struct(16, address=(0, "<u8"), key=(8, "<u4"))  # RemoteMemory, LocalMemory: signal.cuh
+_HANDLE = QP_HANDLE.itemsize
 PING_END = struct(
-    240,
+    _HANDLE + 96,
     qp=(0, QP_HANDLE),
-    to=(144, _MEMORY),
-    word=(160, _MEMORY),
-    source_memory=(176, _MEMORY),
-    source=(192, "<u8"),
-    data=(200, "<u8"),
-    mine=(208, "<u8"),
-    sum=(216, "<u8"),
-    wrong=(224, "<u8"),
-    ns=(232, "<u8"),
+    to=(_HANDLE, _MEMORY),
+    word=(_HANDLE + 16, _MEMORY),
+    source_memory=(_HANDLE + 32, _MEMORY),
+    source=(_HANDLE + 48, "<u8"),
+    data=(_HANDLE + 56, "<u8"),
+    mine=(_HANDLE + 64, "<u8"),
+    sum=(_HANDLE + 72, "<u8"),
+    wrong=(_HANDLE + 80, "<u8"),
+    ns=(_HANDLE + 88, "<u8"),
 )  # hca_ping.cu
 _SERVED = ("heard", "fetched", "placed", "ordered", "signalled", "completed")  # Stage, hca_near.cuh
 PING_STAGES = struct(
@@ -224,25 +225,30 @@ def _apart(part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         try:
             return pool.apply(part)
         except Exception as error:  # whatever it is, it is this part's result
-            return {"ok": False, "figures": {}, "lines": [f"{part.__name__}: {type(error).__name__}: {error}"]}
+            name = getattr(part, "__name__", repr(part))
+            return {"ok": False, "figures": {}, "lines": [f"{name}: {type(error).__name__}: {error}"]}
 
 
-def everything(tell: Callable[[str], None] = print) -> dict[str, Any]:
-    """All of them, each in a process of its own; one that fails says so and leaves the others alone.
+def everything(
+    tell: Callable[[str], None] = print, parts: Sequence[Callable[[], dict[str, Any]]] = PARTS
+) -> dict[str, Any]:
+    """All of `parts`, each in a process of its own; one that fails says so and leaves the others alone.
 
-    `tell`: gets each line as soon as it is there.
+    `tell`: gets each line as soon as it is there. What a part returns besides is merged into the result.
     """
     ok = True
     figures: dict[str, float] = {}
     lines: list[str] = []
-    for part in PARTS:
+    more: dict[str, Any] = {}
+    for part in parts:
         done = _apart(part)
+        more |= {name: value for name, value in done.items() if name not in ("ok", "figures", "lines")}
         ok = ok and done["ok"]
         figures |= done["figures"]
         lines += done["lines"]
         for line in done["lines"]:
             tell(line)
-    return {"ok": ok, "figures": figures, "lines": lines}
+    return {**more, "ok": ok, "figures": figures, "lines": lines}
 
 
 def main() -> int:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -23,37 +25,69 @@ __all__ = ["PeerLink", "links_in_one_process"]
 
 _PATIENCE_S = 30.0  # for kernels whose own waits are bounded by 10 s
 _STATIC_SHARED = 600  # what our kernels declare besides their dynamic shared memory, at most
-_DEVICE_TO_DEVICE = 3  # cudaMemcpyDeviceToDevice
+# Just under what 18 links of NVLink 4 take both ways at once (benchmarks/probes/link.cu: 361 … 367 GB/s).
+_PACE_GBS = {9: 350.0}  # by the major number of the compute capability
+_HOST_TO_DEVICE, _DEVICE_TO_DEVICE = 1, 3  # cudaMemcpyKind
+_STACK = 0  # cudaLimitStackSize
+
+
+class _Memory:
+    """Zeroed memory of a GPU, given back when nobody has the object any more. Giving back waits for the GPU."""
+
+    def __init__(self, device: int, nbytes: int) -> None:
+        cp = cupy()
+        with cp.cuda.Device(device):
+            self.address = int(cp.cuda.runtime.malloc(max(nbytes, 1)))
+            cp.cuda.runtime.memset(self.address, 0, max(nbytes, 1))
+        weakref.finalize(self, _free, device, self.address).atexit = False
+
+
+def _free(device: int, address: int) -> None:
+    with suppress(Exception), cupy().cuda.Device(device):  # it may run when CUDA is at its end
+        cupy().cuda.runtime.free(address)
 
 
 class PeerLink:
     """One rank: its heap of `nbytes`, and every other's as this GPU reaches it.
 
     `gather(value)`: the list of all ranks' values, in rank order, the same on all; it is called twice, collectively.
-    NotAvailable when a rank's GPU cannot be reached from this one.
+    Without it the ranks are of one process, and whoever makes them lets them meet. NotAvailable when a rank's GPU
+    cannot be reached from this one.
     """
 
     def __init__(
-        self, rank: int, ranks: int, nbytes: int, gather: Callable[[Any], list[Any]], *, device: int | None = None
-    ) -> None:
+        self, rank: int, ranks: int, nbytes: int, gather: Callable[[Any], list[Any]] | None, *,
+        device: int | None = None,
+    ) -> None:  # fmt: skip
         cp = cupy()
         self.rank, self.ranks, self.heap_bytes = rank, ranks, nbytes
         self.device = int(cp.cuda.Device().id if device is None else device)
         self._kernels: dict[str, Kernel] = {}
-        self._owned: list[int] = []
+        self._checked: set[str] = set()  # whose arguments have been looked at once
+        self._owned: list[_Memory] = []
         self._opened: list[int] = []
         with cp.cuda.Device(self.device):
             attributes = cp.cuda.Device().attributes
             self.blocks = int(attributes["MultiProcessorCount"])
             self.shared_bytes = int(attributes["MaxSharedMemoryPerBlockOptin"]) - _STATIC_SHARED
             self.warps, self.threads, self.sharing, self.most_threads = 16, 512, 2, 1024
-            heap, _ = self.memory(nbytes)
+            self.pace_gbs = _PACE_GBS.get(attributes.get("ComputeCapabilityMajor"), 0.0) if ranks > 1 else 0.0
+            heap, self.heap_owner = self.memory(nbytes)
             self.report = pinned_report()
             self._host: list[Any] = []
             cp.cuda.Device().synchronize()
-            told = gather((os.getpid(), self.device, heap, cp.cuda.runtime.ipcGetMemHandle(heap)))
-            self.heaps = [heap if r == rank else self._reach(r, *said) for r, said in enumerate(told)]
-        gather(None)  # nobody writes before everybody has mapped
+            # A process' own memory needs no handle.
+            handle = b"" if gather is None else cp.cuda.runtime.ipcGetMemHandle(heap)
+        self.told = os.getpid(), self.device, heap, handle
+        self.heaps = [heap]
+        if gather is not None:
+            self.meet(gather(self.told))
+            gather(None)  # nobody writes before everybody has mapped
+
+    def meet(self, told: list[tuple[int, int, int, bytes]]) -> None:
+        """Map the heaps of all ranks, of which each has `told`, by rank."""
+        with cupy().cuda.Device(self.device):
+            self.heaps = [said[2] if r == self.rank else self._reach(r, *said) for r, said in enumerate(told)]
 
     def _reach(self, rank: int, pid: int, device: int, address: int, handle: bytes) -> int:
         cp = cupy()
@@ -83,13 +117,10 @@ class PeerLink:
         return opened
 
     def memory(self, nbytes: int) -> tuple[int, Any]:
-        """Zeroed memory of this GPU; it lives until `close`."""
-        cp = cupy()
-        with cp.cuda.Device(self.device):
-            address = int(cp.cuda.runtime.malloc(max(nbytes, 1)))
-            cp.cuda.runtime.memset(address, 0, max(nbytes, 1))
-        self._owned.append(address)
-        return address, None
+        """Zeroed memory of this GPU, and its owner: it lives until `close`, and as long as somebody has that."""
+        owner = _Memory(self.device, nbytes)
+        self._owned.append(owner)
+        return owner.address, owner
 
     def host_memory(self, nbytes: int) -> np.ndarray[Any, Any]:
         """Zeroed page-locked memory."""
@@ -97,17 +128,38 @@ class PeerLink:
         self._host.append(array)
         return array
 
+    def upload(self, address: int, array: np.ndarray[Any, Any]) -> None:
+        """Copy what the host has to this GPU; it is there on return."""
+        with cupy().cuda.Device(self.device):
+            given = np.ascontiguousarray(array)
+            cupy().cuda.runtime.memcpy(address, given.ctypes.data, given.nbytes, _HOST_TO_DEVICE)
+
+    def load(self, *kernels: str) -> None:
+        """Compile and load kernels of cuda/kernels, so that none has to be while another waits for a peer's.
+
+        Likewise local memory: a launch that needs more than the device has laid out waits until the device is idle.
+        """
+        runtime = cupy().cuda.runtime
+        with cupy().cuda.Device(self.device):
+            for name in kernels:
+                if name in self._kernels:
+                    continue
+                found = self._kernels[name] = stock_kernel(name)
+                # All alike, so that an SM need not divide its memory anew between two of them.
+                found.raw.preferred_shared_memory_carveout = 100
+            most = max(self._kernels[name].local_bytes for name in kernels)
+            if most > runtime.deviceGetLimit(_STACK):
+                runtime.deviceSetLimit(_STACK, most)
+
     def launch(
         self, kernel: str, grid: int, block: int, args: Sequence[Any], *, shared_mem: int = 0, stream: int = 0
     ) -> None:
         """Launch on `stream`; nothing is synchronised. `args`: structs by value."""
-        found = self._kernels.get(kernel)
-        if found is None:
-            with cupy().cuda.Device(self.device):
-                found = self._kernels[kernel] = stock_kernel(kernel)
-                # All alike, so that an SM need not divide its memory anew between two of them.
-                found.raw.preferred_shared_memory_carveout = 100
-                found.packed(args)  # checked once: whoever calls passes the same structs every time
+        if kernel not in self._checked:
+            self.load(kernel)
+            self._kernels[kernel].packed(args)  # checked once: whoever calls passes the same structs every time
+            self._checked.add(kernel)
+        found = self._kernels[kernel]
         if int(cupy().cuda.runtime.getDevice()) == self.device:
             found.launch(grid, block, tuple(args), shared_mem=shared_mem, stream=stream)
             return
@@ -141,16 +193,14 @@ class PeerLink:
         self.report.array["status"] = 3
 
     def close(self) -> None:
-        """Unmap other heaps, free our own memory. Every rank should be through with it: meet them first."""
+        """Unmap other heaps, let go of our own memory. Every rank should be through with it: meet them first."""
         cp = cupy()
         runtime = cp.cuda.runtime
         with cp.cuda.Device(self.device):
             cp.cuda.Device().synchronize()
             for address in self._opened:
                 runtime.ipcCloseMemHandle(address)
-            for address in self._owned:
-                runtime.free(address)
-        self._opened, self._owned = [], []
+        self._opened, self._owned, self.heap_owner = [], [], None
 
     def __repr__(self) -> str:
         return f"<PeerLink rank {self.rank} of {self.ranks}: GPU {self.device}, {self.heap_bytes} B>"
@@ -164,17 +214,7 @@ def links_in_one_process(ranks: int, nbytes: int, *, gpus: int | None = None) ->
     count = int(cupy().cuda.runtime.getDeviceCount()) if gpus is None else gpus
     if ranks < 1:
         raise BadArgument("no ranks", value=ranks, rule="one at least", remedy="links_in_one_process(2, nbytes)")
-    said: list[Any] = []
-    links = []
-    for rank in range(ranks):
-        # What the ranks before have said is known; the table is made whole below.
-        def gather(value: Any, rank: int = rank) -> list[Any]:
-            if value is not None:
-                said.append(value)
-            return [*said[:rank], value] if value is not None else []
-
-        links.append(PeerLink(rank, ranks, nbytes, gather, device=rank % count))
+    links = [PeerLink(rank, ranks, nbytes, None, device=rank % count) for rank in range(ranks)]
     for link in links:
-        with cupy().cuda.Device(link.device):
-            link.heaps = [said[r][2] if r == link.rank else link._reach(r, *said[r]) for r in range(ranks)]
+        link.meet([other.told for other in links])
     return links

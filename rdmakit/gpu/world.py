@@ -22,7 +22,7 @@ import numpy as np
 
 from rdmakit.device.launch import Shape
 from rdmakit.device.provider import QpQueues, QpRequest
-from rdmakit.emu.cta_engine import SERVE, SERVING
+from rdmakit.emu.cta_engine import LEAVE, SERVE, SERVING
 from rdmakit.emu.memory import ALIGNMENT
 from rdmakit.emu.provider import EmulatedHca
 from rdmakit.emu.runs import LaunchTime, Run
@@ -207,6 +207,7 @@ class World(EmulatedWorld):
         queued.sort(key=lambda launch: launch.kernel.name != SERVE)
         self._prepare(queued)
         under_way: list[tuple[_Launch, Any, Any]] = []
+        last_to_leave = None
         for launch in queued:
             with cp.cuda.Device(self._gpu_of(launch.rank)):
                 key = launch.rank, launch.stream
@@ -214,6 +215,12 @@ class World(EmulatedWorld):
                     self._streams[key] = cp.cuda.Stream(non_blocking=True)
                 stream = self._streams[key]
                 begin, end = cp.cuda.Event(), cp.cuda.Event()
+                if launch.kernel.name == LEAVE:
+                    # All of them add to one word. In the host's memory two GPUs that do so at a time lose additions,
+                    # and those who serve would wait for a leaver that has left: so one after the other.
+                    if last_to_leave is not None:
+                        stream.wait_event(last_to_leave)
+                    last_to_leave = end
                 begin.record(stream)
                 launch.kernel.launch(
                     launch.grid, launch.block, launch.packed, shared_mem=launch.shared_mem, stream=stream
@@ -246,12 +253,13 @@ class World(EmulatedWorld):
         if self._cta is None:
             return
         runtime = cupy().cuda.runtime
-        most = max((launch.kernel.local_bytes for launch in queued), default=0)
         for gpu in sorted({self._gpu_of(launch.rank) for launch in queued}):
             with cupy().cuda.Device(gpu) as device:
+                # Each GPU loads a kernel when it is first asked for it there; loading may wait for what runs.
+                most = max(launch.kernel.local_bytes for launch in queued if self._gpu_of(launch.rank) == gpu)
                 if most > runtime.deviceGetLimit(_STACK):
                     runtime.deviceSetLimit(_STACK, most)
-                self.arena.bring(gpu, cupy().cuda.Stream.null)
+                self.arena.map_to(gpu, cupy().cuda.Stream.null)
                 device.synchronize()
 
     def run(self) -> Run:

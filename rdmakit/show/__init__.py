@@ -10,7 +10,9 @@ from rdmakit.show.addressmap import address_map
 from rdmakit.show.bars import port_bars
 from rdmakit.show.figure import Figure
 from rdmakit.show.grid import byte_grid
+from rdmakit.show.groups import group_bars
 from rdmakit.show.heatmap import heat_map
+from rdmakit.show.lines import line_chart
 from rdmakit.show.ring import queue_ring
 from rdmakit.show.sequence import message_chart
 from rdmakit.show.statemachine import qp_states
@@ -25,8 +27,10 @@ __all__ = [
     "address_map",
     "byte_grid",
     "data_table",
+    "group_bars",
     "heat_map",
     "host_map",
+    "line_chart",
     "message_chart",
     "port_bars",
     "qp_states",

@@ -76,17 +76,26 @@ def two_roundings(y, want, idx, weights, ranks, r, local):
     return total.astype(bf16)
 
 
-def check_low_latency(rig, tokens, most, hidden, local, topk, seed, *, fp8=False, ue8m0=False, halves=False):
-    """One dispatch and one combine of so many tokens of each rank, at most `most`; `local` experts a rank."""
+def check_low_latency(rig, tokens, most, hidden, local, topk, seed, *, fp8=False, ue8m0=False, halves=False,
+                      dies=()):  # fmt: skip
+    """One dispatch and one combine of so many tokens of each rank, at most `most`; `local` experts a rank.
+
+    Ranks that are gone (`rig.gone`), and those that `dies` says will be gone before combine, are as if they had sent
+    nothing.
+    """
     ranks, experts = rig.ranks, local * rig.ranks
     x, idx, weights = make_inputs(tokens, hidden, experts, topk, seed)
+    sent = [np.full_like(chosen, -1) if r in rig.gone else chosen for r, chosen in enumerate(idx)]
     got = rig.ll_dispatch(x, idx, experts, most, fp8=fp8, round_scale=ue8m0, ue8m0=ue8m0, halves=halves)
     want = [
-        reference.low_latency_dispatch(x, idx, r, experts, most, use_fp8=fp8 and not ue8m0) for r in range(ranks)
+        reference.low_latency_dispatch(x, sent, r, experts, most, use_fp8=fp8 and not ue8m0) for r in range(ranks)
     ]
     y = []
     for r in range(ranks):
         mine, truth = got[r], want[r]
+        if r in rig.gone:
+            y.append(rig.array(truth.packed_recv_x.shape, x[0].dtype, np.nan))
+            continue
         assert np.array_equal(mine["count"], truth.packed_recv_count)
         assert np.array_equal(mine["statistics"], 7 + truth.packed_recv_count)
         assert np.array_equal(mine["ranges"], truth.packed_recv_layout_range)
@@ -109,8 +118,10 @@ def check_low_latency(rig, tokens, most, hidden, local, topk, seed, *, fp8=False
             if fp8 and not ue8m0:
                 assert np.array_equal(mine["scales"][e, :, :n].T, truth.packed_recv_scales[e, :n])
             y[r][e, :n] = np.random.default_rng(seed + e).standard_normal((n, hidden)).astype(x[0].dtype)
+    rig.gone |= set(dies)
     out = rig.ll_combine(y, got, weights, halves=halves)
-    for r in range(ranks):
+    home = [np.where(np.isin(chosen // local, list(rig.gone)), -1, chosen) for chosen in idx]
+    for r in set(range(ranks)) - rig.gone:
         assert np.array_equal(
-            out[r].view(np.uint16), two_roundings(y, want, idx, weights, ranks, r, local).view(np.uint16)
+            out[r].view(np.uint16), two_roundings(y, want, home, weights, ranks, r, local).view(np.uint16)
         )

@@ -43,6 +43,8 @@ def address(array: Any) -> int:
 class Rig:
     """`ranks` engines; `array` and `run` are the world's, so a rig for GPUs differs in these alone."""
 
+    gone: frozenset[int] = frozenset()  # ranks that make no low-latency call any more
+
     def __init__(
         self,
         ranks: int,
@@ -53,15 +55,18 @@ class Rig:
         blocks: int = 4,
         heap: int = 4 << 20,
         ll: tuple[int, int] | None = None,
+        shrink: bool = False,
+        faults: str | None = None,
     ) -> None:
-        self.world = make_world(lanes, hosts=1, gpus_per_host=ranks, policy=policy, seed=seed)
+        self.world = make_world(lanes, hosts=1, gpus_per_host=ranks, policy=policy, seed=seed, faults=faults)
         self.ranks = ranks
         ll_bytes = nvl_memory.low_latency_bytes(ranks, *ll) if ll else 0
         heaps = [self.world.array((heap + ll_bytes,), np.uint8, 0xA5) for _ in range(ranks)]
         for one in heaps:  # words that are waited for begin at 0, as a fresh heap does
             one[: nvl_memory.Control(ranks, 4096).nbytes + ll_bytes] = 0
         self.engines = [
-            Nvlink(WorldLink(self.world, r, heaps, blocks=blocks), low_latency_bytes=ll_bytes) for r in range(ranks)
+            Nvlink(WorldLink(self.world, r, heaps, blocks=blocks), low_latency_bytes=ll_bytes, enable_shrink=shrink)
+            for r in range(ranks)
         ]
 
     def array(self, shape: Any, dtype: Any, fill: Any = None) -> np.ndarray:
@@ -229,10 +234,11 @@ class Rig:
                 "ranges": self.array((local, self.ranks), np.int64),
                 "row_map": self.array((self.ranks, max_tokens, k), np.int32),
                 "statistics": self.array(local, np.int32, 7),
+                "waits": self.array(self.ranks, np.int64, 5),
             }
             given = self._given(x[r]), self._given(idx[r].astype(np.int64))
             results.append({**got, "given": given})
-            names = ("x", "scales", "count", "source", "ranges", "row_map", "statistics")
+            names = ("x", "scales", "count", "source", "ranges", "row_map", "statistics", "waits")
             calls.append(
                 (
                     engine,
@@ -244,7 +250,6 @@ class Rig:
                         round_scale,
                         ue8m0,
                         *(address(got[name]) for name in names),
-                        0,
                     ),
                 )
             )
@@ -267,6 +272,7 @@ class Rig:
                 address(got[r]["row_map"]),
                 n,
                 address(out[r]),
+                address(got[r].setdefault("combine_waits", self.array(self.ranks, np.int64, 5))),
             )
             calls.append((engine.ll_combine, args))
         self._halves(calls, halves)
@@ -275,5 +281,14 @@ class Rig:
     def _halves(self, calls: list[Any], halves: bool) -> None:
         for phases in (1, 2) if halves else (3,):
             for call, args in calls:
-                call(*args, phases)
+                if call.__self__.rank not in self.gone:
+                    call(*args, phases)
             self.run()
+
+    def masks(self) -> list[list[int]]:
+        """Who is masked, by each rank."""
+        out = [self.array(self.ranks, np.int32) for _ in range(self.ranks)]
+        for r, engine in enumerate(self.engines):
+            engine.mask_query(address(out[r]))
+        self.run()
+        return [np.flatnonzero(found).tolist() for found in out]

@@ -48,8 +48,8 @@ class Running(Cpu):
 class WorldRig(Rig):
     """Ranks of an emulated host: their engines come from nvlink_rig."""
 
-    def __init__(self, monkeypatch, **arguments):
-        super().__init__(monkeypatch)
+    def __init__(self, monkeypatch, ranks=2, **arguments):
+        super().__init__(monkeypatch, ranks)
         self.cpu = Running(self)
         self.inner = nvlink_rig.Rig(self.ranks, ll=(MAX_TOKENS, HIDDEN), **arguments)
         self._rank = threading.local()
@@ -189,3 +189,75 @@ def test_low_latency_fp8(monkeypatch, case, packed):
             else:
                 same(recv_x[expert, :rows], want.packed_recv_x[expert, :rows])
                 same(scales[expert, :rows], want.packed_recv_scales[expert, :rows])
+
+
+def owner_of(experts, ranks):
+    return torch.where(experts >= 0, experts // (EXPERTS // ranks), -1)
+
+
+def test_ranks_die_as_in_deep_eps_shrink_test(monkeypatch, rng):
+    """Rank 1 fails when it first calls dispatch, rank 3 combine, rank 2 clean; the rest go on, and query the masks."""
+    ranks, fails = 4, {"dispatch": 1, "combine": 3, "clean": 2}
+    rig = WorldRig(monkeypatch, ranks, shrink=True)
+    rig.make(num_rdma_bytes=1 << 22, low_latency_mode=True, enable_shrink=True)
+    rows = [torch.from_numpy(rng.normal(size=(MAX_TOKENS, HIDDEN)).astype(np.float32)).bfloat16() for _ in range(ranks)]
+    seeds = rng.integers(0, 1 << 30, ranks)
+    routes = [uniform(MAX_TOKENS, EXPERTS, TOPK, seed=int(seed)).masked(0.2, seed=1) for seed in seeds]
+    idx, weights = [to_torch(route.topk_idx) for route in routes], [to_torch(route.topk_weights) for route in routes]
+
+    def check_masks(buffer, expected):
+        status = torch.full((ranks,), 9, dtype=torch.int32)
+        buffer.low_latency_query_mask_buffer(status)
+        assert set(status.nonzero().squeeze(-1).tolist()) == expected and set(status.tolist()) <= {0, 1}
+        return status
+
+    def call(buffer, rank):
+        gone = set()
+
+        def fails_now(api):
+            gone.add(fails[api])
+            return rank in gone
+
+        for turn in range(3):
+            fp8 = turn == 1
+            if fails_now("dispatch"):
+                break
+            got = buffer.low_latency_dispatch(rows[rank], idx[rank], MAX_TOKENS, EXPERTS, use_fp8=fp8)
+            recv_x, count, handle, *_ = got
+            status = check_masks(buffer, gone)
+            for expert in range(EXPERTS // ranks):
+                number = rank * (EXPERTS // ranks) + expert
+                chosen = [int((idx[s] == number).sum()) if status[s] == 0 else 0 for s in range(ranks)]
+                assert count[expert] == sum(chosen)
+                assert (handle[1][expert] & (2**32 - 1)).tolist() == chosen
+            if fails_now("combine"):
+                break
+            y = recv_x if not fp8 else torch.ones(EXPERTS // ranks, ranks * MAX_TOKENS, HIDDEN).bfloat16()
+            combined, *_ = buffer.low_latency_combine(y, idx[rank], weights[rank], handle)
+            status = check_masks(buffer, gone)
+            kept = torch.isin(owner_of(idx[rank], ranks), torch.tensor(sorted(set(range(ranks)) - gone)))
+            weight = (weights[rank] * kept).sum(1, keepdim=True)
+            want = weight * (torch.ones(HIDDEN) if fp8 else rows[rank].float())
+            assert not combined.isnan().any()
+            assert calc_diff(combined.float().numpy(), want.numpy()) < 1e-5
+            assert not combined[~kept.any(1)].any()
+            if fails_now("clean"):
+                break
+            buffer.clean_low_latency_buffer(MAX_TOKENS, HIDDEN, EXPERTS)
+            check_masks(buffer, gone)
+        # Of three turns each has five runs of the world; who has failed lets the others go on.
+        while runs_of[rank] < 15:
+            rig.run_world()
+        return turn
+
+    runs_of = [0] * ranks
+    run_world = rig.run_world
+
+    def counted():
+        runs_of[rig._rank.number] += 1
+        run_world()
+
+    rig.run_world = counted
+    assert rig.each(call) == [2, 0, 0, 0]
+    assert runs_of == [15] * ranks
+    assert not any(engine.link.report for engine in rig.inner.engines), "nothing is reported of who is left out"

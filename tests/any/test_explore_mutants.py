@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,6 +27,16 @@ def test_all_mutants_are_killed():
     assert run.total > 150
     assert run.ok, str(run)
     assert not run.survived and not run.never_ran
+
+
+def test_a_script_without_a_main_guard_is_told_so(tmp_path):
+    """Its processes import it, and it would start them anew: one error of ours, nothing of multiprocessing's."""
+    script = tmp_path / "unguarded.py"
+    script.write_text("from rdmakit.explore.mutants import run_all_mutants\nrun_all_mutants(budget=1, jobs=1)\n")
+    there = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120, env=there)
+    assert done.returncode == 1 and "__main__" in done.stderr
+    assert done.stderr.count("Traceback") == 1 and "LaunchError" in done.stderr, done.stderr
 
 
 def test_a_primitive_cannot_be_forgotten():

@@ -12,7 +12,6 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 
 import pytest
-from conftest import SEED
 from explore_budget import Task, tasks
 
 from rdmakit.explore import Explorer, known_scenarios
@@ -48,12 +47,11 @@ def _deep(task: Task, seed: int, seconds: float) -> tuple[int, int, float, str]:
 
 
 @pytest.fixture(scope="module")
-def running(pytestconfig):
+def running(run_seed):
     """All tasks, each running as long as the others, on every core that there is; by name."""
-    seed = pytestconfig.stash[SEED]
     cores, spawn = len(os.sched_getaffinity(0)), get_context("spawn")
     with ProcessPoolExecutor(cores, mp_context=spawn, initializer=faulthandler.enable) as pool:
-        yield {str(task): pool.submit(_deep, task, seed, DEEP_SECONDS) for task in tasks()}
+        yield {str(task): pool.submit(_deep, task, run_seed, DEEP_SECONDS) for task in tasks()}
         pool.shutdown(cancel_futures=True)
 
 

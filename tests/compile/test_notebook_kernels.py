@@ -4,7 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
-from test_nvrtc_compile import ROOT, complaints, nvrtc  # noqa: F401  the fixture
+from test_nvrtc_compile import ROOT, architectures_of, complaints, nvrtc  # noqa: F401  the fixture
 
 # What a notebook puts in place of these names before it compiles.
 BLANKS = "#define KEEP(sum) (sum)\n"
@@ -22,6 +22,6 @@ def kernels() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("where", "source"), kernels(), ids=[where for where, _ in kernels()])
-def test_kernel_of_a_notebook_compiles_to_cubin(nvrtc, where, source):  # noqa: F811
-    found = complaints(nvrtc, where, BLANKS + source)
+def test_kernel_of_a_notebook_compiles_to_cubin(nvrtc, verdicts, where, source):  # noqa: F811
+    found = complaints(nvrtc, verdicts, where, BLANKS + source, architectures_of(source))
     assert not found, "\n".join(found)

@@ -1,6 +1,7 @@
 """All device code, every template instantiated, compiled by NVRTC to machine code, without GPU or driver.
 
-To cubin, not PTX: PTX targets accept assembly that ptxas refuses.
+To cubin, not PTX: PTX targets accept assembly that ptxas refuses. The atom layer, in which every line of assembly is,
+is compiled for each architecture; all else for one of those that see the same text of it. `make explore` takes all.
 """
 
 import os
@@ -9,10 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from verdicts import Verdicts
 
+from rdmakit.gpu.headers import headers_of
+
+pytest_plugins = ("verdicts",)
 ROOT = Path(__file__).resolve().parents[2]
 INSTANTIATIONS = Path(__file__).with_name("instantiations.cu")
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90a", "sm_100a")
+ALONE = "ATOM_LAYER_ALONE"  # instantiations.cu
 CPU_ONLY = {"cpu.cuh", "cpu_preempt.cuh", "cpu_watch.cuh", "cost.cuh", "cuda_builtins.cuh"}  # included only under g++
 
 HEADERS = sorted(p for p in (ROOT / "cuda/rdmakit").glob("*.cuh") if p.name not in CPU_ONLY)
@@ -20,6 +26,7 @@ KERNELS = sorted((ROOT / "cuda/kernels").glob("*.cu"))
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 CPU_BRANCH = re.compile(r"^#if !RDMAKIT_GPU\n.*?^#endif", re.DOTALL | re.MULTILINE)
 PRIVATE = re.compile(r"^  private:.*?^};", re.DOTALL | re.MULTILINE)
+BRANCH = re.compile(r"__CUDA_ARCH__ >= (\d+)")
 DEFINITION = re.compile(r"RDMAKIT_(?:DEVICE|NOINLINE)\b[^;{(]*?(\w+|operator\W{1,2})\(")
 
 
@@ -56,38 +63,116 @@ def compile_cubin(nvrtc, name: str, source: str, architecture: str) -> tuple[byt
     return bytes(code), said or str(error) * (not code)
 
 
-def complaints(nvrtc, name: str, source: str) -> list[str]:
+def architectures_of(source: str) -> tuple[str, ...]:
+    """The least of each group of architectures for which `source` and its headers are the same text.
+
+    All of them where the text asks for the architecture in any other way than by `__CUDA_ARCH__ >= N`.
+    """
+    texts = [source, *(content.decode() for content in headers_of(source, [ROOT / "cuda"]).values())]
+    code = COMMENT.sub("", "\n".join(texts)).replace("defined(__CUDA_ARCH__)", "")
+    bounds = sorted({int(bound) for bound in BRANCH.findall(code)})
+    if len(BRANCH.findall(code)) != code.count("__CUDA_ARCH__"):
+        return ARCHITECTURES
+    least: dict[tuple[bool, ...], str] = {}
+    for architecture in ARCHITECTURES:
+        number = 10 * int(re.sub(r"\D", "", architecture))
+        least.setdefault(tuple(number >= bound for bound in bounds), architecture)
+    return tuple(least.values())
+
+
+def complaints(nvrtc, verdicts, name: str, source: str, architectures: tuple[str, ...]) -> list[str]:
     """What NVRTC says on each architecture where it is not content."""
+    version = nvrtc.nvrtcVersion()
+
+    def one(architecture: str) -> str:
+        def compiler() -> str:
+            code, said = compile_cubin(nvrtc, name, source, architecture)
+            return said or "no machine code" * (not code)
+
+        return verdicts.complaint(source, [ROOT / "cuda"], f"NVRTC {version} {architecture}", compiler)
+
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = list(pool.map(lambda a: compile_cubin(nvrtc, name, source, a), ARCHITECTURES))
-    pairs = zip(ARCHITECTURES, results, strict=True)
-    return [f"{architecture}:\n{said}" for architecture, (code, said) in pairs if said or not code]
+        results = list(pool.map(one, architectures))
+    return [f"{architecture}:\n{said}" for architecture, said in zip(architectures, results, strict=True) if said]
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda path: path.name)
-def test_kernel_compiles_to_cubin(nvrtc, kernel):
-    found = complaints(nvrtc, kernel.name, kernel.read_text())
+def test_kernel_compiles_to_cubin(nvrtc, verdicts, kernel):
+    source = kernel.read_text()
+    found = complaints(nvrtc, verdicts, kernel.name, source, architectures_of(source))
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.explore
+@pytest.mark.parametrize("kernel", KERNELS, ids=lambda path: path.name)
+def test_kernel_compiles_to_cubin_for_every_architecture(nvrtc, verdicts, kernel):
+    found = complaints(nvrtc, verdicts, kernel.name, kernel.read_text(), ARCHITECTURES)
     assert not found, "\n".join(found)
 
 
 @pytest.mark.parametrize("header", HEADERS, ids=lambda path: path.name)
-def test_header_stands_alone(nvrtc, header):
+def test_header_stands_alone(nvrtc, verdicts, header):
     """One architecture is enough here: nothing is instantiated, so nothing reaches ptxas."""
-    _, said = compile_cubin(nvrtc, "alone.cu", f"#include <rdmakit/{header.name}>\n", "sm_90a")
-    assert not said, said
+    found = complaints(nvrtc, verdicts, "alone.cu", f"#include <rdmakit/{header.name}>\n", ("sm_90a",))
+    assert not found, found[0]
 
 
-def test_every_instantiation_compiles_to_cubin(nvrtc):
-    found = complaints(nvrtc, INSTANTIATIONS.name, INSTANTIATIONS.read_text())
+LEAST = architectures_of(INSTANTIATIONS.read_text())
+
+
+@pytest.mark.parametrize(
+    "architecture", [a if a in LEAST else pytest.param(a, marks=pytest.mark.explore) for a in ARCHITECTURES]
+)
+def test_every_instantiation_compiles_to_cubin(nvrtc, verdicts, architecture):
+    found = complaints(nvrtc, verdicts, INSTANTIATIONS.name, INSTANTIATIONS.read_text(), (architecture,))
     assert not found, "\n".join(found)
 
 
-def test_warnings_and_bad_assembly_are_errors(nvrtc):
-    """The check can fail: on what NVRTC warns of, and on assembly that only ptxas refuses."""
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_line_of_assembly_compiles_to_cubin(nvrtc, verdicts, architecture):
+    alone = f"#define {ALONE}\n{INSTANTIATIONS.read_text()}"
+    found = complaints(nvrtc, verdicts, INSTANTIATIONS.name, alone, (architecture,))
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("name", ["atom.cuh", "atom_bulk.cuh"])
+def test_the_atom_layer_is_instantiated_alone(name):
+    """Of test_dependencies: no other header has assembly."""
+    listed = COMMENT.sub("", INSTANTIATIONS.read_text()).partition(f"#ifndef {ALONE}")[0]
+    assert not {f for f in public_functions((ROOT / "cuda/rdmakit" / name).read_text()) if not uses(f, listed)}
+
+
+def test_warnings_and_bad_assembly_are_errors(nvrtc, verdicts):
+    """The check can fail, and again: on what NVRTC warns of, and on assembly that only ptxas refuses."""
     warned = "__global__ void k(int* p) { int unused = 1; *p = 0; }"
     refused = '__global__ void k(int* p) { asm volatile("st.nowhere.b32 [%0], 1;" :: "l"(p)); }'
-    assert complaints(nvrtc, "warned.cu", warned)
-    assert complaints(nvrtc, "refused.cu", refused)
+    for _ in range(2):
+        assert len(complaints(nvrtc, verdicts, "warned.cu", warned, ARCHITECTURES)) == len(ARCHITECTURES)
+        assert len(complaints(nvrtc, verdicts, "refused.cu", refused, ARCHITECTURES)) == len(ARCHITECTURES)
+
+
+def test_architectures_that_see_another_text_are_compiled_for():
+    assert architectures_of("int a;") == ("sm_75",)
+    assert architectures_of("#include <rdmakit/bulk.cuh>\n") == ("sm_75", "sm_90a")
+    assert architectures_of("#if __CUDA_ARCH__ >= 800 // __CUDA_ARCH__\n#endif") == ("sm_75", "sm_80")
+    assert architectures_of("#if __CUDA_ARCH__ == 1000\n#endif") == ARCHITECTURES
+
+
+def test_a_verdict_is_of_one_text_and_of_contentment_alone(tmp_path):
+    """Compiled once for each content, header and option; what is not content, every time."""
+    (tmp_path / "verdicts").mkdir()
+    known, header, calls = Verdicts(tmp_path / "verdicts"), tmp_path / "a.cuh", []
+
+    def ask(source: str, how: str, said: str = "") -> str:
+        return known.complaint(source, [tmp_path], how, lambda: calls.append(how) or said)
+
+    header.write_text("int a;")
+    include = "#include <a.cuh>\n"
+    assert [ask(include, how) for how in ("g++", "g++", "NVRTC")] == ["", "", ""] and calls == ["g++", "NVRTC"]
+    header.write_text("int b;")
+    ask(include, "g++")
+    assert len(calls) == 3
+    assert ask("x", "g++", "no") == ask("x", "g++", "no") == "no" and len(calls) == 5
 
 
 # ---- the list is complete

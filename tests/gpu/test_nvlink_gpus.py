@@ -28,7 +28,7 @@ ANYWHERE = 4  # cudaMemcpyDefault
 class GpuRig(Rig):
     """Arrays are managed memory, so tests look at them as they are; heaps are each GPU's own."""
 
-    def __init__(self, ranks, *, heap=64 << 20, ll=None, timeout_ns=0, memory=512 << 20):
+    def __init__(self, ranks, *, heap=64 << 20, ll=None, timeout_ns=0, memory=512 << 20, shrink=False):
         cp = cupy()
         self.ranks = ranks
         self.arena = Arena(memory, managed=True)
@@ -43,7 +43,9 @@ class GpuRig(Rig):
             link.sharing = 1
             link.launch = functools.partial(self._launch, link.launch, int(self.streams[-1].ptr))
             link.copy = functools.partial(self._copy, link)
-            self.engines.append(Nvlink(link, low_latency_bytes=ll_bytes, timeout_ns=timeout_ns))
+            link.clear = functools.partial(self._clear, link)
+            engine = Nvlink(link, low_latency_bytes=ll_bytes, timeout_ns=timeout_ns, enable_shrink=shrink)
+            self.engines.append(engine)
 
     @staticmethod
     def _launch(launch, on, kernel, grid, block, args, *, shared_mem=0, stream=0):
@@ -53,6 +55,10 @@ class GpuRig(Rig):
         with cupy().cuda.Device(link.device):
             stream = int(self.streams[link.rank].ptr)
             cupy().cuda.runtime.memcpyAsync(to, source, nbytes, ANYWHERE, stream)
+
+    def _clear(self, link, address, nbytes, stream=0):
+        with cupy().cuda.Device(link.device):
+            cupy().cuda.runtime.memsetAsync(address, 0, nbytes, int(self.streams[link.rank].ptr))
 
     def array(self, shape, dtype, fill=None):
         made = self.arena.array(shape, np.dtype(dtype), 128)
@@ -125,6 +131,66 @@ def test_who_does_not_take_part_is_named(seed, rigs):
     rig.engines[0].barrier()
     with pytest.raises(HangError, match="a rank at a barrier"):
         rig.run()
+
+
+@pytest.mark.parametrize("halves", [False, True])
+def test_who_does_not_answer_is_masked(halves, seed, rigs):
+    """A rank is gone before a dispatch, another before a combine, another before the region is cleaned."""
+    most, hidden = 32, 2048
+    rig = rigs(4, ll=(most, hidden), timeout_ns=300_000_000, shrink=True)
+
+    def calls(turn, **further):
+        tokens = [most - 5 * r for r in range(4)]
+        check_low_latency(rig, tokens, most, hidden, 6, 4, seed + turn, halves=halves, **further)
+
+    calls(0)
+    assert rig.masks() == [[]] * 4
+    rig.gone = frozenset({1})
+    calls(1, dies=[3], fp8=True)
+    assert rig.masks() == [[1, 3], [], [1, 3], [1]]
+    for turn in range(2, 7):
+        calls(turn, fp8=bool(turn % 2))
+    rig.gone |= {2}
+    rig.engines[0].ll_clean()
+    rig.run()
+    assert rig.masks()[0] == [1, 2, 3]
+    calls(7)
+    rig.engines[0].mask_clean()
+    assert rig.masks()[0] == []
+
+
+def test_ranks_that_can_be_masked_lose_nothing(seed, rigs):
+    """Many calls of ranks that all live, with masks in the kernels."""
+    most, hidden = 64, 1024
+    rig = rigs(2, ll=(most, hidden), shrink=True)
+    for turn in range(50):
+        rig.arena.used = 0
+        tokens = [most - turn, turn]
+        check_low_latency(rig, tokens, most, hidden, 8, 6, seed + turn, fp8=bool(turn % 2), halves=turn % 3 == 0)
+    assert rig.masks() == [[], []]
+
+
+def test_waits_are_counted(seed, rng, rigs):
+    """A rank that comes 20 ms late is waited for, in clocks of an SM."""
+    cp, most, hidden = cupy(), 16, 1024
+    rig = rigs(2, ll=(most, hidden))
+    x = [rng.standard_normal((most, hidden), np.float32).astype("bfloat16") for _ in range(2)]
+    idx, weights = [rng.integers(0, 8, (most, 4)) for _ in range(2)], [np.ones((most, 4), np.float32)] * 2
+    source = "__global__ void late(unsigned ns) { for (unsigned n = 0; n < ns; n += 1000) __nanosleep(1000); }"
+    late = cp.RawKernel(f'extern "C" {source}', "late")
+
+    def be_late():
+        with cp.cuda.Device(rig.links[1].device), rig.streams[1]:
+            late((1,), (1,), (np.uint32(20_000_000),))
+
+    be_late()
+    got = rig.ll_dispatch(x, idx, 8, most)
+    be_late()
+    rig.ll_combine([mine["x"] for mine in got], got, weights)
+    for name in ("waits", "combine_waits"):
+        waits = np.stack([got[r][name] for r in range(2)]) - 5
+        print(name, waits.tolist())
+        assert waits[0, 1] > 5_000_000 and waits[0, 1] > 20 * waits[1, 0] and (waits >= 0).all()
 
 
 def test_abort_ends_a_wait(seed, rigs):

@@ -168,7 +168,7 @@ class NumpyEngine:
     def __init__(self, meeting, rank, heap_bytes):
         self.meeting, self.rank, self.ranks = meeting, rank, meeting.ranks
         self._heap = np.zeros(heap_bytes, np.uint8)
-        self.heap_address, self.heap_bytes = self._heap.ctypes.data, heap_bytes
+        self.heap_address, self.heap_bytes, self.heap_owner = self._heap.ctypes.data, heap_bytes, self._heap
         self.calls, self.returned, self.closed, self.sizes = [], 0, False, None
         self.masked = np.zeros(self.ranks, np.int32)
         self.sent = None
@@ -301,7 +301,7 @@ class NumpyEngine:
         if wait_statistics:
             view(wait_statistics, np.int64, self.ranks)[:] += 7
 
-    def ll_combine(self, x, topk_idx, topk_weights, row_map, tokens, out, phases, stream):
+    def ll_combine(self, x, topk_idx, topk_weights, row_map, tokens, out, wait_statistics, phases, stream):
         self.calls.append(("ll_combine", phases, stream))
         max_tokens, hidden, _, topk = self.sizes
         if phases & SEND:
@@ -315,6 +315,8 @@ class NumpyEngine:
                     row = rows[where[self.rank, token, choice]].astype(np.float32)
                     total[token] += weights[token, choice] * row
             view(out, BF16, tokens, hidden)[:] = total.astype(BF16)
+            if wait_statistics:
+                view(wait_statistics, np.int64, self.ranks)[:] += 9
 
     def mask_update(self, rank, masked, stream):
         self.masked[rank] = masked

@@ -179,20 +179,24 @@ def test_an_event_holds_the_tensors(case, rig):
 def test_statistics_are_added_to(case, rig):
     received = [torch.full((LOCAL,), 100, dtype=torch.int32) for _ in range(RANKS)]
     waited = [torch.zeros(RANKS, dtype=torch.int64) for _ in range(RANKS)]
+    waited_home = [torch.ones(RANKS, dtype=torch.int64) for _ in range(RANKS)]
 
     def call(buffer, rank):
         recv_x, count, handle, *_ = dispatch(
             case, buffer, rank, use_fp8=False, cumulative_local_expert_recv_stats=received[rank],
             dispatch_wait_recv_cost_stats=waited[rank],
         )  # fmt: skip
-        with pytest.raises(NotAvailable, match="combine_wait_recv_cost_stats is not supported"):
+        for waits in (waited_home[rank], None):
             buffer.low_latency_combine(recv_x, case.idx[rank], case.weights[rank], handle,
-                                       combine_wait_recv_cost_stats=waited[rank])  # fmt: skip
+                                       combine_wait_recv_cost_stats=waits)  # fmt: skip
+        with pytest.raises(BadArgument, match=r"combine_wait_recv_cost_stats has the wrong shape"):
+            buffer.low_latency_combine(recv_x, case.idx[rank], case.weights[rank], handle,
+                                       combine_wait_recv_cost_stats=waited_home[rank][1:])  # fmt: skip
         return count
 
     for rank, count in enumerate(rig.each(call)):
         assert torch.equal(received[rank], count + 100)
-        assert waited[rank].tolist() == [7] * RANKS
+        assert waited[rank].tolist() == [7] * RANKS and waited_home[rank].tolist() == [10] * RANKS
 
 
 def test_the_heap_is_laid_out_when_sizes_change(case, rig):
@@ -219,8 +223,11 @@ def test_masks(rig):
     buffer.low_latency_query_mask_buffer(status)
     assert status.tolist() == [0, 0]
     buffer.low_latency_update_mask_buffer(1, True)
+    rig.cpu.log.clear()
     buffer.low_latency_query_mask_buffer(status)
     assert status.tolist() == [0, 1]
+    # In order with calls on either stream.
+    assert rig.cpu.log == [("comm", "waits for", "caller"), ("caller", "waits for", "comm")]
     buffer.low_latency_update_mask_buffer(1)
     buffer.low_latency_update_mask_buffer(0, mask=True)
     buffer.low_latency_clean_mask_buffer()

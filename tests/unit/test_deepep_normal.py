@@ -329,6 +329,22 @@ def test_memory_that_combine_stages_goes_back(monkeypatch):
     assert engine.returned == 2
 
 
+def test_a_tensor_outlives_the_buffer(monkeypatch):
+    """Its block stays with it, and goes when it does: no call will ask for it again."""
+    rig = Rig(monkeypatch, ranks=1)
+    (buffer,) = rig.make(num_nvl_bytes=1 << 20, explicitly_destroy=True)
+    idx, x = torch.zeros(4, 1, dtype=torch.int64), torch.ones(4, HIDDEN, dtype=torch.bfloat16)
+    per_rank, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(idx, EXPERTS)
+    recv_x = buffer.dispatch(x, None, per_rank, None, in_rank, per_expert)[0]
+    engine = buffer.runtime
+    buffer.destroy()
+    gc.collect()
+    assert engine.returned == 0 and torch.equal(recv_x, x)
+    del recv_x
+    gc.collect()
+    assert engine.returned == 1
+
+
 def test_memory_of_a_graph_stays(monkeypatch, rng):
     rig = Rig(monkeypatch, ranks=1)
     (buffer,) = rig.make(num_nvl_bytes=1 << 20, explicitly_destroy=True)

@@ -106,7 +106,22 @@ def test_what_is_not_supported_is_refused_by_name(rig, buffer):
     refused(NotAvailable, "allow_nvlink_for_low_latency_mode=False", rig.make, low_latency_mode=True,
             allow_nvlink_for_low_latency_mode=False)  # fmt: skip
     for name in ("internode_dispatch", "internode_combine"):
-        refused(NotAvailable, f"{name} is not supported", getattr(buffer, name), x=None, handle=None)
+        refused(BadState, f"{name} on one host", getattr(buffer, name), x=None, handle=None)
+
+
+def test_hosts_that_cannot_be(monkeypatch):
+    rig = Rig(monkeypatch, ranks=2)
+    for each in (3, 0, -1, 1.0, True):
+        refused(BadArgument, "ranks cannot be split evenly over hosts", rig.make, num_nvl_bytes=8, ranks_per_host=each)
+    refused(NotAvailable, "low_latency_mode is not supported between hosts", rig.make, low_latency_mode=True,
+            ranks_per_host=1)  # fmt: skip
+    refused(NotAvailable, "enable_shrink is not supported between hosts", rig.make, enable_shrink=True,
+            ranks_per_host=1)  # fmt: skip
+    monkeypatch.setenv("RDMAKIT_RANKS_PER_HOST", "two")
+    refused(BadArgument, "RDMAKIT_RANKS_PER_HOST is no number of ranks .value two", rig.make, num_nvl_bytes=1024)
+    asked = iter([1, 2])
+    monkeypatch.setattr(engines, "asked_ranks_per_host", lambda: next(asked))
+    refused(BadArgument, "ranks do not agree on ranks_per_host", rig.make, num_nvl_bytes=1024)
 
 
 def test_a_group_that_spans_hosts(monkeypatch):

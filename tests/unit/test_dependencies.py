@@ -41,7 +41,7 @@ DEVICE_LAYERS = {
     **dict.fromkeys(("atom", "atom_bulk", "bulk", "cost", "warp", "report", "cuda_builtins"), "atom"),
     "post": "queue",
     **dict.fromkeys(("lock", "lock_receive", "lock_send", "lock_stamp", "lock_strategy", "lock_wait"), "signal"),
-    **dict.fromkeys(("ll", "numbers", "nvl", "nvl_ll"), "ep"),
+    **dict.fromkeys(("ll", "numbers", "nvl", "nvl_ll", "nvl_mask"), "ep"),
 }
 CPU_SEAM = {"rdmakit/cpu.cuh", "rdmakit/cpu_preempt.cuh", "rdmakit/cpu_watch.cuh", "rdmakit/cuda_builtins.cuh"}
 BELOW_SIGNAL = {"config", "atom", "wqe", "queue", "hca"}

@@ -23,6 +23,8 @@ PROMISED = {
         "✓ caught, and mended",
     ),
     "embed_the_headers.py": ("40 WQEs", "20 signals", "✓ emulator"),
+    "two_emulated_gpus.py": ("rank 1 of 2", "received after", "(modelled)", "✓ every sum is right"),
+    "torchrun_two_gpus.py": ("no GPU: the CPU runner", "rank 1 of 2", "✓ every sum is right"),
     "deepep_program.py": ("kernels on the CPU runner", "rank 1 of 2", "✓ every sum is right"),
 }
 
@@ -63,6 +65,13 @@ def test_runs_and_holds(name: str):
         assert text in done.stdout, done.stdout
     assert "✗" not in done.stdout
     assert not done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("cupy") is not None, reason="CuPy is installed")
+def test_of_torchrun_without_gpus_one_rank_does_the_work():
+    first, second = (run("torchrun_two_gpus.py", RANK=rank, WORLD_SIZE="2") for rank in ("0", "1"))
+    assert first.returncode == second.returncode == 0, first.stderr + second.stderr
+    assert "✓ every sum is right" in first.stdout and second.stdout == ""
 
 
 @pytest.mark.skipif(importlib.util.find_spec("cupy") is not None, reason="CuPy is installed")

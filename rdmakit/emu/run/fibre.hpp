@@ -34,6 +34,7 @@ struct Fibre : cpu::Thread {
     u8 watcher_count;
     u32 warp_in_block;
     u32 parked_index;
+    u64 parked_since;         // a count of parks
     u64 deadline_ps;
     u64 number;               // in order of creation: what reports and orderings use, never the address
     Fibre* next_in_group;     // barrier list, gather list

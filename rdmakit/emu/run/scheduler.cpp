@@ -240,6 +240,7 @@ bool Scheduler::park(Fibre& fibre, const cpu::Watched* list, int count, const cp
     fibre.watcher_count = static_cast<u8>(n);
     fibre.note = note;
     fibre.timed_out = false;
+    fibre.parked_since = counters_.parks;
     fibre.parked_index = static_cast<u32>(parked_.size());
     parked_.push_back(&fibre);
     ++counters_.parks;
@@ -361,6 +362,19 @@ void Scheduler::run() {
         }
     } while (sweep());
     g_running = outer;
+}
+
+bool Scheduler::expire_first() {
+    Fibre* first = nullptr;
+    const auto since = [this](const Fibre& f) { return policy_ == Policy::timed ? f.deadline_ps : f.parked_since; };
+    for (Fibre* fibre : parked_) {
+        if (fibre->note.may_end && (first == nullptr || since(*fibre) < since(*first))) first = fibre;
+    }
+    if (first == nullptr) return false;
+    first->timed_out = true;
+    if (policy_ == Policy::timed) now_ps_ = std::max(now_ps_, first->deadline_ps);
+    wake(*first);
+    return true;
 }
 
 void Scheduler::time_out_parked() {

@@ -74,6 +74,9 @@ class Scheduler {
     bool interrupted() const { return interrupted_; }
     const std::vector<Fibre*>& parked() const { return parked_; }
     void time_out_parked();
+    // Ends the longest wait of those that may end for nothing (WaitNote::may_end): whoever has waited longest is through
+    // first, since all wait alike. False when there is none.
+    bool expire_first();
     const SchedulerCounters& counters() const { return counters_; }
 
     // ---- primitives of device code (cpu::RunnerApi)

@@ -191,6 +191,7 @@ RunOutcome World::run_once() {
         if (exploration() != nullptr && exploration()->pruned) break;
         if (nudge_hcas() || fire_timers(kNever)) continue;
         if (launcher_.idle()) break;
+        if (launcher_.scheduler().expire_first()) continue;
         if (!hung) list_waiting();
         hung = true;
         if (keep_) break;  // one schedule of many: nobody need be told that its time is up

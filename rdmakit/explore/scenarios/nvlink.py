@@ -6,6 +6,7 @@ ep.nvlink, ep.link.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import ml_dtypes
@@ -36,10 +37,12 @@ RDMAKIT_KERNEL await_counts(const unsigned long long* words, int* copy, int coun
 """
 
 
-class _Ranks:
-    """Engines of all ranks on few warps, their inputs, and arrays that start out poisoned."""
+class Ranks:
+    """Engines of all ranks on few warps, their inputs, and arrays that start out poisoned. Reports fail a schedule, but
+    for those of `unwatched` ranks.
+    """
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Scene, *, unwatched: Collection[int] = ()) -> None:
         self.scene = scene
         self.ranks, self.tokens = int(scene.options.get("ranks", 2)), int(scene.options.get("tokens", 2))
         self.experts = self.ranks * int(scene.options.get("experts", 1))
@@ -54,8 +57,12 @@ class _Ranks:
         self.engines = []
         for rank in range(self.ranks):
             link = WorldLink(self.world, rank, heaps, blocks=self.blocks, warps=warps, most_threads=64)
-            self.engines.append(Nvlink(link, low_latency_bytes=low_latency, max_experts=64))
-            scene.watch(link.report)
+            shrink = bool(scene.options.get("shrink", False))
+            self.engines.append(
+                Nvlink(link, low_latency_bytes=low_latency, max_experts=64, enable_shrink=shrink)
+            )
+            if rank not in unwatched:
+                scene.watch(link.report)
         scene.keep(self)
         self.module = self.world.compile(KERNELS, name="around_nvlink.cu")
         self.x, self.idx, self.weights = [], [], []
@@ -95,7 +102,7 @@ def normal(scene: Scene) -> None:
     """Options: ranks=2, tokens=2, experts=1 a rank, blocks=1, warps=1 that move rows, turns=1, changed=False (experts
     change the rows, before and after they are combined), host=False (a host waits for the counts), routing (a seed).
     """
-    at = _Ranks(scene)
+    at = Ranks(scene)
     shape = at.tokens, at.ranks
     wanted: list[Any] = [reference.dispatch(at.x, at.idx, at.weights, rank, at.experts) for rank in range(at.ranks)]
     for turn in range(int(scene.options.get("turns", 1))):
@@ -189,7 +196,7 @@ def normal(scene: Scene) -> None:
                 at.negate(rank, blocks[rank].x, wanted[rank].recv_x.nbytes)
 
 
-def _view(at: _Ranks, rank: int, where: int, like: Any) -> Any:
+def _view(at: Ranks, rank: int, where: int, like: Any) -> Any:
     """Part of a rank's heap, as an array like another."""
     heap = at.heaps[rank]
     begin = where - _at(heap)
@@ -202,7 +209,7 @@ def low_latency(scene: Scene) -> None:
     anew), halves=False (each in a launch of its own), ahead=False (three turns, of which two are sent and not yet
     received), routing (a seed).
     """
-    at = _Ranks(scene)
+    at = Ranks(scene)
     local, rows = at.experts // at.ranks, at.ranks * at.tokens
     wanted = [reference.low_latency_dispatch(at.x, at.idx, rank, at.experts, at.tokens) for rank in range(at.ranks)]
     ahead, turns = bool(scene.options.get("ahead", False)), int(scene.options.get("turns", 1))
@@ -247,14 +254,14 @@ def low_latency(scene: Scene) -> None:
             scene.expect(got["ranges"], want.packed_recv_layout_range, f"ranges {turn} of rank {rank}")
             for e, n in enumerate(want.packed_recv_count):
                 scene.expect(got["rows"][e, :n], want.packed_recv_x[e, :n], f"rows {turn} of rank {rank}, expert {e}")
-            scene.expect(got["home"], _sums(at, rank), f"sums {turn} of rank {rank}")
+            scene.expect(got["home"], sums_home(at, rank), f"sums {turn} of rank {rank}")
 
 
 @scenario("nvl-layout", "counts of a routing, by several blocks", tags=("ep",))
 def layout(scene: Scene) -> None:
     """Options: tokens=65, blocks=2, turns=1 (the sums start from zero again), experts=1 a rank."""
     scene.options = {"tokens": 65, "blocks": 2, **scene.options}
-    at = _Ranks(scene)
+    at = Ranks(scene)
     for turn in range(int(scene.options.get("turns", 1))):
         for rank, engine in enumerate(at.engines[:1]):
             per_rank = at.out("tokens a rank", (at.ranks,), np.int32)
@@ -269,11 +276,13 @@ def layout(scene: Scene) -> None:
             scene.expect(per_expert, counts, f"tokens an expert {turn}")
 
 
-def _sums(at: _Ranks, rank: int) -> Any:
-    """As the two roundings of low-latency combine have it: a rank's rows by ascending choice, then ranks."""
+def sums_home(at: Ranks, rank: int, gone: Collection[int] = ()) -> Any:
+    """As the two roundings of low-latency combine have it: a rank's rows by ascending choice, then ranks; but for those
+    that are gone.
+    """
     total = np.zeros((at.tokens, HIDDEN), np.float32)
     local = at.experts // at.ranks
-    for owner in range(at.ranks):
+    for owner in set(range(at.ranks)) - set(gone):
         part = np.zeros_like(total)
         for t in range(at.tokens):
             for k in range(TOPK):
