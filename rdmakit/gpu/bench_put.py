@@ -19,18 +19,19 @@ from rdmakit.gpu.bare import KEY, BareQueue, GpuPlatform, Platform, bare_hca, ba
 __all__ = ["MOST_BYTES", "put_sizes", "sizes_between"]
 
 _MEMORY = struct(16, address=(0, "<u8"), key=(8, "<u4"))  # RemoteMemory, LocalMemory: signal.cuh
+_HANDLE = QP_HANDLE.itemsize
 PUT_END = struct(
-    232,
+    _HANDLE + 96,
     qp=(0, QP_HANDLE),
-    to=(136, _MEMORY),
-    word=(152, _MEMORY),
-    from_=(168, _MEMORY),
-    last_source=(184, "<u8"),
-    last_data=(192, "<u8"),
-    mine=(200, "<u8"),
-    ns=(208, "<u8"),
-    row_ns=(216, "<u8"),
-    wrong=(224, "<u8"),
+    to=(_HANDLE, _MEMORY),
+    word=(_HANDLE + 16, _MEMORY),
+    from_=(_HANDLE + 32, _MEMORY),
+    last_source=(_HANDLE + 48, "<u8"),
+    last_data=(_HANDLE + 56, "<u8"),
+    mine=(_HANDLE + 64, "<u8"),
+    ns=(_HANDLE + 72, "<u8"),
+    row_ns=(_HANDLE + 80, "<u8"),
+    wrong=(_HANDLE + 88, "<u8"),
 )  # put_sizes.cu
 MOST_BYTES = 64 << 20
 _FIRST_QPN = 0x4C00

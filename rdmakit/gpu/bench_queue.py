@@ -26,18 +26,19 @@ from rdmakit.layout import Opcode
 __all__ = ["all_processors", "everything", "one_warp", "put_signal", "put_signal_stages", "rate", "shared_queue"]
 
 _MEMORY = struct(16, address=(0, "<u8"), key=(8, "<u4"))  # RemoteMemory, LocalMemory: signal.cuh
+_HANDLE = QP_HANDLE.itemsize
 PING_END = struct(
-    240,
+    _HANDLE + 96,
     qp=(0, QP_HANDLE),
-    to=(144, _MEMORY),
-    word=(160, _MEMORY),
-    source_memory=(176, _MEMORY),
-    source=(192, "<u8"),
-    data=(200, "<u8"),
-    mine=(208, "<u8"),
-    sum=(216, "<u8"),
-    wrong=(224, "<u8"),
-    ns=(232, "<u8"),
+    to=(_HANDLE, _MEMORY),
+    word=(_HANDLE + 16, _MEMORY),
+    source_memory=(_HANDLE + 32, _MEMORY),
+    source=(_HANDLE + 48, "<u8"),
+    data=(_HANDLE + 56, "<u8"),
+    mine=(_HANDLE + 64, "<u8"),
+    sum=(_HANDLE + 72, "<u8"),
+    wrong=(_HANDLE + 80, "<u8"),
+    ns=(_HANDLE + 88, "<u8"),
 )  # hca_ping.cu
 _SERVED = ("heard", "fetched", "placed", "ordered", "signalled", "completed")  # Stage, hca_near.cuh
 PING_STAGES = struct(

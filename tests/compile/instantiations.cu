@@ -19,6 +19,7 @@
 #include <rdmakit/hca_respond.cuh>
 #include <rdmakit/hca_sink.cuh>
 #include <rdmakit/hca_state.cuh>
+#include <rdmakit/hca_task.cuh>
 #include <rdmakit/hca_wqe.cuh>
 #include <rdmakit/ll.cuh>
 #include <rdmakit/lock.cuh>
@@ -118,7 +119,7 @@ RDMAKIT_KERNEL use_warp(Memory m) {
     use_lanes<i32>(m);
     use_lanes<float>(m);
     const bool v = m.any<u32>() != 0;
-    m.keep(warp_ballot(v)).keep(warp_any(v)).keep(warp_all(v));
+    m.keep(warp_ballot(v)).keep(lowest_lane(m.any<u32>() | 1)).keep(warp_any(v)).keep(warp_all(v));
     warp_sync();
     if (payload_moves(m.any<u64>())) warp_copy(m.bytes, m.bytes + 64, m.any<u64>());
     charge_copy(m.any<u64>());
@@ -210,6 +211,8 @@ RDMAKIT_KERNEL use_queue(QpHandle qp, Memory m) {
     const u64 base = reserve(qp, 3);
     m.keep(publish(qp, base, 3)).keep(quiet(qp));
     ring(qp, base);
+    tell<Scope::gpu>(qp, base, index);
+    tell<Scope::sys>(qp, base, index);
     submit(qp);
 }
 
@@ -283,12 +286,15 @@ RDMAKIT_KERNEL use_hca_complete(HcaQp* qp, Memory m) {
     const DecodedWqe wqe = m.any<DecodedWqe>(1);
     const u64(&words)[8] = m.any<u64[8]>(2);
     Serving s(*qp, watch);
-    m.keep(state_of(*qp)).keep(make_room(*qp->send_cq)).keep(push_words(*qp->send_cq, words, watch));
+    m.keep(state_of(*qp)).keep(make_room(*qp->send_cq)).keep(push_words(*qp->send_cq, words, watch, true));
     m.keep(push_cqe(*qp->recv_cq, m.any<Cqe>(3), watch)).keep(receives_available(*qp)).keep(take_respond(*qp, watch));
-    write_cqe(*qp->send_cq, words);
+    write_cqe(*qp->send_cq, words, false);
+    order_after_payload(true);
     flush_receives(*qp, watch);
     flush_sends(s);
     set_error(*qp);
+    m.keep(mark_error(s));
+    flush_both(s);
     enter_error(s);
     fail(s, wqe, Syndrome::flushed);
     s.write_back();
@@ -303,7 +309,6 @@ RDMAKIT_KERNEL use_hca_respond(HcaQp* qp, Memory m) {
     m.keep(refuse_request(*qp, Syndrome::remote_op, a, watch)).keep(receive_ready(*qp, watch));
     m.keep(refuse_receive(*qp, Syndrome::local_length, Syndrome::remote_op, watch)).keep(consume_receive(*qp, wqe, a, watch));
     m.keep(check_receive(*qp, a, watch)).keep(with_receive(s, wqe, [&] { m.keep(a); }));
-    order_after_payload();
     m.keep(update_word(&m.any<u32>(3), a != 0, wqe, &old)).keep(update_word(&m.any<u64>(3), a != 0, wqe, &old)).keep(old);
     m.keep(respond_write(s, wqe)).keep(respond_read(s, wqe)).keep(respond_atomic(s, wqe)).keep(respond(s, wqe));
 }
@@ -324,18 +329,21 @@ RDMAKIT_KERNEL use_hca_engine(HcaHandle hca, HcaSink* sink, Memory m) {
 RDMAKIT_KERNEL use_hca_near(HcaHandle hca, Memory m) {
     const u32 a = m.any<u32>(1);
     const Vec16(&segments)[kDsPerBb] = m.any<Vec16[kDsPerBb]>(2);
-    Vec16 shown[kDsPerBb];
     NoProbe probe;
     Near n;
     n.take_up(hca, a);
     u64 memory = 0;
-    n.keys.begin(n.qp->keys, a);
-    m.keep(n.keys.find(a, a, a, a, &memory)).keep(memory).keep(n.entries());
+    n.rights.local.begin(n.qp->keys, a);
+    const NearKey key = n.rights.local.find(a);
+    n.rights.local.learn(key);
+    m.keep(reaches(key, a, a, a, &memory)).keep(memory).keep(n.entries());
     n.settle();
     probe.mark(Stage::heard);
     Fetched fetched = fetch_blocks(n, a);
-    show_block(n, fetched, shown);
-    m.keep(shown[0]).keep(read_request(segments, a, a, false).known).keep(hear_near(n, m.any<u64>(3), &fetched));
+    const Request request = read_request(segments, a, a, false);
+    m.keep(request.known).keep(allow(n.rights, request, request.known, a != 0)).keep(hear_near(n, m.any<u64>(3), &fetched));
+    understand(n, fetched);
+    m.keep(next_task(fetched));
     complete_no_more(*n.qp, hca.watch, Pushed::died);
     add_word(m.bytes, a, a, m.bytes);
     Spin spin(hca.watch);
