@@ -26,7 +26,7 @@ __all__ = ["PeerLink", "links_in_one_process"]
 _PATIENCE_S = 30.0  # for kernels whose own waits are bounded by 10 s
 _STATIC_SHARED = 600  # what our kernels declare besides their dynamic shared memory, at most
 # Just under what 18 links of NVLink 4 take both ways at once (benchmarks/probes/link.cu: 361 … 367 GB/s).
-_PACE_GBS = {9: 350.0}  # by the major number of the compute capability
+_PACE_GBS = {"90": 350.0}  # by compute capability
 _HOST_TO_DEVICE, _DEVICE_TO_DEVICE = 1, 3  # cudaMemcpyKind
 _STACK = 0  # cudaLimitStackSize
 
@@ -71,7 +71,7 @@ class PeerLink:
             self.blocks = int(attributes["MultiProcessorCount"])
             self.shared_bytes = int(attributes["MaxSharedMemoryPerBlockOptin"]) - _STATIC_SHARED
             self.warps, self.threads, self.sharing, self.most_threads = 16, 512, 2, 1024
-            self.pace_gbs = _PACE_GBS.get(attributes.get("ComputeCapabilityMajor"), 0.0) if ranks > 1 else 0.0
+            self.pace_gbs = _PACE_GBS.get(cp.cuda.Device().compute_capability, 0.0) if ranks > 1 else 0.0
             heap, self.heap_owner = self.memory(nbytes)
             self.report = pinned_report()
             self._host: list[Any] = []

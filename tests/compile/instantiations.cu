@@ -94,7 +94,7 @@ RDMAKIT_KERNEL use_atom(Memory m) {
 #if RDMAKIT_GPU
     touch(m.bytes);
 #endif
-    m.keep(time_ns()).keep(clock_cycles());
+    m.keep(time_ns()).keep(time_reached(m.any<u64>(2))).keep(clock_cycles());
 #if RDMAKIT_CONVERTS
     m.keep(convert_bf16x2(m.any<float>(), m.any<float>(1))).keep(convert_e4m3x2(m.any<float>(), m.any<float>(1)));
 #endif
@@ -470,14 +470,18 @@ RDMAKIT_KERNEL use_numbers(Memory m) {
 RDMAKIT_KERNEL use_nvl(RDMAKIT_GRID_CONSTANT NvlRank nvl, Memory m) {
     RDMAKIT_SHARED(u32, word);
     RDMAKIT_SHARED(NvlPlaces, places);
+    RDMAKIT_SHARED(NvlOffered, offered);
     const u32 a = m.any<u32>();
     const u64 n = m.any<u64>(1);
     m.keep(nvl_at<u32>(nvl, a, n)).keep(nvl_progress(nvl, NvlKind::barrier).epoch).keep(nvl_epoch(nvl, NvlKind::notify));
     m.keep(nvl_reached(nvl, &m.any<u64>(4), a, n, "a word")).keep(nvl_wait(nvl, n, a, n, "a word")).keep(nvl_first_row(nvl, &m.any<i32>(2), a, a));
     nvl_tell(nvl, n, a, n);
-    nvl_offer(nvl, n, a, m.any<NvlOffer>(3), n);
-    m.keep(nvl_offered(nvl, n, a, n, "an offer")).keep(nvl_all_ok(&word, m.any<Status>()));
+    nvl_offer(nvl, n, m.any<NvlOffer>(3), n);
+    m.keep(nvl_offered(nvl, n, a, a, n, "an offer", &m.any<u8*>(5))).keep(nvl_all_ok(&word, m.any<Status>()));
+    m.keep(nvl_all_offered(nvl, n, n, "offers", offered)).keep(nvl_tagged(n, a)).keep(nvl_is_of(n, n));
+    m.keep(nvl_tagged_came(nvl, &m.any<u64>(4), a, n, "a word", &m.any<u64>(6)));
     const NvlItinerary way{places, &m.any<i32>(2), nvl.ranks, a, a, a};
+    way.start();
     way.arrive(a);
     m.keep(way.count()).keep(way.token(a)).keep(*way.to(a));
     m.keep(nvl_last_block(nvl, NvlKind::dispatch, &word)).keep(nvl_comes_last(nvl, NvlKind::layout));
@@ -489,11 +493,11 @@ RDMAKIT_KERNEL use_nvl_ll(RDMAKIT_GRID_CONSTANT NvlLl p, Memory m) {
     RDMAKIT_SHARED(NvlRow, words);
     const u32 a = m.any<u32>();
     const u64 n = m.any<u64>(1);
-    m.keep(nvl_local_experts(p)).keep(nvl_slot_bytes(p)).keep(nvl_slot(p, n, a, a)).keep(nvl_list_words(p));
-    m.keep(nvl_lists(p, n, a)).keep(nvl_pair(p, n, a));
+    m.keep(nvl_local_experts(p)).keep(nvl_slot_bytes(p)).keep(nvl_slot(p, n, a, a)).keep(nvl_pairs(p)).keep(nvl_of_pair(n, a));
+    m.keep(nvl_lists(p, n, a)).keep(nvl_pair(p, n, a)).keep(*nvl_choices(p, n, a, a));
     nvl_free(p, n, n);
     m.keep(nvl_room(p, n, n));
-    nvl_send_list<i32>(p, a, n, n, n, a, a != 0, [](u32 i) { return static_cast<i32>(i); });
+    nvl_send_list<i32>(p, a, n, n, n, a, [](u32 i) { return static_cast<i32>(i); });
     nvl_tell_list(p, a, n, n, a);
     m.keep(nvl_list_came(p, n, NvlVerdict::chosen, n, a, "a list", &lists.tokens[a & 7]));
     nvl_look_around(p, words);
@@ -503,7 +507,7 @@ RDMAKIT_KERNEL use_nvl_ll(RDMAKIT_GRID_CONSTANT NvlLl p, Memory m) {
     m.keep(nvl_verdict(p.nvl, NvlVerdict::complete, &m.any<u64>(4), a, n, "a word", &lists.failed));
     nvl_read_choices(p, &m.any<i64>(2), words);
     nvl_add_up(lists, a);
-    m.keep(nvl_share(lists, a).end).keep(words.ranks);
+    m.keep(nvl_share(lists, a, a, a).end).keep(words.ranks);
     nvl_ll_end(p.nvl, a, NvlKind::ll_combine_send, n, NvlKind::ll_combine_receive, n);
 }
 #endif

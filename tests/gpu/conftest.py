@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+collect_ignore = ["internode_program.py", "normal_on_warps.py"]  # programs: they want torch, or a GPU, at once
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "any"))
 
 

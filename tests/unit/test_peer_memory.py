@@ -64,6 +64,7 @@ def runtime(monkeypatch):
     class Device:
         def __init__(self, device=None):
             self.attributes = {"MultiProcessorCount": 132, "MaxSharedMemoryPerBlockOptin": 232448}
+            self.compute_capability = "90"
             self.id = found.here if device is None else device
 
         def __enter__(self):
