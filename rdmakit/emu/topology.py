@@ -111,7 +111,7 @@ class Topology:
         named = 1 if bonded else port
         # RoCE v2 shows an IPv4 address as an IPv4-mapped GID; InfiniBand's default GID is link-local.
         gid = f"::ffff:10.{host}.{nic}.{named}" if self.roce else f"fe80::{host + 1:x}:{nic + 1:x}:{named:x}"
-        lid = 0 if self.roce else 1 + (self.nic_index(host, nic) * 2 + named - 1)
+        lid = 0 if self.roce else 1 + (self.nic_index(host, nic) * self.ports + named - 1)
         layer = "Ethernet" if self.roce else "InfiniBand"
         return PortInfo(port, named, gid, lid, self.mtu, layer, round(self.port_gbps * 1e9 / 8))
 

@@ -69,7 +69,13 @@ FABRIC = (
     Parameter("uplink_rate", "line rate of a link between leaf and spine", "Gb/s", _SLOWEST, 3200),
     _time("hop_latency", "one switch, cut through, and its cable"),
     _time("nic_latency", "serdes, MAC and transport of both NICs together"),
-    _choice("routing", ("ecmp", "adaptive"), "a leaf's choice of spine: by hash of the 5-tuple, or the idlest"),
+    _choice(
+        "routing",
+        ("ecmp", "adaptive"),
+        "a leaf's choice of spine: fixed for a flow (RoCE: hash of the 5-tuple; "
+        "InfiniBand: the destination's LID), or the idlest for each message",
+    ),
+    _count("hash_seed", 0, (1 << 31) - 1, "of the switches' hash functions"),
     Parameter("packet_gap", "preamble and gap of a packet, in no counter", "B", 0, 64),
     Parameter("pfc_threshold", "bytes that wait for one egress before senders are paused", "KiB", 0.001, 1 << 20),
 )

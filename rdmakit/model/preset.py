@@ -73,8 +73,12 @@ class Preset:
     def __getitem__(self, name: str) -> float:
         value = self._setting(name).value
         if isinstance(value, str):
-            raise BadArgument(f"{name} is a word and no number", value=value, rule="numbers by preset[name]",
-                              remedy=f"preset.text({name!r})")  # fmt: skip
+            raise BadArgument(
+                f"{name} is a word and no number",
+                value=value,
+                rule="numbers by preset[name]",
+                remedy=f"preset.text({name!r})",
+            )
         return value
 
     def count(self, name: str) -> int:
@@ -85,8 +89,12 @@ class Preset:
         """A parameter that is a word."""
         value = self._setting(name).value
         if not isinstance(value, str):
-            raise BadArgument(f"{name} is a number and no word", value=value, rule="words by preset.text(name)",
-                              remedy=f"preset[{name!r}]")  # fmt: skip
+            raise BadArgument(
+                f"{name} is a number and no word",
+                value=value,
+                rule="words by preset.text(name)",
+                remedy=f"preset[{name!r}]",
+            )
         return value
 
     def _setting(self, name: str) -> Setting:
@@ -133,8 +141,12 @@ class Preset:
         """The same cluster with as many hosts as `ranks` need. BadArgument where hosts would not be full."""
         each = self.count("gpus_per_host")
         if ranks < 1 or (ranks % each and ranks > each):
-            raise BadArgument(f"{ranks} ranks do not fill hosts", value=ranks, rule=f"a multiple of {each} GPUs a host",
-                              remedy=f"take {max(1, ranks // each) * each}, or change gpus_per_host")  # fmt: skip
+            raise BadArgument(
+                f"{ranks} ranks do not fill hosts",
+                value=ranks,
+                rule=f"a multiple of {each} GPUs a host",
+                remedy=f"take {max(1, ranks // each) * each}, or change gpus_per_host",
+            )
         if ranks < each:
             return self.changed(hosts=1, gpus_per_host=ranks)
         return self.changed(hosts=ranks // each)
@@ -166,14 +178,22 @@ def load(name: str | Path) -> Preset:
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise BadArgument("the preset cannot be read", value=str(path), rule=str(error),
-                              remedy="rdmakit plan --presets lists what is shipped") from error  # fmt: skip
+            raise BadArgument(
+                "the preset cannot be read",
+                value=str(path),
+                rule=str(error),
+                remedy="rdmakit plan --presets lists what is shipped",
+            ) from error
         return parse(text, path.stem, str(path))
     known = ALIASES.get(str(name), str(name))
     if known not in {p.stem for p in FOLDER.glob("*" + SUFFIX)}:
         near = difflib.get_close_matches(str(name), shipped(), 1)
-        raise BadArgument("no such preset", value=str(name), rule="one of " + ", ".join(shipped()),
-                          remedy=f"{near[0]!r}?" if near else "or the path of a .preset file")  # fmt: skip
+        raise BadArgument(
+            "no such preset",
+            value=str(name),
+            rule="one of " + ", ".join(shipped()),
+            remedy=f"{near[0]!r}?" if near else "or the path of a .preset file",
+        )
     path = FOLDER / (known + SUFFIX)
     return parse(path.read_text(encoding="utf-8"), known, path.name)
 
@@ -187,8 +207,12 @@ def parse(text: str, name: str = "preset", where: str = "") -> Preset:
     title = _read(text, where, settings, ())
     missing = [p for p in PARAMETERS if p not in settings]
     if missing:
-        raise CorruptFile(f"{where} leaves out {len(missing)} parameters", value=", ".join(missing[:6]),
-                          rule="every parameter has a value", remedy="include: part-cx7 has most of them")  # fmt: skip
+        raise CorruptFile(
+            f"{where} leaves out {len(missing)} parameters",
+            value=", ".join(missing[:6]),
+            rule="every parameter has a value",
+            remedy="include: part-cx7 has most of them",
+        )
     found = Preset(name, title or name, settings)
     _check_whole(found)
     return found
@@ -214,8 +238,11 @@ def _read(text: str, where: str, settings: dict[str, Setting], above: tuple[str,
             setting = _statement(line, place)
             name = setting.parameter.name
             if name in here:
-                raise CorruptFile(f"{place}: {name} is set twice", rule=f"once a file; first at {here[name]}",
-                                  remedy="take one of them out")  # fmt: skip
+                raise CorruptFile(
+                    f"{place}: {name} is set twice",
+                    rule=f"once a file; first at {here[name]}",
+                    remedy="take one of them out",
+                )
             here[name] = place
             settings[name] = setting
     return title
@@ -224,31 +251,47 @@ def _read(text: str, where: str, settings: dict[str, Setting], above: tuple[str,
 def _include(name: str, place: str, settings: dict[str, Setting], above: tuple[str, ...]) -> str:
     path = FOLDER / (ALIASES.get(name, name) + SUFFIX)
     if name in above:
-        raise CorruptFile(f"{place}: {name} includes itself", value=" → ".join((*above, name)),
-                          rule="includes have no cycle", remedy="take this line out")  # fmt: skip
+        raise CorruptFile(
+            f"{place}: {name} includes itself",
+            value=" → ".join((*above, name)),
+            rule="includes have no cycle",
+            remedy="take this line out",
+        )
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in FOLDER.glob("*" + SUFFIX)))
-        raise CorruptFile(f"{place}: no preset to include", value=name, rule=f"one of {known}",
-                          remedy="correct the name")  # fmt: skip
+        raise CorruptFile(
+            f"{place}: no preset to include", value=name, rule=f"one of {known}", remedy="correct the name"
+        )
     return _read(path.read_text(encoding="utf-8"), path.name, settings, (*above, name))
 
 
 def _statement(line: str, place: str) -> Setting:
     found = _STATEMENT.match(line)
     if not found:
-        raise CorruptFile(f"{place}: no statement", value=line[:60], rule="name = value unit [mark] source",
-                          remedy="or title: …, include: …, # …")  # fmt: skip
+        raise CorruptFile(
+            f"{place}: no statement",
+            value=line[:60],
+            rule="name = value unit [mark] source",
+            remedy="or title: …, include: …, # …",
+        )
     name, written, mark, source = found.groups()
     if name not in PARAMETERS:
         raise _unknown(name, place)
     words = len(written.split())
     value = _value(PARAMETERS[name], written, place) if mark is not None or words < 3 else math.nan
     if mark not in MARKS:
-        raise CorruptFile(f"{place}: {name} does not say how far it can be trusted", value=mark,
-                          rule="[" + "], [".join(MARKS) + "]", remedy="write one of them behind the unit")  # fmt: skip
+        raise CorruptFile(
+            f"{place}: {name} does not say how far it can be trusted",
+            value=mark,
+            rule="[" + "], [".join(MARKS) + "]",
+            remedy="write one of them behind the unit",
+        )
     if not source:
-        raise CorruptFile(f"{place}: {name} has no source", rule="where the value comes from, or why it is assumed",
-                          remedy="write it behind the mark")  # fmt: skip
+        raise CorruptFile(
+            f"{place}: {name} has no source",
+            rule="where the value comes from, or why it is assumed",
+            remedy="write it behind the mark",
+        )
     return Setting(PARAMETERS[name], value, mark, source, place)
 
 
@@ -257,17 +300,26 @@ def _value(parameter: Parameter, written: str, place: str) -> float | str:
     name = parameter.name
     if parameter.choices:
         if written not in parameter.choices:
-            raise CorruptFile(f"{place}: {name} cannot be that", value=written, rule=parameter.rule,
-                              remedy="choose one")  # fmt: skip
+            raise CorruptFile(
+                f"{place}: {name} cannot be that", value=written, rule=parameter.rule, remedy="choose one"
+            )
         return written
     number, _, unit = written.partition(" ")
     unit = unit.strip()
     if not unit:
-        raise CorruptFile(f"{place}: {name} has no unit", value=written, rule=_units(parameter),
-                          remedy=f"for example {name} = {number} {parameter.unit}")  # fmt: skip
+        raise CorruptFile(
+            f"{place}: {name} has no unit",
+            value=written,
+            rule=_units(parameter),
+            remedy=f"for example {name} = {number} {parameter.unit}",
+        )
     if dimension_of(unit) != dimension_of(parameter.unit):
-        raise CorruptFile(f"{place}: {name} is in a wrong unit", value=unit, rule=_units(parameter),
-                          remedy=f"write it in {parameter.unit}")  # fmt: skip
+        raise CorruptFile(
+            f"{place}: {name} is in a wrong unit",
+            value=unit,
+            rule=_units(parameter),
+            remedy=f"write it in {parameter.unit}",
+        )
     try:
         value = in_base(float(number), unit)
     except ValueError:
@@ -275,8 +327,9 @@ def _value(parameter: Parameter, written: str, place: str) -> float | str:
     shown = in_unit(value, parameter.unit)
     inside = parameter.least <= shown <= parameter.most
     if not inside or math.isinf(value) or (parameter.whole and shown != int(shown)):
-        raise CorruptFile(f"{place}: {name} makes no cluster", value=written, rule=parameter.rule,
-                          remedy=parameter.meaning)  # fmt: skip
+        raise CorruptFile(
+            f"{place}: {name} makes no cluster", value=written, rule=parameter.rule, remedy=parameter.meaning
+        )
     return value
 
 
@@ -288,9 +341,12 @@ def _units(parameter: Parameter) -> str:
 
 def _unknown(name: str, place: str) -> CorruptFile:
     near = difflib.get_close_matches(name, PARAMETERS, 1)
-    return CorruptFile(f"{place}: no parameter of that name", value=name,
-                       rule="rdmakit plan --parameters lists them",
-                       remedy=f"{near[0]}?" if near else "take it out")  # fmt: skip
+    return CorruptFile(
+        f"{place}: no parameter of that name",
+        value=name,
+        rule="rdmakit plan --parameters lists them",
+        remedy=f"{near[0]}?" if near else "take it out",
+    )
 
 
 def _as_argument(error: CorruptFile) -> BadArgument:
@@ -308,28 +364,47 @@ def _check_whole(p: Preset) -> None:
 
     ports, lag = p.count("ports"), p.text("lag")
     if ports > p.count("device_ports"):
-        refuse("ports device_ports", "more ports than the device has", "ports <= device_ports",
-               "another device, or fewer ports")  # fmt: skip
+        refuse(
+            "ports device_ports",
+            "more ports than the device has",
+            "ports <= device_ports",
+            "another device, or fewer ports",
+        )
     if lag != "none" and ports < 2:
         refuse("lag ports", "a bond of one port", "a bond has at least two ports", "lag = none")
     if lag == "affinity" and ports != 2:
-        refuse("lag ports", "no queue affinity with that many ports", "libmlx5 knows LAG ports 1 and 2 only "
-               "(rdma-core providers/mlx5/mlx5.c)", "lag = hash, and UDP source ports")  # fmt: skip
+        refuse(
+            "lag ports",
+            "no queue affinity with that many ports",
+            "libmlx5 knows LAG ports 1 and 2 only (rdma-core providers/mlx5/mlx5.c)",
+            "lag = hash, and UDP source ports",
+        )
     if lag != "none" and p.text("link_layer") == "ib":
         refuse("lag link_layer", "InfiniBand ports are not bonded", "LAG is RoCE's", "lag = none")
     if ports % p.count("planes"):
-        refuse("planes ports", "planes that not every NIC reaches alike", "planes divide ports",
-               "as many planes as ports, or one")  # fmt: skip
+        refuse(
+            "planes ports",
+            "planes that not every NIC reaches alike",
+            "planes divide ports",
+            "as many planes as ports, or one",
+        )
     mtu = p.count("mtu")
     if mtu & (mtu - 1):
         refuse("mtu", "no IB MTU", "256, 512, 1024, 2048 or 4096 B (IBTA enum ibv_mtu)", "4096 B")
     shared = 1 / p["nics_per_gpu"]
     if p["nics_per_gpu"] != int(p["nics_per_gpu"]) and (shared != int(shared) or p.count("gpus_per_host") % shared):
-        refuse("nics_per_gpu gpus_per_host", "GPUs cannot share NICs evenly", "a whole number, or 1/n with n dividing "
-               "gpus_per_host", "for example 1 or 0.5")  # fmt: skip
+        refuse(
+            "nics_per_gpu gpus_per_host",
+            "GPUs cannot share NICs evenly",
+            "a whole number, or 1/n with n dividing gpus_per_host",
+            "for example 1 or 0.5",
+        )
     if p.count("hosts") > p.count("hosts_per_leaf") and p.count("hosts") % p.count("hosts_per_leaf"):
-        refuse("hosts_per_leaf hosts", "leaves of unequal size", "hosts_per_leaf divides hosts",
-               "fill the last leaf")  # fmt: skip
+        refuse("hosts_per_leaf hosts", "leaves of unequal size", "hosts_per_leaf divides hosts", "fill the last leaf")
     if p.text("routing") == "adaptive" and p.text("link_layer") == "roce" and p.text("multipath") == "no":
-        refuse("routing multipath", "adaptive routing would disorder QPs that take one path",
-               "RoCE QPs see adaptive routing as out-of-order packets: multipath = yes", "routing = ecmp")  # fmt: skip
+        refuse(
+            "routing multipath",
+            "adaptive routing would disorder QPs that take one path",
+            "RoCE QPs see adaptive routing as out-of-order packets: multipath = yes",
+            "routing = ecmp",
+        )

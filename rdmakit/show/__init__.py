@@ -12,6 +12,7 @@ from rdmakit.show.figure import Figure
 from rdmakit.show.grid import byte_grid
 from rdmakit.show.heatmap import heat_map
 from rdmakit.show.ring import queue_ring
+from rdmakit.show.routes import route_map
 from rdmakit.show.sequence import message_chart
 from rdmakit.show.statemachine import qp_states
 from rdmakit.show.steps import step_chart
@@ -31,6 +32,7 @@ __all__ = [
     "port_bars",
     "qp_states",
     "queue_ring",
+    "route_map",
     "step_chart",
     "time_lanes",
 ]

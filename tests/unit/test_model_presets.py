@@ -76,7 +76,7 @@ def test_sizes_that_fill_no_hosts(ranks):
         (BASE + "include: nowhere", 3, "no preset to include"),
         (BASE + "hosts = 2 count [assumed] x\nhosts = 4 count [assumed] x", 4, "set twice"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_names_its_line(text, line, says):
     with pytest.raises(CorruptFile, match=says) as caught:
         parse(text, "mine", "mine.preset")

@@ -352,3 +352,18 @@ def test_numbers_read_well():
 def test_a_figure_saves_itself(tmp_path):
     show.port_bars([("a", 1)]).save(tmp_path / "a.svg")
     assert ElementTree.parse(tmp_path / "a.svg").getroot().tag == f"{SVG}svg"
+
+
+@few
+@given(st.lists(st.tuples(words, words, words, st.floats(0, 1e12)), min_size=1, max_size=20), st.integers(0, 2))
+def test_routes(routes, colour_by):
+    proven(lambda: show.route_map(["peer", "port", "spine"], routes, colour_by=colour_by))
+
+
+@pytest.mark.parametrize(
+    "routes",
+    [[], [("a", "b", -1)], [("a", "b", float("nan"))], [("a", 1)], [(f"a{i}", "b", 1) for i in range(65)]],
+)
+def test_routes_that_cannot_be_drawn(routes):
+    with pytest.raises(ValueError):
+        show.route_map(["peer", "port"], routes)
