@@ -106,6 +106,8 @@ struct RunnerApi {
     void (*bulk_commit)(Thread*);
     void (*bulk_wait)(Thread*, u32 pending, bool read, Site);  // until no more than so many groups are (being read) under way
     void (*proxy_fence)(Thread*, Site);                        // Explore only
+    // Timed: a warp has copied to memory that may be another GPU's; it began at began_ps.
+    void (*copied)(Thread*, const void* to, u64 bytes, u64 began_ps);
 };
 
 // The part of a fibre that device code sees. It lies at the top of the fibre's stack, so it is found from the stack
@@ -120,6 +122,7 @@ struct Thread {
     u32 rank;
     u32 lane;
     u32 abreast_log;       // Timed: a fibre that stands for 2^so many lanes does their steps at once (warp.cuh, Abreast)
+    const u64* costs;      // Timed: by cost::Kind
     u64 copy_limit;        // larger pieces of payload are not moved: kControlBytes in a world of control traffic only
     u8* dynamic_shared;
     u32 dynamic_shared_bytes;

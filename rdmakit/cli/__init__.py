@@ -1,5 +1,4 @@
-"""The `rdmakit` command: `rdmakit demo | explore | replay | info | decode | bench | plan [--json]`, also `python -m
-rdmakit`.
+"""The `rdmakit` command (also `python -m rdmakit`): demo, explore, replay, info, decode, bench, plan, ladder.
 
 Leans on all layers below. Each subcommand is a module here with `add_parser(subparsers)`, which sets `func`:
 a function that takes the parsed arguments and returns the exit status. Heavy imports belong inside that
@@ -17,12 +16,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rdmakit.cli import bench, decode, demo, explore, info, plan, replay
+from rdmakit.cli import bench, decode, demo, explore, info, ladder, plan, replay
 from rdmakit.errors import RdmakitError
 
 __all__ = ["main", "parser"]
 
-SUBCOMMANDS = (demo, explore, replay, info, decode, bench, plan)
+SUBCOMMANDS = (demo, explore, replay, info, decode, bench, plan, ladder)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -8,9 +8,11 @@ from __future__ import annotations
 from rdmakit import show
 from rdmakit.errors import BadArgument
 from rdmakit.model.fabric import DIRECT
+from rdmakit.model.ladder import Ladder
 from rdmakit.model.plan import Plan
+from rdmakit.model.steps import STEPS
 
-__all__ = ["link_map", "plan_ports", "rank_routes"]
+__all__ = ["ladder_usage", "ladder_waterfall", "link_map", "plan_ports", "rank_routes"]
 
 _MOST_BARS = 64
 _MOST_LINES = 64
@@ -84,3 +86,31 @@ def link_map(plan: Plan) -> show.Figure | None:
 
 def _ratio(value: float) -> str:
     return "a port is idle" if value == float("inf") else f"{value:.3f}"
+
+
+def ladder_waterfall(ladder: Ladder) -> show.Figure:
+    """What each step adds, in logical GB/s, with bands over seeds, and the most that ports allow."""
+    banded = len(ladder.runs) > 1
+    steps = [
+        (f"{s.number} {s.title}", ladder.gbs(s.number), *(ladder.band(s.number) if banded else ())) for s in STEPS
+    ]
+    last = ladder.steps[-1]
+    line = last.logical_gbs / last.port_payload_fraction  # all ports full of payload
+    gain = f"{ladder.gain_total:.2f} times, step 0 to step {STEPS[-1].number}"
+    return show.waterfall(
+        steps,
+        "GB/s",
+        title=f"{ladder.preset.name}, EP{ladder.work.ranks}: {gain} (modelled)",
+        marks=[("ports full of payload", line)],
+    )
+
+
+def ladder_usage(ladder: Ladder) -> show.Table:
+    """Resources by step: for how much of the time the busiest of each works."""
+    names = [n for n in ladder.steps[0].usage.busiest if any(s.usage.busiest[n] >= 0.005 for s in ladder.steps)]
+    rows = [[name, *(f"{s.usage.busiest[name]:.0%}" for s in ladder.steps)] for name in names]
+    return show.data_table(
+        rows,
+        ["busy, of the time", *(f"step {s.step}" for s in ladder.steps)],
+        title="where the time goes: the busiest of each resource",
+    )

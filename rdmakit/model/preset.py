@@ -28,7 +28,7 @@ __all__ = ["ALIASES", "Preset", "Setting", "load", "parse", "shipped"]
 
 FOLDER = Path(__file__).parent / "presets"
 SUFFIX = ".preset"
-ALIASES = {"ib": "h800-cx7-ib", "roce": "h800-cx7-roce-affinity"}
+ALIASES = {"ib": "h800-cx7-ib", "roce": "h800-cx7-roce-hash"}
 MARKS = ("published", "measured", "assumed", "fitted")
 _HEADER = re.compile(r"(title|include):\s*(.*?)\s*$")
 _STATEMENT = re.compile(r"(\w+)\s*=\s*([^\[]*?)\s*(?:\[([^\]]*)\]\s*(.*?))?\s*$")

@@ -19,6 +19,7 @@ from rdmakit.show.steps import step_chart
 from rdmakit.show.table import Table, data_table
 from rdmakit.show.timeline import time_lanes
 from rdmakit.show.topology import host_map
+from rdmakit.show.waterfall import waterfall
 
 __all__ = [
     "Figure",
@@ -35,4 +36,5 @@ __all__ = [
     "route_map",
     "step_chart",
     "time_lanes",
+    "waterfall",
 ]

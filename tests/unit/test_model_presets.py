@@ -28,7 +28,7 @@ def test_the_reference_presets():
     ib, roce = load("ib"), load("roce")
     assert (ib.text("link_layer"), ib.count("ports"), ib["port_rate"]) == ("ib", 1, 400e9 / 8)
     assert (roce.text("link_layer"), roce.count("ports"), roce["port_rate"]) == ("roce", 2, 200e9 / 8)
-    assert roce.text("lag") == "affinity"
+    assert roce.text("lag") == "hash"
     assert {load(n).text("lag") for n in shipped() if "h20" in n} == {"affinity", "hash", "none"}
     assert load("h800-cx7-roce-4plane").count("planes") == 4
 

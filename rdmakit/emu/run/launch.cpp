@@ -437,6 +437,15 @@ cpu::RunnerApi make_api() {
         back_on(t);
         return in_time;
     };
+    api.copied = [](cpu::Thread* t, const void* to, u64 bytes, u64 began_ps) {
+        Nvlink& links = launcher_of(t).nvlink();
+        if (!links.modelled()) return;
+        t->clock_ps = larger(t->clock_ps, links.across(t->rank, to, bytes, began_ps));
+        if (t->clock_ps > t->horizon_ps) {
+            scheduler_of(t).yield(fibre_of(t));
+            back_on(t);
+        }
+    };
     api.written = [](cpu::Thread* t, const void* p, u64 bytes) { scheduler_of(t).written(p, bytes); };
     api.mmio64 = [](cpu::Thread* t, void* reg, u64 value) {
         if (scheduler_of(t).exploration() != nullptr) before_access(t);

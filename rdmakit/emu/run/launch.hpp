@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "bulk.hpp"
+#include "nvlink.hpp"
 #include "scheduler.hpp"
 
 namespace rdmakit::emu {
@@ -118,6 +119,7 @@ class Launcher : public FibreOwner {
     const std::vector<FibreAgent>& introduced() const { return introduced_; }
     const std::vector<SharedName>& shared_names() const { return shared_names_; }
     BulkEngine& bulk() { return bulk_; }
+    Nvlink& nvlink() { return nvlink_; }
     bool in_shared(const Block& block, const void* p, u64 bytes) const;
     bool in_section(const Block& block, const void* p) const;
     void forget_agents() {
@@ -178,6 +180,7 @@ class Launcher : public FibreOwner {
 
     Scheduler scheduler_;
     BulkEngine bulk_;
+    Nvlink nvlink_;
     std::vector<SharedName> shared_names_;
     std::vector<Gpu> gpus_;
     std::vector<std::unique_ptr<Launch>> launches_;

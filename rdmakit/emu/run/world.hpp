@@ -49,6 +49,11 @@ class World final : public Environment {
     Hca* add_hca(const HcaConfig& config);
     u32 hca_count() const { return static_cast<u32>(hcas_.size()); }
     Hca* hca(u32 index) { return hcas_[index].get(); }
+    // Timed: the switches, NVLink, and what device code costs; before anything runs.
+    void set_network(const NetworkConfig& config) { fabric_.set_network(config); }
+    std::vector<LinkUse> links() const { return fabric_.network() ? fabric_.network()->links() : std::vector<LinkUse>(); }
+    Nvlink& nvlink() { return launcher_.nvlink(); }
+    u64* costs() { return launcher_.scheduler().costs(); }
     std::string launch(const LaunchSpec& spec);
     // What is to go wrong from now on; replaces what was to. Ranks that have died stay dead until revived.
     void set_faults(const WorldFaults& faults);
