@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rdmakit.model.hashes import spine_by_lid, spine_by_tuple
+from rdmakit.model.hashes import spine_by_place, spine_by_tuple
 from rdmakit.model.preset import Preset
 
 __all__ = ["DIRECT", "Network"]
@@ -68,8 +68,10 @@ class Network:
         named = 1 if self.preset.text("lag") != "none" else port
         return (10 << 24) + (host << 16) + (nic << 8) + named
 
-    def lid(self, host: Any, nic: Any, port: Any) -> Any:
-        return 1 + (host * self.preset.nics + nic) * self.preset.count("ports") + port - 1
+    def _place(self, host: Any, nic: Any) -> Any:
+        """Of a NIC's ports among those of its leaf."""
+        _, rails, _, each = self._shape
+        return host % each if rails > 1 else host % each * self.preset.nics + nic
 
     def spine(self, near: tuple[Any, Any], far: tuple[Any, Any], port: Any, source_port: Any) -> _Ints:
         """The spine that a flow from `near` (host, nic) to `far` crosses, DIRECT on one leaf. Not for adaptive routing,
@@ -77,7 +79,7 @@ class Network:
         """
         here, there = self.leaf(*near, port), self.leaf(*far, port)
         if self.preset.text("link_layer") == "ib":
-            found = spine_by_lid(self.lid(*far, port), self.spines)
+            found = spine_by_place(self._place(*far), self.spines)
         else:
             found = spine_by_tuple(
                 self.preset.count("hash_seed"),

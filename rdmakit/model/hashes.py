@@ -18,7 +18,7 @@ __all__ = [
     "flow_label_of_qpns",
     "lag_port",
     "source_port_of_label",
-    "spine_by_lid",
+    "spine_by_place",
     "spine_by_tuple",
 ]
 
@@ -72,6 +72,8 @@ def spine_by_tuple(
     return h.astype(np.int64) % spines
 
 
-def spine_by_lid(lid: Any, spines: int) -> NDArray[np.int64]:
-    """The uplink of a leaf's linear forwarding table for a destination: InfiniBand looks at nothing else."""
-    return np.asarray(lid, np.int64) % spines
+def spine_by_place(place: Any, spines: int) -> NDArray[np.int64]:
+    """The uplink of a leaf's forwarding table for a destination, which is all that InfiniBand looks at: neighbours on a leaf
+    are reached by different spines, as fat-tree routing (d-mod-k) lays tables out.
+    """
+    return np.asarray(place, np.int64) % spines

@@ -93,7 +93,7 @@ def _normal(preset: Preset, work: Workload, step: Step, choices: list[Any], seed
     plan, loaded = _plan(preset, work, step, choices, qps, total)
     world = world_of(preset, proxy=step.proxy, seed=seed)
     hosts = [remote_tokens(c, work.experts, work.ranks) for c in choices]
-    capacity = int(sum(h.sum(axis=0) for h in hosts).max())  # type: ignore[union-attr]
+    capacity = int(sum(h.sum(axis=0) for h in hosts).max())
     buffer = NormalBuffer(
         world,
         hidden=work.hidden,

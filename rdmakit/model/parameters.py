@@ -73,7 +73,7 @@ FABRIC = (
         "routing",
         ("ecmp", "adaptive"),
         "a leaf's choice of spine: fixed for a flow (RoCE: hash of the 5-tuple; "
-        "InfiniBand: the destination's LID), or the idlest for each message",
+        "InfiniBand: its destination), or the idlest for each message",
     ),
     _count("hash_seed", 0, (1 << 31) - 1, "of the switches' hash functions"),
     Parameter("packet_gap", "preamble and gap of a packet, in no counter", "B", 0, 64),

@@ -32,7 +32,10 @@ u32 Network::leaf(const Attachment& at) const {
 u32 Network::spine(const Attachment& from, const Attachment& to, u32 udp_source_port) const {
     const u32 here = leaf(from);
     if (here == leaf(to)) return kDirect;
-    if (!config_.roce) return (1 + (to.host * config_.nics + to.nic) * config_.ports + to.port - 1) % config_.spines;
+    if (!config_.roce) {  // a fat tree's forwarding tables (d-mod-k): neighbours on a leaf are reached by different spines
+        const u32 place = to.host % config_.hosts_per_leaf;
+        return (config_.rails ? place : place * config_.nics + to.nic) % config_.spines;
+    }
     const auto ip = [&](const Attachment& at) {
         return (10u << 24) + (at.host << 16) + (at.nic << 8) + (config_.bonded ? 1 : at.port);
     };

@@ -16,7 +16,7 @@ struct NetworkConfig {
     u32 planes = 1, hosts_per_leaf = 1, spines = 1;
     bool rails = false;      // NICs with one number share leaves
     bool bonded = false;     // the ports of a NIC share port 1's address
-    bool roce = true;        // a leaf hashes the 5-tuple; InfiniBand looks at the destination's LID alone
+    bool roce = true;        // a leaf hashes the 5-tuple; InfiniBand looks at the destination alone
     bool adaptive = false;   // a leaf takes the spine whose links are free first
     u32 hash_seed = 1;
     u64 uplink_bytes_per_second = 50'000'000'000ull;
