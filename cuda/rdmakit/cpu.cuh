@@ -44,6 +44,9 @@ struct Access {
 };
 enum RawAccess : u32 { kRawRead = 0, kRawWrite = 1, kRawVolatileRead = 2, kRawVolatileWrite = 3 };
 
+// What a timeline shows of device code (rdmakit/emu/run/trace.hpp).
+enum Mark : u32 { kMarkReserved = 0, kMarkPublished = 1, kMarkRecord = 2, kMarkDoorbell = 3, kMarkSeen = 4 };
+
 // A bulk copy as it is issued (atom_bulk.cuh). `barrier` null: a store, of the group that is open.
 struct BulkCopy {
     void* to;
@@ -106,6 +109,7 @@ struct RunnerApi {
     void (*bulk_commit)(Thread*);
     void (*bulk_wait)(Thread*, u32 pending, bool read, Site);  // until no more than so many groups are (being read) under way
     void (*proxy_fence)(Thread*, Site);                        // Explore only
+    void (*mark)(Thread*, u32 kind, u32 qpn, u64 index);       // Timed: for a timeline
     // Timed: a warp has copied to memory that may be another GPU's; it began at began_ps.
     void (*copied)(Thread*, const void* to, u64 bytes, u64 began_ps);
 };
@@ -151,6 +155,13 @@ inline __attribute__((always_inline)) void step([[maybe_unused]] u64 cost_ps) {
     if (t.clock_ps > t.horizon_ps) t.api->yield(&t);
 #else
     if (--t.budget <= 0) t.api->yield(&t);
+#endif
+}
+// Tells a timeline, if there is one; nothing elsewhere.
+inline __attribute__((always_inline)) void mark([[maybe_unused]] u32 kind, [[maybe_unused]] u32 qpn, [[maybe_unused]] u64 index) {
+#if RDMAKIT_POLICY == RDMAKIT_TIMED
+    Thread& t = self();
+    t.api->mark(&t, kind, qpn, index);
 #endif
 }
 // A read-modify-write is whole: code that is preempted between any two basic blocks is not while this lives.

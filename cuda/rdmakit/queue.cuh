@@ -13,6 +13,13 @@
 #include "report.cuh"
 #include "wqe.cuh"
 
+// For timelines of the CPU runner.
+#if RDMAKIT_GPU
+#define RDMAKIT_MARK(KIND, QPN, INDEX)
+#else
+#define RDMAKIT_MARK(KIND, QPN, INDEX) cpu::mark(cpu::KIND, QPN, INDEX)
+#endif
+
 namespace rdmakit {
 
 struct CqHandle {
@@ -97,8 +104,10 @@ RDMAKIT_DEVICE void submit(const QpHandle& qp) {
             const u64 bell = doorbell_value(qp, next);
             fence<Scope::sys>();  // all WQEs below `next`, and the payload they point to, before the record
             store_relaxed<Scope::sys>(qp.dbrec, swap_bytes(static_cast<u32>(next & 0xffff)));
+            RDMAKIT_MARK(kMarkRecord, qp.qpn, next);
             fence<Scope::sys>();  // the record before the register: the NIC may read it as soon as it is rung
             mmio_store(qp.doorbell, bell);
+            RDMAKIT_MARK(kMarkDoorbell, qp.qpn, next);
             store_relaxed<Scope::gpu>(&s.rung, next);
             s.doorbells += 1;
         }
@@ -233,6 +242,7 @@ RDMAKIT_DEVICE u64 reserve(const QpHandle& qp, u32 bbs, Site site = Site::here()
         return kNoSlot;
     }
     const u64 base = fetch_add<Scope::gpu>(&qp.state->reserved, static_cast<u64>(bbs));
+    RDMAKIT_MARK(kMarkReserved, qp.qpn, base);
     const u64 end = base + bbs;
     const u64 room = load_acquire<Scope::gpu>(&qp.state->completed) + sq_size(qp);
     if (holds(end <= room)) return base;
@@ -249,6 +259,7 @@ RDMAKIT_DEVICE Status publish(const QpHandle& qp, u64 base, u32 bbs, Site site =
     if (status != Status::ok) return status;
     const u64 end = base + bbs;
     store_release<Scope::gpu>(&s.ready, end);
+    RDMAKIT_MARK(kMarkPublished, qp.qpn, end);
     const bool others_follow = load_relaxed<Scope::gpu>(&s.reserved) != end;
     const bool batch_full = qp.batch == 0 || base / qp.batch != end / qp.batch;
     if (!others_follow || batch_full) submit(qp);

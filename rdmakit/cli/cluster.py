@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-__all__ = ["add_cluster", "add_work", "cluster_of", "work_of"]
+__all__ = ["add_cluster", "add_work", "cluster_of", "with_unit", "work_of"]
 
 
 def add_cluster(p: argparse.ArgumentParser, preset: str = "roce") -> None:
@@ -42,8 +42,6 @@ def cluster_of(args: argparse.Namespace) -> Any:
     """The preset that the arguments name. BadArgument, CorruptFile."""
     from rdmakit.errors import BadArgument
     from rdmakit.model import load
-    from rdmakit.model.parameters import PARAMETERS
-    from rdmakit.model.units import DIMENSIONS
 
     changes = {}
     for change in args.set:
@@ -55,23 +53,28 @@ def cluster_of(args: argparse.Namespace) -> Any:
                 rule="--set NAME=VALUE",
                 remedy="for example --set port_rate=200Gb/s",
             )
-        text = value.strip()
-        unit = next(
-            (
-                u
-                for units in DIMENSIONS.values()
-                for u in sorted(units, key=len, reverse=True)
-                if text.endswith(u) and text[: -len(u)].strip().replace(".", "", 1).isdigit()
-            ),
-            "",
-        )
-        if unit:
-            text = f"{text[: -len(unit)].strip()} {unit}"
-        elif name in PARAMETERS and PARAMETERS[name].unit == "count":
-            text = f"{text} count"
-        changes[name.strip()] = text
+        changes[name.strip()] = with_unit(name.strip(), value)
     preset = load(args.preset).changed(**changes)
     return preset if args.ranks is None else preset.for_ranks(args.ranks)
+
+
+def with_unit(name: str, value: str) -> str:
+    """A value as a preset has it: "200Gb/s" becomes "200 Gb/s", a bare count gets its unit.
+
+    >>> with_unit("port_rate", "200Gb/s"), with_unit("hosts", "4"), with_unit("lag", "hash")
+    ('200 Gb/s', '4 count', 'hash')
+    """
+    from rdmakit.model.parameters import PARAMETERS
+    from rdmakit.model.units import DIMENSIONS
+
+    text = value.strip()
+    for unit in sorted((u for units in DIMENSIONS.values() for u in units), key=len, reverse=True):
+        number = text.removesuffix(unit).strip()
+        if text.endswith(unit) and number.replace(".", "", 1).isdigit():
+            return f"{number} {unit}"
+    if name in PARAMETERS and PARAMETERS[name].unit == "count":
+        return f"{text} count"
+    return text
 
 
 def work_of(args: argparse.Namespace, preset: Any) -> Any:

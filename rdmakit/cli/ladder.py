@@ -102,8 +102,8 @@ def _show(result: dict[str, Any], args: argparse.Namespace) -> None:
     )
     print(f"{ladder_waterfall(ladder)}\n\n{ladder_usage(ladder)}\n")
     print(
-        f"gain {figures['gain_total']:.2f} (band {figures['gain_least']:.2f} … {figures['gain_most']:.2f}); in the last "
-        f"step payload fills {figures['port_payload_fraction']:.0%} of the ports' line rate"
+        f"gain {figures['gain_total']:.2f} (band {figures['gain_least']:.2f} … {figures['gain_most']:.2f}); "
+        f"in the last step payload fills {figures['port_payload_fraction']:.0%} of the ports' line rate"
     )
     for number in range(len(ladder.steps)):
         found = ladder.bottlenecks(number)

@@ -49,6 +49,12 @@ cdef extern from "run/world.hpp" namespace "rdmakit::emu" nogil:
         u32 leaf, spine
         cbool up
         u64 bytes, busy_ps
+    cdef cppclass TraceEvent:
+        u64 when_ps, until_ps, index, bytes
+        u32 kind, unit, qpn, port
+    cdef cppclass Trace:
+        const vector[TraceEvent]& events()
+        u64 left_out()
     cdef cppclass NvlinkUse:
         u64 bytes, busy_ps
     cdef cppclass Nvlink:
@@ -249,6 +255,9 @@ cdef extern from "run/world.hpp" namespace "rdmakit::emu" nogil:
         u32 hca_count()
         Hca* hca(u32)
         void set_network(const NetworkConfig&) except +
+        void start_trace(u64)
+        void stop_trace()
+        const Trace& trace()
         vector[LinkUse] links()
         Nvlink& nvlink()
         u64* costs()
@@ -391,6 +400,17 @@ cdef class World:
         c.uplink_bytes_per_second, c.hop_latency_ps = config["uplink_bytes_per_second"], config["hop_latency_ps"]
         c.pause_threshold_bytes = config["pause_threshold_bytes"]
         self.world.set_network(c)
+
+    def start_trace(self, u64 most):
+        self.world.start_trace(most)
+
+    def stop_trace(self):
+        """Bytes of an array of struct TraceEvent, and how many events did not fit."""
+        self.world.stop_trace()
+        cdef vector[TraceEvent] events = self.world.trace().events()
+        if events.empty():
+            return b"", self.world.trace().left_out()
+        return (<const char*>events.data())[:events.size() * sizeof(TraceEvent)], self.world.trace().left_out()
 
     def links(self):
         """(leaf, spine, up, bytes, busy_ps) of every link between switches."""

@@ -73,7 +73,7 @@ def spine_by_tuple(
 
 
 def spine_by_place(place: Any, spines: int) -> NDArray[np.int64]:
-    """The uplink of a leaf's forwarding table for a destination, which is all that InfiniBand looks at: neighbours on a leaf
-    are reached by different spines, as fat-tree routing (d-mod-k) lays tables out.
+    """The uplink of a leaf's forwarding table for a destination, which is all that InfiniBand looks at: neighbours on
+    a leaf are reached by different spines, as fat-tree routing (d-mod-k) lays tables out.
     """
     return np.asarray(place, np.int64) % spines

@@ -7,7 +7,8 @@ plan says, what is sent is received, no WQE fails, and every row lies where the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ml_dtypes
@@ -23,6 +24,7 @@ from rdmakit.model.cluster import steer_by, world_of
 from rdmakit.model.plan import Plan, make_plan
 from rdmakit.model.preset import Preset
 from rdmakit.model.steps import Step
+from rdmakit.model.trace import Timeline, record
 from rdmakit.model.traffic import remote_tokens
 from rdmakit.model.usage import Reading, Usage, read, usage
 from rdmakit.model.workload import Workload
@@ -54,6 +56,7 @@ class Measured:
     wqes: int
     usage: Usage
     port_bytes: NDArray[np.int64] = field(repr=False)
+    timeline: Timeline | None = field(default=None, repr=False, compare=False)
 
 
 def wiring_of(step: Step, plan: Plan | None) -> Wiring:
@@ -61,11 +64,12 @@ def wiring_of(step: Step, plan: Plan | None) -> Wiring:
     return Wiring(step.qps, step.credit_qps, step.fenced, None if plan is None else steer_by(plan))
 
 
-def measure(preset: Preset, work: Workload, step: Step, *, seed: int = 0) -> Measured:
-    """Runs it. BadState when a check of the run itself fails; whatever the run raises."""
+def measure(preset: Preset, work: Workload, step: Step, *, seed: int = 0, timeline: bool = False) -> Measured:
+    """Runs it; with `timeline` keeps all that happens. BadState when a check of the run itself fails; whatever the
+    run raises."""
     choices = work.choices()
     run = _normal if work.kernel == "normal" else _low_latency
-    return run(preset, work, step, choices, seed)
+    return run(preset, work, step, choices, seed, timeline)
 
 
 def _plan(preset: Preset, work: Workload, step: Step, choices: list[Any], qps: int, total: int) -> tuple[Plan, Plan]:
@@ -87,7 +91,7 @@ def _inputs(world: Any, work: Workload) -> Any:
     return world.allocate((work.tokens, work.hidden), BF16)
 
 
-def _normal(preset: Preset, work: Workload, step: Step, choices: list[Any], seed: int) -> Measured:
+def _normal(preset: Preset, work: Workload, step: Step, choices: list[Any], seed: int, timeline: bool) -> Measured:
     wiring = wiring_of(step, None)
     qps, total = wiring.data_qps(work.channels), wiring.total_qps(work.channels)
     plan, loaded = _plan(preset, work, step, choices, qps, total)
@@ -111,13 +115,17 @@ def _normal(preset: Preset, work: Workload, step: Step, choices: list[Any], seed
     weights = [np.full(c.shape, 0.125, np.float32) for c in choices]
     started: list[Reading] = []
     begin = read(world)
-    got = buffer.dispatch(
-        [_inputs(world, work)] * work.ranks, choices, weights, exchanged=lambda: started.append(read(world))
+    keeper = _Keeper(world, timeline, preset, work, step)
+    x = [_inputs(world, work)] * work.ranks
+    got = keeper.run(
+        work.op == "dispatch",
+        lambda: buffer.dispatch(x, choices, weights, exchanged=lambda: started.append(read(world))),
     )
     if work.op == "combine":
-        sent = begin = read(world)
-        started = [sent]
-        buffer.combine([buffer.combine_rows(r, g.handle) for r, g in enumerate(got)], [g.handle for g in got])
+        begin = read(world)
+        started = [begin]
+        rows = [buffer.combine_rows(r, g.handle) for r, g in enumerate(got)]
+        keeper.run(True, lambda: buffer.combine(rows, [g.handle for g in got]))
     after = read(world)
     if work.op == "dispatch":
         bad = [
@@ -137,11 +145,14 @@ def _normal(preset: Preset, work: Workload, step: Step, choices: list[Any], seed
     logical = sum(remote_tokens(c, work.experts, work.hosts).sum() for c in choices) * work.row_bytes / work.ranks
     kernel = "ep_dispatch" if work.op == "dispatch" else "ep_combine"
     times = [t for t in world.launches if t.kernel == kernel]
-    return _measured(preset, work, step, loaded, started[0], after, times, logical)
+    return _measured(preset, work, step, loaded, started[0], after, times, logical, keeper.timeline)
 
 
-def _low_latency(preset: Preset, work: Workload, step: Step, choices: list[Any], seed: int) -> Measured:
-    qps = work.channels
+def _low_latency(
+    preset: Preset, work: Workload, step: Step, choices: list[Any], seed: int, timeline: bool
+) -> Measured:
+    qps = min(step.qps or work.channels, work.channels)
+    work = replace(work, channels=qps)
     plan, loaded = _plan(preset, work, step, choices, qps, qps)
     world = world_of(preset, proxy=step.proxy, seed=seed)
     buffer = LowLatencyBuffer(
@@ -157,19 +168,46 @@ def _low_latency(preset: Preset, work: Workload, step: Step, choices: list[Any],
         world.add_gpu_memory(side.heap.memory, side.rank)
     begin = read(world)
     x = _inputs(world, work)
-    _, handles, _ = buffer.dispatch([x] * work.ranks, choices, use_fp8=True)
+    keeper = _Keeper(world, timeline, preset, work, step)
+    _, handles, _ = keeper.run(
+        work.op == "dispatch", lambda: buffer.dispatch([x] * work.ranks, choices, use_fp8=True)
+    )
     kernels = ("ll_dispatch_send", "ll_dispatch_receive")
     if work.op == "combine":
         begin = read(world)
         weights = [np.full(c.shape, 0.125, np.float32) for c in choices]
-        buffer.combine([buffer.combine_rows(r) for r in range(work.ranks)], handles, choices, weights)
+        rows = [buffer.combine_rows(r) for r in range(work.ranks)]
+        keeper.run(True, lambda: buffer.combine(rows, handles, choices, weights))
         kernels = ("ll_combine_send", "ll_combine_receive")
     after = read(world)
     _conserves(begin, after, loaded)
     each = [int((np.asarray(c) >= 0).sum()) for c in choices]
     logical = sum(each) * work.row_bytes / work.ranks
     times = [t for t in world.launches if t.kernel in kernels]
-    return _measured(preset, work, step, loaded, begin, after, times, logical)
+    return _measured(preset, work, step, loaded, begin, after, times, logical, keeper.timeline)
+
+
+class _Keeper:
+    """Runs an operation, and keeps its timeline if that was asked for."""
+
+    def __init__(self, world: Any, wanted: bool, preset: Preset, work: Workload, step: Step) -> None:
+        self.world, self.wanted = world, wanted
+        self._what = {
+            "cluster": str(preset),
+            "step": step.number,
+            "kernel": work.kernel,
+            "op": work.op,
+            "time": "modelled",
+        }
+        self.timeline: Timeline | None = None
+
+    def run(self, this: bool, call: Callable[[], Any]) -> Any:
+        """`this`: it is the operation that is looked at."""
+        if not (self.wanted and this):
+            return call()
+        found: list[Any] = []
+        self.timeline = record(self.world, lambda: found.append(call()), self._what)
+        return found[0]
 
 
 def _conserves(before: Reading, after: Reading, plan: Plan) -> None:
@@ -205,6 +243,7 @@ def _measured(
     after: Reading,
     times: list[Any],
     logical: float,
+    timeline: Timeline | None,
 ) -> Measured:
     begin = min(t.begin_ns for t in times)
     by_rank = [max(t.end_ns for t in times if t.rank == r) - begin for r in range(work.ranks)]
@@ -227,4 +266,5 @@ def _measured(
         wqes=after.wqes - before.wqes,
         usage=usage(before, after, slowest * 1e3),
         port_bytes=after.payload - before.payload,
+        timeline=timeline,
     )

@@ -201,8 +201,8 @@ class Plan:
             )
         if not found and self.port_max_over_min > most:
             found.append(
-                f"busiest / idlest port of a NIC is {self.port_max_over_min:.3f}, more than {most:g}: a plan that knows "
-                f"the bytes (--know-traffic), or more tokens a call, evens it out"
+                f"busiest / idlest port of a NIC is {self.port_max_over_min:.3f}, more than {most:g}: a plan that "
+                f"knows the bytes (--know-traffic), or more tokens a call, evens it out"
             )
         if self.nics_idle:
             found.append(f"{self.nics_idle} NICs carry nothing while others do: GPUs share NICs (DeepEP issue 466)")
@@ -314,11 +314,7 @@ def _qpns(flows: NDArray[Any], ranks: int, seed: int) -> tuple[_Ints, _Ints]:
     """QP numbers as a NIC gives them out: in order, from a place of its own."""
     base = _QPN_BASE + np.random.default_rng(seed).integers(0, 0x8000, ranks)
     local = base[flows["rank"]] + flows["qp"]
-    back = {
-        key: n
-        for key, n in zip(
-            zip(*(flows[n].tolist() for n in ("rank", "peer", "channel")), strict=True), local.tolist(), strict=True
-        )
-    }
+    places = zip(*(flows[n].tolist() for n in ("rank", "peer", "channel")), strict=True)
+    back = dict(zip(places, local.tolist(), strict=True))
     keys = zip(flows["peer"].tolist(), flows["rank"].tolist(), flows["channel"].tolist(), strict=True)
     return local, np.array([back[key] for key in keys], np.int64)

@@ -367,3 +367,20 @@ def test_routes(routes, colour_by):
 def test_routes_that_cannot_be_drawn(routes):
     with pytest.raises(ValueError):
         show.route_map(["peer", "port"], routes)
+
+
+@few
+@given(
+    st.lists(st.tuples(words, st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1e6)), min_size=1, max_size=8),
+    st.lists(st.tuples(words, st.floats(0, 1e6)), max_size=3),
+    st.booleans(),
+)
+def test_waterfall(steps, marks, banded):
+    rows = [(name, value, *sorted((low, high))) if banded else (name, value) for name, value, low, high in steps]
+    proven(lambda: show.waterfall(rows, "GB/s", marks=marks))
+
+
+@pytest.mark.parametrize("steps", [[], [("a", -1)], [("a", float("inf"))]])
+def test_waterfalls_that_cannot_be_drawn(steps):
+    with pytest.raises(ValueError):
+        show.waterfall(steps, "GB/s")

@@ -158,6 +158,9 @@ void Hca::ring_send(QueuePair& qp, u64 value, bool register_alone) {
     } else {
         qp.producer = target;
     }
+    if (timed_ && environment_.tracing)
+        environment_.mark(*this, Environment::Mark::fetched, qp.info.qpn, qp.tx_port, qp.producer, 0, environment_.now_ps(),
+                          environment_.now_ps());
     if (qp.state() == QpState::err)
         flush_sends(qp);
     else if (qp.has_work())

@@ -71,6 +71,9 @@ void Hca::answer(QueuePair& qp, u64 index, const Outcome& outcome) {
 
 // The responder has done it.
 void Hca::executed(QueuePair& qp, u64 index) {
+    if (environment_.tracing)
+        environment_.mark(*this, Environment::Mark::arrived, qp.info.qpn, qp.tx_port, index, 0, environment_.now_ps(),
+                          environment_.now_ps());
     TimedQueue& timed = *qp.timed;
     const u64 mask = qp.sq_entries() - 1;
     timed.slots[index & mask].executed = true;
@@ -164,6 +167,9 @@ void Hca::complete_head(QueuePair& qp) {
             if (check.fault != KeyFault::none) outcome = {Outcome::refused, Syndrome::remote_access};
         }
     }
+    if (environment_.tracing)
+        environment_.mark(*this, Environment::Mark::completed, qp.info.qpn, slot.port, slot.wqe.bb, slot.wqe.bytes,
+                          environment_.now_ps(), environment_.now_ps());
     finish(qp, transfer, outcome);
 }
 

@@ -151,6 +151,8 @@ void Hca::issue(QueuePair& qp, Port& port) {
     u64 sent = larger(occupy(port.tx_free_ps, now, wire), start + (gathers ? timing.payload_fetch_ps : 0) + wire);
     if (gathers) sent = larger(sent, over_pcie(pcie_read_free_ps_, counters_.pcie_read_busy_ps, packets.payload,
                                                start + timing.payload_fetch_ps));
+    if (environment_.tracing)
+        environment_.mark(*this, Environment::Mark::wire, qp.info.qpn, qp.tx_port, wqe.bb, packets.payload, sent - wire, sent);
     Hca* const peer = qp.peer.hca;
     const u32 in = up && peer ? peer->ports_->receiving_port(qp.tx_port, qp.peer.port) : 0;
     const u64 there = sent + timing.wire_latency_ps;

@@ -6,6 +6,7 @@
 
 #include "bulk.hpp"
 #include "nvlink.hpp"
+#include "trace.hpp"
 #include "scheduler.hpp"
 
 namespace rdmakit::emu {
@@ -120,6 +121,7 @@ class Launcher : public FibreOwner {
     const std::vector<SharedName>& shared_names() const { return shared_names_; }
     BulkEngine& bulk() { return bulk_; }
     Nvlink& nvlink() { return nvlink_; }
+    Trace& trace() { return trace_; }
     bool in_shared(const Block& block, const void* p, u64 bytes) const;
     bool in_section(const Block& block, const void* p) const;
     void forget_agents() {
@@ -181,6 +183,7 @@ class Launcher : public FibreOwner {
     Scheduler scheduler_;
     BulkEngine bulk_;
     Nvlink nvlink_;
+    Trace trace_;
     std::vector<SharedName> shared_names_;
     std::vector<Gpu> gpus_;
     std::vector<std::unique_ptr<Launch>> launches_;
