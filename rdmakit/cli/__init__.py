@@ -1,4 +1,4 @@
-"""The `rdmakit` command (also `python -m rdmakit`): demo, explore, replay, info, decode, bench, plan, ladder, validate, sweep, trace.
+"""The `rdmakit` command (also `python -m rdmakit`): demo, explore, replay, info, decode, bench, plan, ladder, validate, sweep, trace, ports.
 
 Leans on all layers below. Each subcommand is a module here with `add_parser(subparsers)`, which sets `func`:
 a function that takes the parsed arguments and returns the exit status. Heavy imports belong inside that
@@ -16,12 +16,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rdmakit.cli import bench, decode, demo, explore, info, ladder, plan, replay, sweep, trace, validate
+from rdmakit.cli import bench, decode, demo, explore, info, ladder, plan, ports, replay, sweep, trace, validate
 from rdmakit.errors import RdmakitError
 
 __all__ = ["main", "parser"]
 
-SUBCOMMANDS = (demo, explore, replay, info, decode, bench, plan, ladder, validate, sweep, trace)
+SUBCOMMANDS = (demo, explore, replay, info, decode, bench, plan, ladder, validate, sweep, trace, ports)
 
 
 def parser() -> argparse.ArgumentParser:
