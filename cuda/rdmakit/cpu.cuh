@@ -110,8 +110,8 @@ struct RunnerApi {
     void (*bulk_wait)(Thread*, u32 pending, bool read, Site);  // until no more than so many groups are (being read) under way
     void (*proxy_fence)(Thread*, Site);                        // Explore only
     void (*mark)(Thread*, u32 kind, u32 qpn, u64 index);       // Timed: for a timeline
-    // Timed: a warp has copied to memory that may be another GPU's; it began at began_ps.
-    void (*copied)(Thread*, const void* to, u64 bytes, u64 began_ps);
+    // Timed: a warp has copied to memory that may be another GPU's, or from it (`pull`); it began at began_ps.
+    void (*copied)(Thread*, const void* there, u64 bytes, u64 began_ps, bool pull);
 };
 
 // The part of a fibre that device code sees. It lies at the top of the fibre's stack, so it is found from the stack

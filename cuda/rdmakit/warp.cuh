@@ -184,6 +184,14 @@ RDMAKIT_DEVICE void charge_copy([[maybe_unused]] u64 bytes) {
 #endif
 }
 
+// A row that a warp reads by other means than warp_copy, where it may lie with another GPU: what its way over NVLink takes,
+// beside what charge_copy has charged.
+RDMAKIT_DEVICE void charge_pull([[maybe_unused]] const void* from, [[maybe_unused]] u64 bytes) {
+#if !RDMAKIT_GPU && RDMAKIT_POLICY == RDMAKIT_TIMED
+    cpu::self().api->copied(&cpu::self(), from, bytes, cpu::self().clock_ps, true);
+#endif
+}
+
 // ---- copies -----------------------------------------------------------------------------------------------------
 // One warp copies bytes (a multiple of 16, both ends 16-byte aligned). Plain stores: publish them with a release.
 RDMAKIT_DEVICE void warp_copy(void* to, const void* from, u64 bytes) {
@@ -206,7 +214,7 @@ RDMAKIT_DEVICE void warp_copy(void* to, const void* from, u64 bytes) {
 #if RDMAKIT_POLICY == RDMAKIT_TIMED
     const u64 began = cpu::self().clock_ps;
     charge_copy(bytes);
-    cpu::self().api->copied(&cpu::self(), to, bytes, began);  // over NVLink, if it is another GPU's
+    cpu::self().api->copied(&cpu::self(), to, bytes, began, false);  // over NVLink, if it is another GPU's
 #endif
     if (payload_moves(bytes)) {
         std::memcpy(static_cast<char*>(to) + begin, static_cast<const char*>(from) + begin, mine);

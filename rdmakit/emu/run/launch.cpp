@@ -437,10 +437,10 @@ cpu::RunnerApi make_api() {
         back_on(t);
         return in_time;
     };
-    api.copied = [](cpu::Thread* t, const void* to, u64 bytes, u64 began_ps) {
+    api.copied = [](cpu::Thread* t, const void* there, u64 bytes, u64 began_ps, bool pull) {
         Nvlink& links = launcher_of(t).nvlink();
         if (!links.modelled()) return;
-        t->clock_ps = larger(t->clock_ps, links.across(t->rank, to, bytes, began_ps));
+        t->clock_ps = larger(t->clock_ps, links.across(t->rank, there, bytes, began_ps, pull));
         if (t->clock_ps > t->horizon_ps) {
             scheduler_of(t).yield(fibre_of(t));
             back_on(t);

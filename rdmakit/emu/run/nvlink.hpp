@@ -26,17 +26,19 @@ class Nvlink {
         out_.resize(gpus);
         in_.resize(gpus);
     }
-    // When bytes that `gpu` began to copy at `began_ps` are all across; 0: they stay at home.
-    u64 across(u32 gpu, const void* to, u64 bytes, u64 began_ps) {
-        const u32 there = owner(reinterpret_cast<u64>(to), gpu);
-        if (there == gpu || gpu >= use_.size()) return 0;
+    // When bytes that `gpu` began to write to `address`, or to pull from there, at `began_ps` are all across; 0: they stay at
+    // home.
+    u64 across(u32 gpu, const void* address, u64 bytes, u64 began_ps, bool pull) {
+        const u32 other = owner(reinterpret_cast<u64>(address), gpu);
+        if (other == gpu || gpu >= use_.size()) return 0;
+        const u32 from = pull ? other : gpu, there = pull ? gpu : other;
         const u64 length = static_cast<u64>(static_cast<unsigned __int128>(bytes) * 1'000'000'000'000ull / rate_);
         // The switch between them buffers: a busy receiver holds up its own copies, not the sender's others.
-        out_[gpu] = std::max(out_[gpu], began_ps) + length;
+        out_[from] = std::max(out_[from], began_ps) + length;
         in_[there] = std::max(in_[there], began_ps) + length;
-        use_[gpu].bytes += bytes;
-        use_[gpu].busy_ps += length;
-        return std::max(out_[gpu], in_[there]);
+        use_[from].bytes += bytes;
+        use_[from].busy_ps += length;
+        return std::max(out_[from], in_[there]);
     }
     const std::vector<NvlinkUse>& use() const { return use_; }
 
