@@ -23,6 +23,7 @@ PROMISED = {
         "✓ caught, and mended",
     ),
     "embed_the_headers.py": ("40 WQEs", "20 signals", "✓ emulator"),
+    "read_a_trace.py": ("doorbell → fetched", "executed → CQE", "ui.perfetto.dev"),
     "deepep_program.py": ("kernels on the CPU runner", "rank 1 of 2", "✓ every sum is right"),
 }
 
