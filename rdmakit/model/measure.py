@@ -142,7 +142,8 @@ def _normal(preset: Preset, work: Workload, step: Step, choices: list[Any], seed
                 remedy="report this: the device code, or the model, is wrong",
             )
     _conserves(begin, after, loaded)
-    logical = sum(remote_tokens(c, work.experts, work.hosts).sum() for c in choices) * work.row_bytes / work.ranks
+    visits = sum(int(remote_tokens(c, work.experts, work.hosts).sum()) for c in choices)
+    logical = visits * work.row_bytes / work.ranks
     kernel = "ep_dispatch" if work.op == "dispatch" else "ep_combine"
     times = [t for t in world.launches if t.kernel == kernel]
     return _measured(preset, work, step, loaded, started[0], after, times, logical, keeper.timeline)

@@ -137,6 +137,15 @@ def test_validate_refuses(bad, capsys):
     assert "remedy" in capsys.readouterr().err
 
 
+def test_validate_normal_prints_json(capsys, monkeypatch):
+    from rdmakit.model import validate
+
+    short = run_of  # as published, but for the tokens
+    monkeypatch.setattr(validate, "run_of", lambda *a, **k: short(*a, **{**k, "tokens": 64}))
+    main(["validate", "--kernel", "normal", "--op", "dispatch", "--ep", "16", "--jobs", "1", "--json"])
+    assert one_object(capsys.readouterr().out)["figures"]["normal_dispatch_ep16_published"] == 43
+
+
 def test_the_offset_is_the_least_squares_one():
     rng = np.random.default_rng()
     seed = int(rng.integers(1 << 31))

@@ -40,6 +40,14 @@ def test_bytes_are_conserved_and_go_where_the_plan_says(name, kernel, op):
     assert all(0 <= v <= 1.02 for v in got.usage.busiest.values()), got.usage.busiest
 
 
+@pytest.mark.parametrize("op", ["dispatch", "combine"])
+def test_copies_between_gpus_take_nvlink(op):
+    """Dispatch pushes rows, combine pulls them."""
+    work = sized_for(small(), "normal", op, tokens=64, channels=4)
+    slow, fast = (measure(small(nvlink_rate=rate), work, STEPS[5]) for rate in ("2 GB/s", "160 GB/s"))
+    assert slow.usage.busiest["NVLink"] > 0.6 and slow.microseconds > fast.microseconds
+
+
 @pytest.mark.parametrize("step", STEPS, ids=lambda s: str(s.number))
 def test_every_step_runs_and_checks_itself(step):
     preset = small("h800-cx7-roce-hash")
