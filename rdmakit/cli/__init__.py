@@ -1,4 +1,5 @@
-"""The `rdmakit` command (also `python -m rdmakit`): demo, explore, replay, info, decode, bench, plan, ladder, validate, sweep, trace, ports.
+"""The `rdmakit` command (also `python -m rdmakit`): demo, explore, replay, info, decode, bench, plan, ladder,
+validate, sweep, trace, ports.
 
 Leans on all layers below. Each subcommand is a module here with `add_parser(subparsers)`, which sets `func`:
 a function that takes the parsed arguments and returns the exit status. Heavy imports belong inside that

@@ -366,7 +366,8 @@ class World:
 
     @property
     def links(self) -> list[tuple[int, int, bool, int, int]]:
-        """(leaf, spine, up, bytes, busy in ps) of each link between switches; none without a clock that has a network."""
+        """(leaf, spine, up, bytes, busy in ps) of each link between switches; none without a clock that has a
+        network."""
         found: list[tuple[int, int, bool, int, int]] = self._core.links()
         return found
 

@@ -56,8 +56,8 @@ class Mesh:
 
     `timeout_ns` bounds every wait of device code; 0 takes the device's default. Where the world's fault plan has
     adaptive routing the QPs ask for it (out of order), and heaps for relaxed ordering where it has that: the kernels'
-    signals are atomics, which neither lets pass what they stand behind. `steer` says where each queue pair leaves; without
-    it that is its number modulo the ports.
+    signals are atomics, which neither lets pass what they stand behind. `steer` says where each queue pair leaves;
+    without it that is its number modulo the ports.
     """
 
     def __init__(

@@ -72,7 +72,8 @@ class NormalBuffer:
     `hidden`: elements of a token, a multiple of 128. `experts`: over all ranks. `max_tokens`: of one rank in one call.
     `capacity`: rows that one rank can receive (default: all tokens of all ranks). `channels`: QPs to each rail peer,
     two blocks of 512 threads each. `slots`: of a ring; `chunk`: slots a put (both powers of two). `timeout_ns`: bound
-    of every wait of the device code, 0 for its default. `wiring`: how channels share QPs. BadArgument names what does not fit.
+    of every wait of the device code, 0 for its default. `wiring`: how channels share QPs. BadArgument names what does
+    not fit.
     """
 
     def __init__(

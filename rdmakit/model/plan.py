@@ -61,8 +61,8 @@ def mechanism_of(preset: Preset) -> str:
     """How this device lets a queue pair be steered to a port: "lag_port", "udp_source_port", "port_num", or "none".
 
     >>> from rdmakit.model import load
-    >>> mechanism_of(load("roce")), mechanism_of(load("ib")), mechanism_of(load("h800-cx7-roce-hash"))
-    ('lag_port', 'none', 'udp_source_port')
+    >>> mechanism_of(load("roce")), mechanism_of(load("ib")), mechanism_of(load("h800-cx7-roce-affinity"))
+    ('udp_source_port', 'none', 'lag_port')
     """
     if preset.count("ports") == 1:
         return "none"
