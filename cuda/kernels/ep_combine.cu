@@ -35,6 +35,7 @@ RDMAKIT_DEVICE void sum_host(const EpRank& ep, const i32* order, Base base, u8* 
         weights[n++] = heap_array<float>(ep, rank, ep.at.combine_weights) + row * ep.topk;
     }
     charge_copy(static_cast<u64>(n + 1) * row_bytes(ep));
+    for (u32 r = 0; r < n; ++r) charge_pull(rows[r], row_bytes(ep));
     if (payload_moves(row_bytes(ep))) {
         for (u32 i = static_cast<u32>(lane_id()); i < row_bytes(ep) / sizeof(Vec16); i += kLanes) {
             Sum8 sum = {};

@@ -57,6 +57,9 @@ namespace rdmakit {
 namespace host {
 // The twins. One OS thread runs the whole world, so a plain access is atomic; what others may see of it, and when, is
 // Explore's business: there every access is the memory model's (rdmakit/emu/explore).
+constexpr cost::Kind fence_cost(Scope scope) {
+    return scope == Scope::cta ? cost::kFenceCta : scope == Scope::gpu ? cost::kFenceGpu : cost::kFenceSys;
+}
 constexpr cpu::Access access(cpu::Order order, Scope scope) { return {order, static_cast<u32>(scope)}; }
 
 template <class T> T load(const T* p, [[maybe_unused]] cpu::Access how, [[maybe_unused]] Site site) {
@@ -79,7 +82,7 @@ template <class T> void store(T* p, T value, [[maybe_unused]] cpu::Access how, [
 #endif
 }
 template <class T, class Next> T update(T* p, Next next, [[maybe_unused]] cpu::Access how, [[maybe_unused]] Site site) {
-    cpu::step(cost::kAtomic);
+    cpu::step(cost::of(cost::kAtomic));
 #if RDMAKIT_POLICY == RDMAKIT_EXPLORE
     T old;
     cpu::self().api->update_begin(&cpu::self(), p, &old, sizeof(T), how, site);
@@ -100,7 +103,7 @@ template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T load_relaxed(const T* 
 #if RDMAKIT_GPU
     RDMAKIT_LOAD("relaxed")
 #else
-    cpu::step(cost::kLoad);
+    cpu::step(cost::of(cost::kLoad));
     return host::load(p, host::access(cpu::Order::relaxed, S), site);
 #endif
 }
@@ -108,7 +111,7 @@ template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE T load_acquire(const T* 
 #if RDMAKIT_GPU
     RDMAKIT_LOAD("acquire")
 #else
-    cpu::step(cost::kLoad);
+    cpu::step(cost::of(cost::kLoad));
     return host::load(p, host::access(cpu::Order::acquire, S), site);
 #endif
 }
@@ -118,7 +121,7 @@ template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE void store_relaxed(T* p,
 #if RDMAKIT_GPU
     RDMAKIT_STORE("relaxed")
 #else
-    cpu::step(cost::kStore);
+    cpu::step(cost::of(cost::kStore));
     host::store(p, value, host::access(cpu::Order::relaxed, S), site);
 #endif
 }
@@ -126,7 +129,7 @@ template <Scope S = Scope::gpu, class T> RDMAKIT_DEVICE void store_release(T* p,
 #if RDMAKIT_GPU
     RDMAKIT_STORE("release")
 #else
-    cpu::step(cost::kStore + (S == Scope::cta ? cost::kFenceCta : S == Scope::gpu ? cost::kFenceGpu : cost::kFenceSys));
+    cpu::step(cost::of(cost::kStore) + cost::of(host::fence_cost(S)));
     host::store(p, value, host::access(cpu::Order::release, S), site);
 #endif
 }
@@ -137,7 +140,7 @@ RDMAKIT_DEVICE void store_segment(void* p, const Vec16& v, [[maybe_unused]] Site
                  "r"(v.w[1]), "r"(v.w[2]), "r"(v.w[3])
                  : "memory");
 #else
-    cpu::step(cost::kStore);
+    cpu::step(cost::of(cost::kStore));
     host::store(static_cast<Vec16*>(p), v, host::access(cpu::Order::plain, Scope::cta), site);
 #endif
 }
@@ -149,7 +152,7 @@ template <Scope S> RDMAKIT_DEVICE void fence([[maybe_unused]] Site site = Site::
     RDMAKIT_BY_SCOPE(S, asm volatile("fence.acq_rel.cta;" ::: "memory"),
                      asm volatile("fence.acq_rel.gpu;" ::: "memory"), asm volatile("fence.acq_rel.sys;" ::: "memory"))
 #else
-    cpu::step(S == Scope::cta ? cost::kFenceCta : S == Scope::gpu ? cost::kFenceGpu : cost::kFenceSys);
+    cpu::step(cost::of(host::fence_cost(S)));
 #if RDMAKIT_POLICY == RDMAKIT_EXPLORE
     cpu::self().api->fence(&cpu::self(), host::access(cpu::Order::acq_rel, S), site);
 #endif
@@ -237,7 +240,7 @@ RDMAKIT_DEVICE void mmio_store(u64* reg, u64 value) {
 #if RDMAKIT_GPU
     asm volatile("st.mmio.relaxed.sys.global.b64 [%0], %1;" ::"l"(__cvta_generic_to_global(reg)), "l"(value) : "memory");
 #else
-    cpu::step(cost::kMmio);
+    cpu::step(cost::of(cost::kMmio));
     cpu::self().api->mmio64(&cpu::self(), reg, value);  // does not wait for plain stores: that is the fence's task
 #endif
 }

@@ -49,7 +49,7 @@ RDMAKIT_DEVICE void mbarrier_init(Mbarrier* barrier, u32 arrivals, [[maybe_unuse
 #if RDMAKIT_GPU
     RDMAKIT_BULK_ASM("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 #else
-    cpu::step(cost::kStore);
+    cpu::step(cost::of(cost::kStore));
     host::store(&barrier->state, static_cast<u64>(cpu::MbarrierWord{0, arrivals, arrivals, 0}.word()),
                 host::access(cpu::Order::plain, Scope::cta), site);
 #endif
@@ -90,7 +90,7 @@ RDMAKIT_DEVICE bool mbarrier_test(const Mbarrier* barrier, u32 parity, u64* seen
                      : "=r"(done) : "r"(shared_address(barrier)), "r"(parity) : "memory");
     return done != 0;
 #else
-    cpu::step(cost::kLoad / 8);  // shared memory
+    cpu::step(cost::of(cost::kLoad) / 8);  // shared memory
     *seen = host::load(&barrier->state, host::access(cpu::Order::acquire, Scope::cta), site);
     return cpu::MbarrierWord::from(*seen).parity != parity;
 #endif

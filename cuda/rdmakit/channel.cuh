@@ -10,6 +10,7 @@ namespace rdmakit {
 // Both directions of a pair of ranks for one channel: each side sends on its own QP and gets credits from the other's.
 struct ChannelHandle {
     QpHandle qp;
+    QpHandle credit_qp;        // by which credits go back: the same, or one that no data waits in
     // sending
     u8* staging_payload;       // slots × payload_stride, registered
     u8* staging_meta;          // slots × meta_stride
@@ -29,7 +30,7 @@ struct ChannelHandle {
     u32 payload_stride;        // bytes
     u32 meta_stride;
     u32 chunk;                 // slots a put, a power of two, at most slots / 2
-    u32 reserved;
+    u32 fenced;                // 1: wait for the data's completion, then signal by itself (the way without a sequence lock)
 };
 
 RDMAKIT_DEVICE u32 slot_of(const ChannelHandle& c, u64 number) { return static_cast<u32>(number & (c.slots - 1)); }
@@ -60,7 +61,7 @@ RDMAKIT_DEVICE Status send_slots(const ChannelHandle& c, u64 first, u32 count, u
     const u32 slot = slot_of(c, first);
     const u64 at = static_cast<u64>(slot) * c.payload_stride, meta_at = static_cast<u64>(slot) * c.meta_stride;
     const bool dense = payload == c.payload_stride;  // else a WRITE a slot: do not send what is not used
-    const u32 n = (dense ? 1 : count) + 2;
+    const u32 n = (dense ? 1 : count) + (c.fenced != 0 ? 1 : 2);
     const u64 base = reserve(c.qp, n, site);
     if (base == kNoSlot) return Status::aborted;
     const LocalMemory from{reinterpret_cast<u64>(c.staging_payload) + at, c.staging_lkey};
@@ -73,7 +74,13 @@ RDMAKIT_DEVICE Status send_slots(const ChannelHandle& c, u64 first, u32 count, u
                    dense ? count * payload : payload, 0);
     }
     write_rdma(c.qp, index++, Opcode::write, c.peer_meta.address + meta_at, c.peer_meta.key, meta.address, meta.key,
-               count * c.meta_stride, 0);
+               count * c.meta_stride, c.fenced != 0 ? kCqUpdate : 0);
+    if (c.fenced != 0) {
+        const Status sent = publish(c.qp, base, n, site);
+        if (sent != Status::ok) return sent;
+        const Status done = wait_completed(c.qp, base + n, "the data of a chunk, before its signal", site);
+        return done != Status::ok ? done : signal(c.qp, c.peer_tail, count, site);
+    }
     write_fetch_add(c.qp, index, c.peer_tail.address, c.peer_tail.key, count, kCqUpdate);
     return publish(c.qp, base, n, site);
 }
@@ -89,7 +96,7 @@ RDMAKIT_DEVICE Status wait_slot(const ChannelHandle& c, u64 number, Site site = 
 // reader is done. An addition, not a WRITE of the new head: two WRITEs to one word may land in either order where the
 // memory region allows relaxed ordering (man ibv_reg_mr), and the older head would stay.
 RDMAKIT_DEVICE Status return_credit(const ChannelHandle& c, u64 slots, Site site = Site::here()) {
-    return signal(c.qp, c.peer_head, slots, site);
+    return signal(c.credit_qp, c.peer_head, slots, site);
 }
 
 }  // namespace rdmakit

@@ -2,7 +2,7 @@
 // Layer: config (leans on nothing; under g++ it brings in cpu.cuh, the CPU runner's seam).
 #pragma once
 
-#define RDMAKIT_LAYOUT_VERSION 3u
+#define RDMAKIT_LAYOUT_VERSION 4u
 
 #if defined(__CUDACC__)  // NVRTC and nvcc
 #define RDMAKIT_GPU 1

@@ -45,6 +45,9 @@ struct Access {
 };
 enum RawAccess : u32 { kRawRead = 0, kRawWrite = 1, kRawVolatileRead = 2, kRawVolatileWrite = 3 };
 
+// What a timeline shows of device code (rdmakit/emu/run/trace.hpp).
+enum Mark : u32 { kMarkReserved = 0, kMarkPublished = 1, kMarkRecord = 2, kMarkDoorbell = 3, kMarkSeen = 4 };
+
 // A bulk copy as it is issued (atom_bulk.cuh). `barrier` null: a store, of the group that is open.
 struct BulkCopy {
     void* to;
@@ -107,6 +110,9 @@ struct RunnerApi {
     void (*bulk_commit)(Thread*);
     void (*bulk_wait)(Thread*, u32 pending, bool read, Site);  // until no more than so many groups are (being read) under way
     void (*proxy_fence)(Thread*, Site);                        // Explore only
+    void (*mark)(Thread*, u32 kind, u32 qpn, u64 index);       // Timed: for a timeline
+    // Timed: a warp has copied to memory that may be another GPU's, or from it (`pull`); it began at began_ps.
+    void (*copied)(Thread*, const void* there, u64 bytes, u64 began_ps, bool pull);
 };
 
 // The part of a fibre that device code sees. It lies at the top of the fibre's stack, so it is found from the stack
@@ -121,6 +127,7 @@ struct Thread {
     u32 rank;
     u32 lane;
     u32 abreast_log;       // Timed: a fibre that stands for 2^so many lanes does their steps at once (warp.cuh, Abreast)
+    const u64* costs;      // Timed: by cost::Kind
     u64 copy_limit;        // larger pieces of payload are not moved: kControlBytes in a world of control traffic only
     u8* dynamic_shared;
     u32 dynamic_shared_bytes;
@@ -149,6 +156,13 @@ inline __attribute__((always_inline)) void step([[maybe_unused]] u64 cost_ps) {
     if (t.clock_ps > t.horizon_ps) t.api->yield(&t);
 #else
     if (--t.budget <= 0) t.api->yield(&t);
+#endif
+}
+// Tells a timeline, if there is one; nothing elsewhere.
+inline __attribute__((always_inline)) void mark([[maybe_unused]] u32 kind, [[maybe_unused]] u32 qpn, [[maybe_unused]] u64 index) {
+#if RDMAKIT_POLICY == RDMAKIT_TIMED
+    Thread& t = self();
+    t.api->mark(&t, kind, qpn, index);
 #endif
 }
 // A read-modify-write is whole: code that is preempted between any two basic blocks is not while this lives.

@@ -30,6 +30,7 @@ struct LlRank {
     u32 max_tokens;          // of one rank in one call
     u32 qps_per_rank;
     u32 heap_lkey;
+    u32 fenced;              // 1: a signal waits for the completion of all that its QP has been given (no sequence lock)
     u8* const* heaps;        // [ranks]; null for ranks of other hosts
     const RemoteMemory* remote_heaps;  // [ranks]: as our NIC knows them
     const QpHandle* qps;     // [ranks][qps_per_rank]; those of ranks on this host are not used
@@ -101,7 +102,14 @@ RDMAKIT_DEVICE Status ll_send(const LlRank& ll, u32 rank, u32 local_expert, u64 
 // Adds to a word of another rank's heap, behind everything that ll_send sent for that expert.
 RDMAKIT_DEVICE Status ll_signal(const LlRank& ll, u32 rank, u32 local_expert, u64 word, u64 add) {
     return by_lane_zero([&] {
-        if (!same_host(ll, rank)) return signal(ll_qp(ll, rank, local_expert), ll.remote_heaps[rank] + word, add);
+        if (!same_host(ll, rank)) {
+            const QpHandle& qp = ll_qp(ll, rank, local_expert);
+            if (ll.fenced != 0) {
+                const Status done = quiet(qp);
+                if (done != Status::ok) return done;
+            }
+            return signal(qp, ll.remote_heaps[rank] + word, add);
+        }
         fence<Scope::sys>();  // this warp's rows before the word
         fetch_add<Scope::sys>(reinterpret_cast<u64*>(ll_heap(ll, rank, word)), add);
         return Status::ok;

@@ -13,6 +13,13 @@
 #include "report.cuh"
 #include "wqe.cuh"
 
+// For timelines of the CPU runner.
+#if RDMAKIT_GPU
+#define RDMAKIT_MARK(KIND, QPN, INDEX)
+#else
+#define RDMAKIT_MARK(KIND, QPN, INDEX) cpu::mark(cpu::KIND, QPN, INDEX)
+#endif
+
 namespace rdmakit {
 
 struct CqHandle {
@@ -90,8 +97,10 @@ RDMAKIT_DEVICE u64 doorbell_value(const QpHandle& qp, u64 next) {
 template <Scope S> RDMAKIT_DEVICE void tell(const QpHandle& qp, u64 next, u64 bell) {
     fence<S>();  // all WQEs below `next`, and the payload they point to, before the record
     store_relaxed<Scope::sys>(qp.dbrec, swap_bytes(static_cast<u32>(next & 0xffff)));
+    RDMAKIT_MARK(kMarkRecord, qp.qpn, next);
     fence<S>();  // the record before the register: the NIC may read it as soon as it is rung
     mmio_store(qp.doorbell, bell);
+    RDMAKIT_MARK(kMarkDoorbell, qp.qpn, next);
 }
 // Holder of the bell, and of everything below `next` it knows.
 RDMAKIT_DEVICE void ring(const QpHandle& qp, u64 next) {
@@ -244,6 +253,7 @@ RDMAKIT_DEVICE u64 reserve(const QpHandle& qp, u32 bbs, Site site = Site::here()
         return kNoSlot;
     }
     const u64 base = fetch_add<Scope::gpu>(&qp.state->reserved, static_cast<u64>(bbs));
+    RDMAKIT_MARK(kMarkReserved, qp.qpn, base);
     const u64 end = base + bbs;
     const u64 room = load_acquire<Scope::gpu>(&qp.state->completed) + sq_size(qp);
     if (holds(end <= room)) return base;
@@ -264,6 +274,7 @@ RDMAKIT_DEVICE Status publish(const QpHandle& qp, u64 base, u32 bbs, Site site =
     if (!others_follow) {
         const bool taken = compare_swap<Scope::gpu>(&s.bell, 0u, 1u) != 0;  // the first fence of ring acquires
         if (holds(!taken)) {
+            RDMAKIT_MARK(kMarkPublished, qp.qpn, end);
             ring(qp, end);
             store_relaxed<Scope::gpu>(&s.ready, end);  // behind the fences of ring
             exchange<Scope::gpu>(&s.bell, 0u);
@@ -272,6 +283,7 @@ RDMAKIT_DEVICE Status publish(const QpHandle& qp, u64 base, u32 bbs, Site site =
         }
     }
     store_release<Scope::gpu>(&s.ready, end);
+    RDMAKIT_MARK(kMarkPublished, qp.qpn, end);
     const bool batch_full = qp.batch == 0 || base / qp.batch != end / qp.batch;
     if (!others_follow || batch_full) submit(qp);
     return Status::ok;

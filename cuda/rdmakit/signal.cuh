@@ -85,7 +85,9 @@ RDMAKIT_DEVICE Status put_word(const QpHandle& qp, const RemoteMemory& word, u64
 // Waits until the word has reached `least`. The acquire makes everything visible that the signal was strong for.
 RDMAKIT_DEVICE Status wait_signal(const u64* word, u64 least, const Watch& watch, const Subject& who, u64* value,
                                   Site site = Site::here(), Site place = Site::here()) {
-    return wait_until<Scope::sys>(word, [least](u64 v) { return v >= least; }, watch, who, value, site, place);
+    const Status status = wait_until<Scope::sys>(word, [least](u64 v) { return v >= least; }, watch, who, value, site, place);
+    if (status == Status::ok) RDMAKIT_MARK(kMarkSeen, who.qpn, least);
+    return status;
 }
 
 }  // namespace rdmakit

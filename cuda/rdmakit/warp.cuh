@@ -81,7 +81,7 @@ RDMAKIT_DEVICE void block_sync([[maybe_unused]] Site site = Site::here()) {
 #if RDMAKIT_GPU
     __syncthreads();
 #else
-    cpu::step(cost::kBarrier);
+    cpu::step(cost::of(cost::kBarrier));
     cpu::self().api->barrier(&cpu::self(), site);
 #endif
 }
@@ -94,7 +94,7 @@ namespace host {
 // Calls use(values) with the value of every lane, indexed by lane.
 template <class Use> auto with_lanes(u64 mine, Use use, Site site, u32 mask = kFullMask) {
     cpu::Thread& t = cpu::self();
-    cpu::step(cost::kCollective);
+    cpu::step(cost::of(cost::kCollective));
     const u64* values = t.api->gather(&t, mask, mine, site);
     const auto result = use(values);
     t.api->gathered(&t);
@@ -187,7 +187,15 @@ RDMAKIT_DEVICE bool payload_moves([[maybe_unused]] u64 bytes) {
 // Charges virtual time for payload that a warp reads and writes by other means than warp_copy.
 RDMAKIT_DEVICE void charge_copy([[maybe_unused]] u64 bytes) {
 #if !RDMAKIT_GPU
-    cpu::step(bytes * cost::kCopyPicosecondsPerByte);
+    cpu::step(bytes * cost::of(cost::kCopyByte));
+#endif
+}
+
+// A row that a warp reads by other means than warp_copy, where it may lie with another GPU: what its way over NVLink takes,
+// beside what charge_copy has charged.
+RDMAKIT_DEVICE void charge_pull([[maybe_unused]] const void* from, [[maybe_unused]] u64 bytes) {
+#if !RDMAKIT_GPU && RDMAKIT_POLICY == RDMAKIT_TIMED
+    cpu::self().api->copied(&cpu::self(), from, bytes, cpu::self().clock_ps, true);
 #endif
 }
 
@@ -210,7 +218,11 @@ RDMAKIT_DEVICE void warp_copy(void* to, const void* from, u64 bytes) {
     const u64 share = kLanes == 1 ? bytes : bytes / sizeof(Vec16) / kLanes * sizeof(Vec16);
     const u64 begin = static_cast<u64>(lane_id()) * share;
     const u64 mine = lane_id() == kLanes - 1 ? bytes - begin : share;
+#if RDMAKIT_POLICY == RDMAKIT_TIMED
+    const u64 began = cpu::self().clock_ps;
     charge_copy(bytes);
+    cpu::self().api->copied(&cpu::self(), to, bytes, began, false);  // over NVLink, if it is another GPU's
+#endif
     if (payload_moves(bytes)) {
         std::memcpy(static_cast<char*>(to) + begin, static_cast<const char*>(from) + begin, mine);
     }

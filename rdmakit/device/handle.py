@@ -29,7 +29,7 @@ __all__ = [
     "struct",
 ]
 
-LAYOUT_VERSION = 3  # RDMAKIT_LAYOUT_VERSION, config.cuh
+LAYOUT_VERSION = 4  # RDMAKIT_LAYOUT_VERSION, config.cuh
 DIALECTS = {"next_index": 0, "last_wqe": 1}  # enum class DoorbellDialect, queue.cuh
 
 

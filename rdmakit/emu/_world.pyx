@@ -38,6 +38,29 @@ cdef extern from "run/world.hpp" namespace "rdmakit::emu" nogil:
     cdef cppclass HcaTiming:
         u64 doorbell_to_fetch_ps, wqe_gap_ps, qp_wqe_gap_ps, payload_fetch_ps, port_bytes_per_second
         u64 wire_bytes_per_packet, wire_latency_ps, placement_ps, completion_ps
+        u64 qp_bytes_per_second, qp_window_bytes, pcie_bytes_per_second, atomic_gap_ps
+        u32 proxy_threads
+        u64 proxy_poll_ps, proxy_post_ps, proxy_doorbell_ps
+    cdef cppclass NetworkConfig:
+        u32 hosts, nics, ports, planes, hosts_per_leaf, spines, hash_seed
+        cbool rails, bonded, roce, adaptive
+        u64 uplink_bytes_per_second, hop_latency_ps, pause_threshold_bytes
+    cdef cppclass LinkUse:
+        u32 leaf, spine
+        cbool up
+        u64 bytes, busy_ps
+    cdef cppclass TraceEvent:
+        u64 when_ps, until_ps, index, bytes
+        u32 kind, unit, qpn, port
+    cdef cppclass Trace:
+        const vector[TraceEvent]& events()
+        u64 left_out()
+    cdef cppclass NvlinkUse:
+        u64 bytes, busy_ps
+    cdef cppclass Nvlink:
+        void set_rate(u64)
+        void add_memory(const void*, u64, u32)
+        const vector[NvlinkUse]& use()
     cdef cppclass HcaConfig:
         char name[32]
         u32 ports
@@ -48,6 +71,7 @@ cdef extern from "run/world.hpp" namespace "rdmakit::emu" nogil:
         cbool atomic_8b_host_endian
         u32 rnr_turns, retry_turns
         HcaTiming timing
+        u32 host, nic
     cdef cppclass CqAttr:
         u32 log_entries, cqe_bytes
         cbool collapsed, overrun_ignore
@@ -95,13 +119,14 @@ cdef extern from "run/world.hpp" namespace "rdmakit::emu" nogil:
         QpCounters counters
     cdef cppclass PortCounters:
         u64 xmit_data, xmit_bytes, xmit_packets, xmit_payload, rcv_data, rcv_bytes, rcv_packets, rcv_payload
-        u64 xmit_busy_ps
+        u64 xmit_busy_ps, rcv_busy_ps, paused_ps
     cdef cppclass HcaCounters:
         u64 doorbells, doorbells_unknown_qp, doorbells_wrong_uar, doorbells_wrong_state, doorbells_no_progress
         u64 doorbells_split, wqes, atomics, cqes, errors, flushed, rnr_naks, retries, async_events, cq_overruns
         u64 duplicate_request, out_of_sequence, rx_icrc_encapsulated, packet_seq_err, implied_nak_seq_err
         u64 local_ack_timeout_err, atomics_replayed, packets_lost, responses_lost, doorbells_lost, doorbells_late
         u64 late_writes
+        u64 wqe_busy_ps, pcie_read_busy_ps, pcie_write_busy_ps, atomic_busy_ps, proxy_busy_ps
     cdef cppclass UarPage:
         u32 index
         void* page
@@ -229,6 +254,13 @@ cdef extern from "run/world.hpp" namespace "rdmakit::emu" nogil:
         Hca* add_hca(const HcaConfig&) except +
         u32 hca_count()
         Hca* hca(u32)
+        void set_network(const NetworkConfig&) except +
+        void start_trace(u64)
+        void stop_trace()
+        const Trace& trace()
+        vector[LinkUse] links()
+        Nvlink& nvlink()
+        u64* costs()
         string launch(const LaunchSpec&) except +
         RunOutcome run() except +
         void ask_to_stop(cbool (*)(void*) noexcept, void*)
@@ -336,10 +368,72 @@ cdef class World:
         c.active_mtu = config["active_mtu"]
         c.doorbell = <DoorbellMode><u32>config["doorbell"]
         c.atomic_8b_host_endian = config.get("atomic_8b_host_endian", True)
+        c.host, c.nic = config.get("host", 0), config.get("nic", 0)
         if "port_bytes_per_second" in config:
             c.timing.port_bytes_per_second = config["port_bytes_per_second"]
+        c.timing.doorbell_to_fetch_ps = config.get("doorbell_to_fetch_ps", c.timing.doorbell_to_fetch_ps)
+        c.timing.wqe_gap_ps = config.get("wqe_gap_ps", c.timing.wqe_gap_ps)
+        c.timing.qp_wqe_gap_ps = config.get("qp_wqe_gap_ps", c.timing.qp_wqe_gap_ps)
+        c.timing.payload_fetch_ps = config.get("payload_fetch_ps", c.timing.payload_fetch_ps)
+        c.timing.wire_bytes_per_packet = config.get("wire_bytes_per_packet", c.timing.wire_bytes_per_packet)
+        c.timing.wire_latency_ps = config.get("wire_latency_ps", c.timing.wire_latency_ps)
+        c.timing.placement_ps = config.get("placement_ps", c.timing.placement_ps)
+        c.timing.completion_ps = config.get("completion_ps", c.timing.completion_ps)
+        c.timing.qp_bytes_per_second = config.get("qp_bytes_per_second", 0)
+        c.timing.qp_window_bytes = config.get("qp_window_bytes", 0)
+        c.timing.pcie_bytes_per_second = config.get("pcie_bytes_per_second", 0)
+        c.timing.atomic_gap_ps = config.get("atomic_gap_ps", 0)
+        c.timing.proxy_threads = config.get("proxy_threads", 0)
+        c.timing.proxy_poll_ps = config.get("proxy_poll_ps", 0)
+        c.timing.proxy_post_ps = config.get("proxy_post_ps", 0)
+        c.timing.proxy_doorbell_ps = config.get("proxy_doorbell_ps", 0)
         self.world.add_hca(c)
         return self.world.hca_count() - 1
+
+    def set_network(self, dict config):
+        """The switches between HCAs; before anything runs. Names as in struct NetworkConfig."""
+        cdef NetworkConfig c
+        c.hosts, c.nics, c.ports = config["hosts"], config["nics"], config["ports"]
+        c.planes, c.hosts_per_leaf, c.spines = config["planes"], config["hosts_per_leaf"], config["spines"]
+        c.hash_seed, c.rails, c.bonded = config["hash_seed"], config["rails"], config["bonded"]
+        c.roce, c.adaptive = config["roce"], config["adaptive"]
+        c.uplink_bytes_per_second, c.hop_latency_ps = config["uplink_bytes_per_second"], config["hop_latency_ps"]
+        c.pause_threshold_bytes = config["pause_threshold_bytes"]
+        self.world.set_network(c)
+
+    def start_trace(self, u64 most):
+        self.world.start_trace(most)
+
+    def stop_trace(self):
+        """Bytes of an array of struct TraceEvent, and how many events did not fit."""
+        self.world.stop_trace()
+        cdef vector[TraceEvent] events = self.world.trace().events()
+        if events.empty():
+            return b"", self.world.trace().left_out()
+        return (<const char*>events.data())[:events.size() * sizeof(TraceEvent)], self.world.trace().left_out()
+
+    def links(self):
+        """(leaf, spine, up, bytes, busy_ps) of every link between switches."""
+        cdef LinkUse use
+        cdef vector[LinkUse] found = self.world.links()
+        return [(use.leaf, use.spine, use.up, use.bytes, use.busy_ps) for use in found]
+
+    def set_costs(self, list costs):
+        """Picoseconds by cost::Kind."""
+        for kind, cost in enumerate(costs):
+            self.world.costs()[<u32>kind] = cost
+
+    def set_nvlink(self, u64 bytes_per_second):
+        self.world.nvlink().set_rate(bytes_per_second)
+
+    def add_gpu_memory(self, uintptr_t address, u64 length, u32 gpu):
+        self.world.nvlink().add_memory(<const void*>address, length, gpu)
+
+    def nvlink_use(self):
+        """(bytes, busy_ps) of each GPU with memory that is known, as the sender."""
+        cdef NvlinkUse use
+        cdef vector[NvlinkUse] found = self.world.nvlink().use()
+        return [(use.bytes, use.busy_ps) for use in found]
 
     def add_address(self, u32 h, u32 port, bytes gid, u32 lid):
         accept(self.at(h).add_address(port, to_gid(gid), lid))
@@ -356,7 +450,9 @@ cdef class World:
                     implied_nak_seq_err=c.implied_nak_seq_err, local_ack_timeout_err=c.local_ack_timeout_err,
                     atomics_replayed=c.atomics_replayed, packets_lost=c.packets_lost,
                     responses_lost=c.responses_lost, doorbells_lost=c.doorbells_lost,
-                    doorbells_late=c.doorbells_late, late_writes=c.late_writes)
+                    doorbells_late=c.doorbells_late, late_writes=c.late_writes, wqe_busy_ps=c.wqe_busy_ps,
+                    pcie_read_busy_ps=c.pcie_read_busy_ps, pcie_write_busy_ps=c.pcie_write_busy_ps,
+                    atomic_busy_ps=c.atomic_busy_ps, proxy_busy_ps=c.proxy_busy_ps)
 
     # ---- PD, MR
     def alloc_pd(self, u32 h):
@@ -530,7 +626,8 @@ cdef class World:
         cdef PortCounters c = self.at(h).port_counters(port)
         return dict(xmit_data=c.xmit_data, xmit_bytes=c.xmit_bytes, xmit_packets=c.xmit_packets,
                     xmit_payload=c.xmit_payload, rcv_data=c.rcv_data, rcv_bytes=c.rcv_bytes,
-                    rcv_packets=c.rcv_packets, rcv_payload=c.rcv_payload, xmit_busy_ps=c.xmit_busy_ps)
+                    rcv_packets=c.rcv_packets, rcv_payload=c.rcv_payload, xmit_busy_ps=c.xmit_busy_ps,
+                    rcv_busy_ps=c.rcv_busy_ps, paused_ps=c.paused_ps)
 
     # ---- kernels
     def launch(self, uintptr_t entry, tuple grid, tuple block, bytes arguments, tuple offsets, u32 shared_bytes,

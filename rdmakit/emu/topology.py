@@ -12,6 +12,7 @@ from typing import Any
 from rdmakit.device import Device, PortInfo
 from rdmakit.device.endpoint import gid_bytes
 from rdmakit.device.qp_attributes import mtu_code
+from rdmakit.emu.clock import Clock
 from rdmakit.emu.provider import DOORBELL_MODES
 from rdmakit.errors import BadArgument
 
@@ -62,7 +63,7 @@ class Topology:
     def __post_init__(self) -> None:
         _whole("hosts", self.hosts, 1, _MOST)
         _whole("gpus_per_host", self.gpus_per_host, 1, 64)
-        _whole("ports", self.ports, 1, 2)
+        _whole("ports", self.ports, 1, 4)
         _choice("lag mode", self.lag, LAG_MODES)
         _choice("doorbell mode", self.doorbell, DOORBELL_MODES)
         _choice("policy", self.policy, POLICIES)
@@ -73,9 +74,12 @@ class Topology:
         if not self.port_gbps > 0:
             raise BadArgument("port_gbps makes no world", value=self.port_gbps, rule="more than 0",
                               remedy="for example 400")
-        if self.lag != "none" and self.ports != 2:
-            raise BadArgument("a bond of one port", value=self.ports, rule="lag needs ports=2",
+        if self.lag != "none" and self.ports == 1:
+            raise BadArgument("a bond of one port", value=self.ports, rule="lag needs ports=2 or more",
                               remedy="lag='none', or two ports")
+        if self.lag == "affinity" and self.ports > 2:
+            raise BadArgument("queue affinity of so many ports", value=self.ports,
+                              rule="libmlx5 knows LAG ports 1 and 2 only", remedy="lag='hash' and UDP source ports")
 
     @property
     def nics(self) -> int:
@@ -111,7 +115,7 @@ class Topology:
         named = 1 if bonded else port
         # RoCE v2 shows an IPv4 address as an IPv4-mapped GID; InfiniBand's default GID is link-local.
         gid = f"::ffff:10.{host}.{nic}.{named}" if self.roce else f"fe80::{host + 1:x}:{nic + 1:x}:{named:x}"
-        lid = 0 if self.roce else 1 + (self.nic_index(host, nic) * 2 + named - 1)
+        lid = 0 if self.roce else 1 + (self.nic_index(host, nic) * self.ports + named - 1)
         layer = "Ethernet" if self.roce else "InfiniBand"
         return PortInfo(port, named, gid, lid, self.mtu, layer, round(self.port_gbps * 1e9 / 8))
 
@@ -121,12 +125,17 @@ class Topology:
         spec = f"emu:host={host},nic={nic}"
         return Device("emu", f"mlx5_{nic}", spec, ports, self.lag, self.doorbell, f"host {host}")
 
-    def build(self, core: Any) -> list[Device]:
-        """Adds the HCAs to the C++ world, in the order of `nic_index`."""
+    def build(self, core: Any, clock: Clock | None = None) -> list[Device]:
+        """Adds the HCAs to the C++ world, in the order of `nic_index`, and the switches between them."""
         devices = [self.device(host, nic) for host in range(self.hosts) for nic in range(self.nics)]
-        for device in devices:
+        if clock is not None:
+            self._build_clock(core, clock)
+        for index, device in enumerate(devices):
             hca = core.add_hca(
                 {
+                    **(clock.hca if clock is not None else {}),
+                    "host": index // self.nics,
+                    "nic": index % self.nics,
                     "name": device.name,
                     "ports": self.ports,
                     "lag": LAG_MODES[self.lag],
@@ -140,6 +149,22 @@ class Topology:
                 if info.ib_port == info.number:  # the second port of a bond has no address of its own
                     core.add_address(hca, info.ib_port, gid_bytes(info.gid), info.lid)
         return devices
+
+    def _build_clock(self, core: Any, clock: Clock) -> None:
+        if clock.network is not None:
+            core.set_network(
+                {
+                    **clock.network,
+                    "hosts": self.hosts,
+                    "nics": self.nics,
+                    "ports": self.ports,
+                    "bonded": self.lag != "none",
+                    "roce": self.roce,
+                }
+            )
+        if clock.costs is not None:
+            core.set_costs(clock.cost_list())
+        core.set_nvlink(clock.nvlink_bytes_per_second)
 
     def hosts_for_map(self, ups: list[list[bool]]) -> list[dict[str, Any]]:
         """What `rdmakit.show.host_map` draws; `ups[nic][port]` says which links are up."""

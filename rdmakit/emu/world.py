@@ -18,6 +18,7 @@ import numpy as np
 from rdmakit.device import QP, AsyncEvent, Context
 from rdmakit.emu._world import World as Core
 from rdmakit.emu.addresses import AddressBook
+from rdmakit.emu.clock import Clock
 from rdmakit.emu.cta_engine import SERVING, CtaEngine
 from rdmakit.emu.cta_hca import CtaHca
 from rdmakit.emu.faults import FAULT_NAMES, NO_FAULTS, Faults, faults_of
@@ -41,12 +42,13 @@ class World:
     """Hosts with GPUs and emulated ConnectX HCAs, under one seed and one virtual clock.
 
     `hosts`, `gpus_per_host`; `nics_per_gpu` (may be a fraction: 0.5 gives two GPUs one NIC); `ports` a NIC, 1
-    or 2. `lag`: "none", "hash" (bonded, the UDP source port decides) or "affinity" (bonded, each queue names
+    to 4. `lag`: "none", "hash" (bonded, the UDP source port decides) or "affinity" (bonded, each queue names
     its port). `doorbell`: who has the last word, "dbrec", "register" or "no_dbr". `policy`: "fast" (no
     clock), "timed" (virtual time) or "explore" (late-visible stores). `roce` False: InfiniBand. `mtu` in
     bytes, `port_gbps` in Gb/s. `faults`: what is to go wrong, a `Faults` or its text; by default what the
     variable RDMAKIT_FAULTS says. `engine`: who executes WQEs, "host" (the HCA model) or "cta" (the device code
-    of hca_engine.cuh, on warps of the GPUs: no faults, no ports, no time of its own). The same seed and plan
+    of hca_engine.cuh, on warps of the GPUs: no faults, no ports, no time of its own). `clock`: what things take, where
+    that differs (timed only; rdmakit.model makes one from a preset). The same seed and plan
     give the same run, bit for bit. BadArgument for values that make no world.
 
     >>> world = World(hosts=2, gpus_per_host=2, seed=7)
@@ -74,11 +76,15 @@ class World:
         data_in_order: bool = False,
         faults: Faults | str | None = None,
         engine: str = "host",
+        clock: Clock | None = None,
         name: str = "",
     ) -> None:
         if engine not in ENGINES:
             raise BadArgument("no such engine", value=engine, rule="one of " + ", ".join(ENGINES),
                               remedy="leave it out for the HCA model on the host")
+        if clock is not None and policy != "timed":
+            raise BadArgument("a clock for a world without time", value=policy, rule='policy="timed"',
+                              remedy='pass policy="timed", or leave the clock out')
         self.topology = Topology(
             hosts=hosts,
             gpus_per_host=gpus_per_host,
@@ -107,7 +113,7 @@ class World:
             resident_warps=resident_warps,
             data_in_order=data_in_order,
         )
-        self._devices = self.topology.build(self._core)
+        self._devices = self.topology.build(self._core, clock)
         self._events: list[list[AsyncEvent]] = [[] for _ in self._devices]
         self._contexts: list[weakref.ref[Context]] = []
         self._pending: list[Any] = []  # arguments of launches that have not run yet
@@ -355,6 +361,24 @@ class World:
         for number, kind, subject, syndrome in self._core.take_events():
             self._events[number].append(AsyncEvent(EVENT_NAMES[kind], subject, syndrome))
         found, self._events[hca] = self._events[hca], []
+        return found
+
+    def add_gpu_memory(self, array: np.ndarray[Any, Any], rank: int) -> None:
+        """Say that an array is memory of GPU `rank`: copies into it by another GPU of the host cross NVLink, timed."""
+        self.rank(rank)
+        self._core.add_gpu_memory(int(array.ctypes.data), array.nbytes, rank)
+
+    @property
+    def links(self) -> list[tuple[int, int, bool, int, int]]:
+        """(leaf, spine, up, bytes, busy in ps) of each link between switches; none without a clock that has a
+        network."""
+        found: list[tuple[int, int, bool, int, int]] = self._core.links()
+        return found
+
+    @property
+    def nvlink_use(self) -> list[tuple[int, int]]:
+        """(bytes, busy in ps) of each GPU whose memory is known, as sender."""
+        found: list[tuple[int, int]] = self._core.nvlink_use()
         return found
 
     # ---- clock, counters, switches

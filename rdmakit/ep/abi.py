@@ -58,6 +58,7 @@ REMOTE_MEMORY = _aligned([*_u64("address"), *_u32("key")])
 CHANNEL_HANDLE = _aligned(
     [
         ("qp", QP_HANDLE),
+        ("credit_qp", QP_HANDLE),
         *_u64("staging_payload", "staging_meta", "head"),
         ("peer_payload", REMOTE_MEMORY),
         ("peer_meta", REMOTE_MEMORY),
@@ -65,7 +66,7 @@ CHANNEL_HANDLE = _aligned(
         *_u64("ring_payload", "ring_meta", "tail"),
         ("peer_head", REMOTE_MEMORY),
         *_u64("sent", "received"),
-        *_u32("staging_lkey", "slots", "payload_stride", "meta_stride", "chunk", "reserved"),
+        *_u32("staging_lkey", "slots", "payload_stride", "meta_stride", "chunk", "fenced"),
     ]
 )
 
@@ -131,7 +132,7 @@ LL_HEAP = _aligned(_u64("staging", "staged", "messages", "counts", "combine_x", 
 LL_RANK = _aligned(
     [
         *_u32("layout_version", "rank", "ranks", "host", "local_ranks", "experts", "local_experts", "topk", "hidden",
-              "max_tokens", "qps_per_rank", "heap_lkey"),
+              "max_tokens", "qps_per_rank", "heap_lkey", "fenced"),
         *_u64("heaps", "remote_heaps", "qps", "announced"),
         ("at", LL_HEAP),
         ("watch", WATCH),

@@ -21,6 +21,7 @@ from rdmakit.ep.heap import HeapLayout
 from rdmakit.ep.layout import check_hidden, check_sizes, check_topk_idx, check_topk_weights, check_topology
 from rdmakit.ep.mesh import Mesh
 from rdmakit.ep.reference import LowLatencyDispatched
+from rdmakit.ep.wiring import Wiring
 from rdmakit.errors import BadArgument, BadState
 
 __all__ = ["LowLatencyBuffer", "LowLatencyHandle"]
@@ -46,7 +47,7 @@ class LowLatencyBuffer:
     """Heaps and QPs of every rank for low-latency dispatch and combine.
 
     `max_tokens`: of one rank in one call. `qps_per_rank`: QPs to each rank of another host; an expert's traffic takes
-    QP (local expert modulo that), so its signal stands behind its data.
+    QP (local expert modulo that), so its signal stands behind its data. Of a `wiring` its fence and its ports count.
     """
 
     def __init__(
@@ -59,7 +60,9 @@ class LowLatencyBuffer:
         max_tokens: int,
         qps_per_rank: int = 2,
         timeout_ns: int = 0,
+        wiring: Wiring | None = None,
     ) -> None:
+        wiring = wiring or Wiring()
         self.ranks, self.local_ranks = (
             world.topology.hosts * world.topology.gpus_per_host,
             world.topology.gpus_per_host,
@@ -77,11 +80,12 @@ class LowLatencyBuffer:
         self.qps_per_rank = min(qps_per_rank, self.local_experts)
         self.rows = self.ranks * max_tokens
         self.layout = self._layout()
-        self.mesh = Mesh(world, self.layout, timeout_ns=timeout_ns)
+        self.mesh = Mesh(world, self.layout, timeout_ns=timeout_ns, steer=wiring.steer)
         for a in range(self.ranks):
             for b in range(a + 1, self.ranks):
                 if a // self.local_ranks != b // self.local_ranks:
                     self.mesh.connect(a, b, self.qps_per_rank)
+        self._fenced = wiring.fenced
         self.rank_pods = [self._rank_pod(r) for r in range(self.ranks)]
         self.epoch = 0
         self.combine_epoch = 0
@@ -125,6 +129,7 @@ class LowLatencyBuffer:
             self.hidden,
         )
         p["max_tokens"], p["qps_per_rank"], p["heap_lkey"] = self.max_tokens, self.qps_per_rank, side.mr.lkey
+        p["fenced"] = self._fenced
         p["heaps"] = self.mesh.heap_table(rank)
         p["remote_heaps"] = self.mesh.remote_table(list(range(self.ranks)))
         p["qps"] = self.mesh.keep(qps)

@@ -17,6 +17,7 @@ from rdmakit.device.qp_attributes import QPState
 from rdmakit.device.report import REPORT, DeviceStatus, Report
 from rdmakit.ep.abi import REMOTE_MEMORY
 from rdmakit.ep.heap import Heap, HeapLayout
+from rdmakit.ep.wiring import Route, Steer
 from rdmakit.errors import BadArgument, CompletionError, HangError, RankDied
 from rdmakit.layout import ERR_CQE, CqeOpcode, Syndrome, wc_status
 
@@ -55,14 +56,18 @@ class Mesh:
 
     `timeout_ns` bounds every wait of device code; 0 takes the device's default. Where the world's fault plan has
     adaptive routing the QPs ask for it (out of order), and heaps for relaxed ordering where it has that: the kernels'
-    signals are atomics, which neither lets pass what they stand behind.
+    signals are atomics, which neither lets pass what they stand behind. `steer` says where each queue pair leaves;
+    without it that is its number modulo the ports.
     """
 
-    def __init__(self, world: Any, layout: HeapLayout, *, timeout_ns: int = 0, sq_wqebbs: int = 128) -> None:
+    def __init__(
+        self, world: Any, layout: HeapLayout, *, timeout_ns: int = 0, sq_wqebbs: int = 128, steer: Steer | None = None
+    ) -> None:
         self.world = world
         self.layout = layout
         self.timeout_ns = timeout_ns
         self.sq_wqebbs = sq_wqebbs
+        self.steer = steer
         self.local_ranks = world.topology.gpus_per_host
         self.hosts = world.topology.hosts
         self.ranks = self.hosts * self.local_ranks
@@ -94,7 +99,10 @@ class Mesh:
                 )
                 side.qps[peer, channel] = qp
                 pair.append(qp)
-            self._bring_up(pair[0], pair[1], channel)
+            if self.steer is None:
+                self._bring_up(pair[0], pair[1], channel)
+            else:
+                self._bring_up_by(pair[0], pair[1], self.steer(a, b, channel), self.steer(b, a, channel))
             for side, peer in ends:
                 side.handles[peer, channel] = side.qps[peer, channel].device_handle(
                     peer=peer, channel=channel, rank=side.rank, report=side.report, timeout_ns=self.timeout_ns
@@ -114,6 +122,21 @@ class Mesh:
             lag == "affinity"
         ):  # in hash mode the UDP source port decides, and the QP numbers that make it spread
             a.lag_port = b.lag_port = 1 + channel % ports
+
+    def _bring_up_by(self, a: Any, b: Any, there: Route, back: Route) -> None:
+        """Steered by a plan: `there` is the route of what a sends, `back` of what b sends."""
+        lag = a.context.device.lag
+        if lag == "none":
+            a.connect(b.endpoint(back.port), port=there.port)
+            b.connect(a.endpoint(there.port), port=back.port)
+        else:
+            a.connect(b)
+            b.connect(a)
+        for qp, route in ((a, there), (b, back)):
+            if lag == "affinity":
+                qp.lag_port = route.port
+            if route.source_port:
+                qp.udp_sport = route.source_port
 
     def run(self) -> None:
         """Runs the world and raises what went wrong: a rank's own report or a queue pair's error rather than the hang

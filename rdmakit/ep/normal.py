@@ -7,7 +7,7 @@ collective: it takes one array a rank and returns one result a rank.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from rdmakit.ep import abi
 from rdmakit.ep.layout import check_capacity, check_fp8, check_hidden, check_topk_idx, check_topk_weights
 from rdmakit.ep.mesh import Mesh
 from rdmakit.ep.normal_memory import NormalShape, connect_rails, rank_pod
+from rdmakit.ep.wiring import Wiring
 from rdmakit.errors import BadArgument, RdmakitError
 
 __all__ = ["Dispatched", "NormalBuffer", "NormalHandle"]
@@ -71,7 +72,8 @@ class NormalBuffer:
     `hidden`: elements of a token, a multiple of 128. `experts`: over all ranks. `max_tokens`: of one rank in one call.
     `capacity`: rows that one rank can receive (default: all tokens of all ranks). `channels`: QPs to each rail peer,
     two blocks of 512 threads each. `slots`: of a ring; `chunk`: slots a put (both powers of two). `timeout_ns`: bound
-    of every wait of the device code, 0 for its default. BadArgument names what does not fit.
+    of every wait of the device code, 0 for its default. `wiring`: how channels share QPs. BadArgument names what does
+    not fit.
     """
 
     def __init__(
@@ -87,7 +89,9 @@ class NormalBuffer:
         slots: int = 64,
         chunk: int = 8,
         timeout_ns: int = 0,
+        wiring: Wiring | None = None,
     ) -> None:
+        wiring = wiring or Wiring()
         shape = NormalShape(
             hosts=world.topology.hosts,
             local_ranks=world.topology.gpus_per_host,
@@ -108,9 +112,9 @@ class NormalBuffer:
         self.max_tokens, self.capacity, self.channels = max_tokens, shape.capacity, channels
         self.local_experts = shape.local_experts
         self.layout = shape.heap_layout()
-        self.mesh = Mesh(world, self.layout, timeout_ns=timeout_ns)
-        connect_rails(self.mesh, shape)
-        self.rank_pods = [rank_pod(self.mesh, shape, r) for r in range(self.ranks)]
+        self.mesh = Mesh(world, self.layout, timeout_ns=timeout_ns, steer=wiring.steer)
+        connect_rails(self.mesh, shape, wiring)
+        self.rank_pods = [rank_pod(self.mesh, shape, wiring, r) for r in range(self.ranks)]
         self.scratch = [
             world.array((channels * WARPS, shape.scratch_bytes), np.uint8) for _ in range(self.ranks)
         ]
@@ -178,13 +182,15 @@ class NormalBuffer:
         topk_idx: Sequence[Array],
         topk_weights: Sequence[Array],
         handles: Sequence[NormalHandle] | None = None,
+        *,
+        exchanged: Callable[[], None] | None = None,
     ) -> list[Dispatched]:
         """Sends every token to the ranks of its experts.
 
         x[r]: BF16 [tokens, hidden], or (FP8, scales). topk_idx[r]: int32 or int64 [tokens, topk], -1 masks;
         topk_weights[r]: float32. `handles` of an earlier dispatch of the same routing skip the exchange of counts (the
-        backward pass of combine). Raises BadArgument for inputs that break a rule, HangError and CompletionError from
-        the device.
+        backward pass of combine). `exchanged` is called when counts are known and no row has moved. Raises BadArgument
+        for inputs that break a rule, HangError and CompletionError from the device.
         """
         for name, values in (("x", x), ("topk_idx", topk_idx), ("topk_weights", topk_weights)):
             self._each(name, values)
@@ -205,6 +211,8 @@ class NormalBuffer:
             weights.append(reach(topk_weights[r]))
         self.epoch += 1
         handles = self._exchange(chosen) if handles is None else self._reuse(handles, chosen)
+        if exchanged is not None:
+            exchanged()
         self.dispatched += 1
         for r in range(self.ranks):
             q, scales = rows[r]

@@ -16,6 +16,7 @@ from rdmakit.ep import abi
 from rdmakit.ep.heap import HeapLayout
 from rdmakit.ep.layout import check_sizes, check_topology
 from rdmakit.ep.mesh import Mesh
+from rdmakit.ep.wiring import Wiring
 from rdmakit.errors import BadArgument
 
 __all__ = ["NormalShape", "connect_rails", "rank_pod"]
@@ -161,11 +162,11 @@ class NormalShape:
         }
 
 
-def connect_rails(mesh: Mesh, shape: NormalShape) -> None:
-    """Joins ranks with the same place on different hosts by `channels` QPs each."""
+def connect_rails(mesh: Mesh, shape: NormalShape, wiring: Wiring) -> None:
+    """Joins ranks with the same place on different hosts by as many QPs as the wiring says."""
     for a in range(shape.ranks):
         for b in range(a + shape.local_ranks, shape.ranks, shape.local_ranks):
-            mesh.connect(a, b, shape.channels)
+            mesh.connect(a, b, wiring.total_qps(shape.channels))
 
 
 def _offset(mesh: Mesh, shape: NormalShape, name: str, host: int, channel: int) -> int:
@@ -174,7 +175,7 @@ def _offset(mesh: Mesh, shape: NormalShape, name: str, host: int, channel: int) 
     return mesh.layout.offset[name] + (host * shape.channels + channel) * each
 
 
-def _rails(mesh: Mesh, shape: NormalShape, rank: int) -> Array:
+def _rails(mesh: Mesh, shape: NormalShape, wiring: Wiring, rank: int) -> Array:
     """ChannelHandle[hosts][channels] of one rank; those of its own host stay zero."""
     side = mesh.sides[rank]
     rails: Array = mesh.world.array((shape.hosts, shape.channels), abi.CHANNEL_HANDLE)
@@ -187,7 +188,9 @@ def _rails(mesh: Mesh, shape: NormalShape, rank: int) -> Array:
         far = mesh.sides[peer]
         for channel in range(shape.channels):
             rail = rails[host, channel]
-            rail["qp"] = side.handles[peer, channel].array[0]
+            rail["qp"] = side.handles[peer, wiring.qp_of(channel)].array[0]
+            rail["credit_qp"] = side.handles[peer, wiring.credit_qp_of(channel, shape.channels)].array[0]
+            rail["fenced"] = wiring.fenced
             for name in ours:
                 rail[name] = side.heap.base + _offset(mesh, shape, name, host, channel)
             for field, name in theirs.items():
@@ -198,7 +201,7 @@ def _rails(mesh: Mesh, shape: NormalShape, rank: int) -> Array:
     return rails
 
 
-def rank_pod(mesh: Mesh, shape: NormalShape, rank: int) -> Array:
+def rank_pod(mesh: Mesh, shape: NormalShape, wiring: Wiring, rank: int) -> Array:
     """EpRank[1] of one rank; the mesh keeps alive what it points at."""
     side = mesh.sides[rank]
     pod: Array = mesh.world.array((1,), abi.EP_RANK)
@@ -219,7 +222,7 @@ def rank_pod(mesh: Mesh, shape: NormalShape, rank: int) -> Array:
         "notify_bytes": shape.notify_bytes,
         "heaps": mesh.heap_table(rank),
         "rail_heaps": mesh.remote_table([h * shape.local_ranks + side.local for h in range(shape.hosts)]),
-        "rails": mesh.keep(_rails(mesh, shape, rank)),
+        "rails": mesh.keep(_rails(mesh, shape, wiring, rank)),
         "heap_lkey": side.mr.lkey,
         "max_tokens": shape.max_tokens,
         "count_bytes": shape.count_bytes,

@@ -14,12 +14,14 @@ from rdmakit.show.groups import group_bars
 from rdmakit.show.heatmap import heat_map
 from rdmakit.show.lines import line_chart
 from rdmakit.show.ring import queue_ring
+from rdmakit.show.routes import route_map
 from rdmakit.show.sequence import message_chart
 from rdmakit.show.statemachine import qp_states
 from rdmakit.show.steps import step_chart
 from rdmakit.show.table import Table, data_table
 from rdmakit.show.timeline import time_lanes
 from rdmakit.show.topology import host_map
+from rdmakit.show.waterfall import waterfall
 
 __all__ = [
     "Figure",
@@ -35,6 +37,8 @@ __all__ = [
     "port_bars",
     "qp_states",
     "queue_ring",
+    "route_map",
     "step_chart",
     "time_lanes",
+    "waterfall",
 ]

@@ -126,7 +126,7 @@ def ring(world, slots=2, words=2, channel=0):
     handles = world.array((2,), CHANNEL_HANDLE)
     for side in mesh.sides:
         handle, far = handles[side.rank], mesh.sides[1 - side.rank]
-        handle["qp"] = side.handles[1 - side.rank, channel].array[0]
+        handle["qp"] = handle["credit_qp"] = side.handles[1 - side.rank, channel].array[0]
         for name in (
             "staging_payload",
             "staging_meta",

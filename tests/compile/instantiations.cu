@@ -123,6 +123,7 @@ RDMAKIT_KERNEL use_warp(Memory m) {
     warp_sync();
     if (payload_moves(m.any<u64>())) warp_copy(m.bytes, m.bytes + 64, m.any<u64>());
     charge_copy(m.any<u64>());
+    charge_pull(m.bytes, m.any<u64>());
 }
 
 // ---- report ----------------------------------------------------------------------------------------------------------

@@ -27,8 +27,9 @@ PYTHON = {
     "compat": {"errors", "ep"},
     "show": ENGINES,
     "explore": SIGNALS | {"channels", "signal", "ep"},
-    "course": SIGNALS | {"channels", "signal", "ep", "show", "explore"},
-    "cli": SIGNALS | {"channels", "signal", "ep", "show", "explore", "course"},
+    "model": SIGNALS | {"channels", "signal", "ep", "show"},
+    "course": SIGNALS | {"channels", "signal", "ep", "show", "explore", "model"},
+    "cli": SIGNALS | {"channels", "signal", "ep", "show", "explore", "model", "course"},
 }
 PYTHON["__main__"] = {"cli"}
 # What only one layer, or one module, may import.

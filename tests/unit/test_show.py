@@ -352,3 +352,35 @@ def test_numbers_read_well():
 def test_a_figure_saves_itself(tmp_path):
     show.port_bars([("a", 1)]).save(tmp_path / "a.svg")
     assert ElementTree.parse(tmp_path / "a.svg").getroot().tag == f"{SVG}svg"
+
+
+@few
+@given(st.lists(st.tuples(words, words, words, st.floats(0, 1e12)), min_size=1, max_size=20), st.integers(0, 2))
+def test_routes(routes, colour_by):
+    proven(lambda: show.route_map(["peer", "port", "spine"], routes, colour_by=colour_by))
+
+
+@pytest.mark.parametrize(
+    "routes",
+    [[], [("a", "b", -1)], [("a", "b", float("nan"))], [("a", 1)], [(f"a{i}", "b", 1) for i in range(65)]],
+)
+def test_routes_that_cannot_be_drawn(routes):
+    with pytest.raises(ValueError):
+        show.route_map(["peer", "port"], routes)
+
+
+@few
+@given(
+    st.lists(st.tuples(words, st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1e6)), min_size=1, max_size=8),
+    st.lists(st.tuples(words, st.floats(0, 1e6)), max_size=3),
+    st.booleans(),
+)
+def test_waterfall(steps, marks, banded):
+    rows = [(name, value, *sorted((low, high))) if banded else (name, value) for name, value, low, high in steps]
+    proven(lambda: show.waterfall(rows, "GB/s", marks=marks))
+
+
+@pytest.mark.parametrize("steps", [[], [("a", -1)], [("a", float("inf"))]])
+def test_waterfalls_that_cannot_be_drawn(steps):
+    with pytest.raises(ValueError):
+        show.waterfall(steps, "GB/s")

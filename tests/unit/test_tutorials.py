@@ -25,6 +25,7 @@ PROMISED = {
     "embed_the_headers.py": ("40 WQEs", "20 signals", "✓ emulator"),
     "two_emulated_gpus.py": ("rank 1 of 2", "received after", "(modelled)", "✓ every sum is right"),
     "torchrun_two_gpus.py": ("no GPU: the CPU runner", "rank 1 of 2", "✓ every sum is right"),
+    "read_a_trace.py": ("doorbell → fetched", "executed → CQE", "ui.perfetto.dev"),
     "deepep_program.py": ("kernels on the CPU runner", "rank 1 of 2", "✓ every sum is right"),
 }
 

@@ -79,6 +79,7 @@ struct HcaConfig {
     u32 rnr_turns = 32;                // untimed: calls of work() that one RNR timer lasts
     u32 retry_turns = 32;              // untimed: calls of work() that one transport time-out lasts
     HcaTiming timing;
+    u32 host = 0, nic = 0;  // where in the network it hangs
 };
 
 struct CqAttr {
@@ -168,7 +169,8 @@ struct QpInfo {
 struct PortCounters {
     u64 xmit_data = 0, xmit_bytes = 0, xmit_packets = 0, xmit_payload = 0;
     u64 rcv_data = 0, rcv_bytes = 0, rcv_packets = 0, rcv_payload = 0;
-    u64 xmit_busy_ps = 0;  // timed only
+    u64 xmit_busy_ps = 0, rcv_busy_ps = 0;  // timed only, as the next
+    u64 paused_ps = 0;                      // stood still since a queue in the network was too long
 };
 
 struct HcaCounters {
@@ -188,6 +190,8 @@ struct HcaCounters {
     u64 responses_lost = 0;          // requester
     u64 doorbells_lost = 0, doorbells_late = 0;
     u64 late_writes = 0;             // relaxed ordering
+    // Timed: how long each part has worked.
+    u64 wqe_busy_ps = 0, pcie_read_busy_ps = 0, pcie_write_busy_ps = 0, atomic_busy_ps = 0, proxy_busy_ps = 0;
 };
 
 struct UarPage {

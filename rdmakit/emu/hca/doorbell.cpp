@@ -73,8 +73,9 @@ void Hca::mmio_write64(const void* address, u64 value) {
     if (late) ++counters_.doorbells_late;
     if (timed_) {
         const u64 longer = late ? environment_.fault_delay_ps(FaultKind::doorbell_late) : 0;
-        schedule(environment_.now_ps() + config_.timing.doorbell_to_fetch_ps + longer, EventKind::doorbell,
-                 qp->info.qpn, 0, 0, value);
+        const bool proxy = config_.timing.proxy_threads != 0;
+        const u64 rung = proxy ? proxy_rings_at(*qp, value) : environment_.now_ps();
+        schedule(rung + config_.timing.doorbell_to_fetch_ps + longer, EventKind::doorbell, qp->info.qpn, proxy, 0, value);
     } else if (stepwise_) {
         rung(*qp, value);  // as late as the scheduler likes
     } else if (late) {
@@ -83,6 +84,20 @@ void Hca::mmio_write64(const void* address, u64 value) {
     } else {
         ring_send(*qp, value);
     }
+}
+
+// A thread of the host reads the request, posts what is new and rings. QPs are shared out over threads by number.
+u64 Hca::proxy_rings_at(QueuePair& qp, u64 value) {
+    const HcaTiming& timing = config_.timing;
+    proxy_free_ps_.resize(timing.proxy_threads, 0);
+    u64& free_ps = proxy_free_ps_[qp.info.qpn % timing.proxy_threads];
+    const u64 next = widen_index(qp.timed->proxied, doorbell_next_index(decode_doorbell(value)));
+    const u64 fresh = next > qp.timed->proxied ? next - qp.timed->proxied : 0;
+    qp.timed->proxied += fresh;
+    const u64 work = fresh * timing.proxy_post_ps + timing.proxy_doorbell_ps;
+    counters_.proxy_busy_ps += work;
+    free_ps = larger(free_ps, environment_.now_ps() + timing.proxy_poll_ps) + work;
+    return free_ps;
 }
 
 // Untimed: late is some calls of work() later.
@@ -105,7 +120,8 @@ void Hca::mmio_write32(const void* address, u32 value) {
     report(AsyncEventType::doorbell_split, second ? swap_bytes(value) >> 8 : 0);
 }
 
-void Hca::ring_send(QueuePair& qp, u64 value) {
+// `register_alone`: the record may show more than the host's thread, whose bell this is, has posted.
+void Hca::ring_send(QueuePair& qp, u64 value, bool register_alone) {
     const Doorbell bell = decode_doorbell(value);
     const u64 entries = qp.sq_entries();
     if (qp.state() == QpState::reset || qp.state() == QpState::init || qp.state() == QpState::rtr) {
@@ -114,13 +130,13 @@ void Hca::ring_send(QueuePair& qp, u64 value) {
         return;
     }
     u64 target = qp.producer;
-    if (qp.info.create.doorbell != DoorbellMode::dbrec) {
+    if (register_alone || qp.info.create.doorbell != DoorbellMode::dbrec) {
         target = widen_index(qp.producer, doorbell_next_index(bell));
         // A sender that keeps `index & (entries - 1)` in its ctrl segments (mori) rings with a slot, not an index.
         const bool slot = bell.ds != 0 && bell.index < entries && target > qp.completed + entries;
         if (slot && qp.info.create.doorbell == DoorbellMode::register_value) target = qp.producer;
     }
-    if (qp.info.create.doorbell != DoorbellMode::no_dbr) {
+    if (!register_alone && qp.info.create.doorbell != DoorbellMode::no_dbr) {
         const u32 record = read_record(qp, &qp.info.create.dbrec[kDbrecSend], true);
         target = larger(target, widen_index(qp.producer, record & 0xffff));
     }
@@ -142,6 +158,9 @@ void Hca::ring_send(QueuePair& qp, u64 value) {
     } else {
         qp.producer = target;
     }
+    if (timed_ && environment_.tracing)
+        environment_.mark(*this, Environment::Mark::fetched, qp.info.qpn, qp.tx_port, qp.producer, 0, environment_.now_ps(),
+                          environment_.now_ps());
     if (qp.state() == QpState::err)
         flush_sends(qp);
     else if (qp.has_work())

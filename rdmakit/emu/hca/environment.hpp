@@ -70,6 +70,11 @@ class Environment {
     virtual u32 add_agent(Hca&, u32 /*qpn*/, bool /*requester*/) { return 0; }
     virtual ClockRef published() { return 0; }
 
+    // For a timeline: what this HCA did from one moment to another. Asked for only while `tracing` is set.
+    enum class Mark : u32 { fetched = 16, wire = 17, arrived = 18, completed = 19 };
+    bool tracing = false;
+    virtual void mark(Hca&, Mark, u32 /*qpn*/, u32 /*port*/, u64 /*index*/, u64 /*bytes*/, u64 /*when_ps*/, u64 /*until_ps*/) {}
+
     // Set by an environment in which things go wrong: all that faults cost those without is a look at this.
     bool faults_on = false;
     // Does this fault happen now, to something of this QP (its number at the requester)? Asked once an event, for

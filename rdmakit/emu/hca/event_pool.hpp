@@ -9,6 +9,8 @@ namespace rdmakit::emu {
 
 enum class EventKind : u32 {
     doorbell,     // value: what was written
+    egress,       // index: a WQE whose request is in front of the receiver's port; value: when its last byte will be
+    turn,         // a queue pair slower than its port may send again
     tick,         // index: a port that may take more
     arrival,      // index: basic block of the WQE whose request has reached the responder
     response,     // index: the same, its ACK, NAK or data is back; value: all before this was executed

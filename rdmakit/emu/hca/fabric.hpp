@@ -1,9 +1,11 @@
 // fabric.hpp — who is connected to whom: which HCA port answers to a GID or a LID.
-// Leans on attributes.hpp. A plain lookup; links, switches and loss are not modelled here.
+// Leans on attributes.hpp. A plain lookup; where links and switches count, network.hpp has them.
 #pragma once
+#include <memory>
 #include <vector>
 
 #include "attributes.hpp"
+#include "network.hpp"
 
 namespace rdmakit::emu {
 
@@ -20,6 +22,9 @@ class Fabric {
     Status attach(Hca* hca, u32 port, const Gid& gid, u32 lid);
     void detach(const Hca* hca);
     Endpoint find(const AddressVector& to, bool roce) const;
+    // Timed: the switches in between; null: one that is never the bottleneck.
+    Network* network() const { return network_.get(); }
+    void set_network(const NetworkConfig& config) { network_ = std::make_unique<Network>(config); }
 
   private:
     struct Address {
@@ -28,6 +33,7 @@ class Fabric {
         Endpoint endpoint;
     };
     std::vector<Address> addresses_;
+    std::unique_ptr<Network> network_;
 };
 
 }  // namespace rdmakit::emu

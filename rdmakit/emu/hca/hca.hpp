@@ -24,6 +24,7 @@ struct Transfer;
 struct Outcome;
 struct Pieces;
 struct Port;
+struct Packets;
 class EventPool;
 struct HcaSnapshot;
 struct HcaStep;
@@ -136,7 +137,8 @@ class Hca {
     void drained(QueuePair& qp);
 
     // doorbell.cpp, hca.cpp
-    void ring_send(QueuePair& qp, u64 value);
+    void ring_send(QueuePair& qp, u64 value, bool register_alone = false);
+    u64 proxy_rings_at(QueuePair& qp, u64 value);
     void ring_late_doorbells();
     void enqueue(QueuePair& qp);
     void announce();
@@ -198,6 +200,11 @@ class Hca {
     void wake_port(u32 port, u64 when_ps);
     void transmit(u32 port);
     void issue(QueuePair& qp, Port& port);
+    u64 over_pcie(u64& free_ps, u64& busy_ps, u64 bytes, u64 first_ps);
+    void egress(QueuePair& qp, u64 index, u64 last_ps);
+    void come_in(QueuePair& qp, const DecodedWqe& wqe, const Packets& packets, u32 in, u64 last_ps);
+    void pause_until(Port& port, u64 until_ps);
+    u64 take_in(u32 in, const Packets& packets, u64 last_ps);
 
     // in_flight.cpp
     void arrive(QueuePair& qp, u64 index);
@@ -276,7 +283,9 @@ class Hca {
     std::vector<LateDoorbell> late_doorbells_;
     std::vector<LateWrite> late_writes_;
     u64 late_number_ = 0;
-    u64 wqe_free_ps_ = 0;        // timed: when the HCA can take up another WQE
+    // Timed: when the HCA can take up another WQE, and each of its parts more work.
+    u64 wqe_free_ps_ = 0, pcie_read_free_ps_ = 0, pcie_write_free_ps_ = 0, atomic_free_ps_ = 0;
+    std::vector<u64> proxy_free_ps_;
     mutable char message_[256] = {};
 };
 

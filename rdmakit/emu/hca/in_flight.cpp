@@ -71,6 +71,9 @@ void Hca::answer(QueuePair& qp, u64 index, const Outcome& outcome) {
 
 // The responder has done it.
 void Hca::executed(QueuePair& qp, u64 index) {
+    if (environment_.tracing)
+        environment_.mark(*this, Environment::Mark::arrived, qp.info.qpn, qp.tx_port, index, 0, environment_.now_ps(),
+                          environment_.now_ps());
     TimedQueue& timed = *qp.timed;
     const u64 mask = qp.sq_entries() - 1;
     timed.slots[index & mask].executed = true;
@@ -108,7 +111,13 @@ u64 Hca::respond_at(const QueuePair& qp, const DecodedWqe& wqe, const Outcome& o
     Port& out = peer->ports_->at(responder->tx_port);
     out.counters.xmit_busy_ps += wire;
     const u64 sent = occupy(out.tx_free_ps, now + (packets.payload ? timing.payload_fetch_ps : 0), wire);
-    return sent + timing.wire_latency_ps + timing.completion_ps;
+    const Network* const network = fabric_.network();
+    const u64 farther = network == nullptr ? 0
+                                           : network->extra_latency_ps({config_.host, config_.nic, larger(1u, qp.tx_port)},
+                                                                       {peer->config_.host, peer->config_.nic, responder->tx_port});
+    // A thread of the host that posts for the GPU also tells it of completions.
+    const u64 relayed = timing.proxy_threads != 0 ? timing.proxy_poll_ps : 0;
+    return sent + timing.wire_latency_ps + farther + timing.completion_ps + relayed;
 }
 
 // The response to `index` is back, and with it the word that everything before `through` was executed.
@@ -138,6 +147,7 @@ bool Hca::acknowledge_through(QueuePair& qp, u64 through) {
 void Hca::complete_head(QueuePair& qp) {
     TimedQueue& timed = *qp.timed;
     const InFlight& slot = timed.slots[qp.completed & (qp.sq_entries() - 1)];
+    timed.bytes_in_flight -= slot.wqe.bytes;
     timed.acknowledged_psn = psn_after(slot.psn, psns_of(slot.wqe, qp.mtu_shift));
     Transfer transfer = on_its_way(slot);
     // WRITEs and SENDs whose own response was lost are known to be done all the same.
@@ -157,6 +167,9 @@ void Hca::complete_head(QueuePair& qp) {
             if (check.fault != KeyFault::none) outcome = {Outcome::refused, Syndrome::remote_access};
         }
     }
+    if (environment_.tracing)
+        environment_.mark(*this, Environment::Mark::completed, qp.info.qpn, slot.port, slot.wqe.bb, slot.wqe.bytes,
+                          environment_.now_ps(), environment_.now_ps());
     finish(qp, transfer, outcome);
 }
 

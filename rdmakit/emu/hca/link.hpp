@@ -5,11 +5,13 @@
 
 namespace rdmakit::emu {
 
+// In 64 bits a message of 20 MB would overflow.
+inline u64 duration_ps(u64 bytes, u64 bytes_per_second) {
+    return static_cast<u64>(static_cast<unsigned __int128>(bytes) * 1'000'000'000'000ull / bytes_per_second);
+}
+
 inline u64 serialization_ps(const HcaTiming& timing, const Packets& packets) {
-    const u64 octets = packets.octets + packets.count * timing.wire_bytes_per_packet;
-    // In 64 bits a message of 20 MB would overflow.
-    const unsigned __int128 scaled = static_cast<unsigned __int128>(octets) * 1'000'000'000'000ull;
-    return static_cast<u64>(scaled / timing.port_bytes_per_second);
+    return duration_ps(packets.octets + packets.count * timing.wire_bytes_per_packet, timing.port_bytes_per_second);
 }
 
 // Takes the link from `earliest` on, for `length`; returns when the last byte has passed.

@@ -6,7 +6,7 @@
 
 namespace rdmakit::emu {
 
-constexpr u32 kMaxPorts = 2;
+constexpr u32 kMaxPorts = 4;
 
 struct Port {
     bool up = true;

@@ -51,15 +51,20 @@ struct InFlight {
 struct TimedQueue {
     std::unique_ptr<InFlight[]> slots;  // by basic block index
     u64 last_arrival_ps = 0, last_ack_ps = 0, next_issue_ps = 0;
+    u64 last_egress_ps = 0;     // when the last of its requests that waited in the network comes out
     u64 arrived = 0;            // basic block index before which the responder has executed everything
     u32 acknowledged_psn = 0;   // by completions, and within the first message that is not complete by a NAK
     u32 reads_in_flight = 0;    // READs and atomics
+    u64 bytes_in_flight = 0;    // of payload that is sent and not acknowledged
+    u64 proxied = 0;            // basic block index before which the host's thread has taken requests
     bool blocked = false;       // no issue until a completion: fence, too many READs, or a local error
+    bool turn_pending = false;  // slower than its port: an event will say when it may send again
     bool local_error = false;   // the last WQE issued failed before it was sent
     void restart(u64 at) {
         arrived = at;
         reads_in_flight = 0;
-        blocked = local_error = false;
+        bytes_in_flight = 0;
+        blocked = local_error = turn_pending = false;
     }
 };
 

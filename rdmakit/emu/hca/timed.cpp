@@ -7,6 +7,10 @@
 
 namespace rdmakit::emu {
 
+namespace {
+constexpr u64 kPatience = 500'000;  // of waiting in the network that is not worth an event
+}
+
 void Hca::schedule(u64 when_ps, EventKind kind, u32 qpn, u64 index, u32 epoch, u64 value) {
     environment_.at(when_ps, &Hca::on_event, this, events_->put(Event{kind, qpn, epoch, index, value}));
 }
@@ -26,11 +30,16 @@ void Hca::on_event(void* object, u64 slot) {
     QueuePair* qp = hca.find_qp(event.qpn);
     if (!qp) return;
     if (event.kind == EventKind::doorbell) {
-        hca.ring_send(*qp, event.value);
+        hca.ring_send(*qp, event.value, event.index != 0);
         return;
     }
     if (event.epoch != qp->epoch) return;
     switch (event.kind) {
+        case EventKind::egress: return hca.egress(*qp, event.index, event.value);
+        case EventKind::turn:
+            qp->timed->turn_pending = false;
+            if (qp->has_work()) hca.enqueue(*qp);
+            return;
         case EventKind::arrival: return hca.arrive(*qp, event.index);
         case EventKind::duplicate: return hca.arrive_again(*qp, event.index);
         case EventKind::response: return hca.acknowledge(*qp, event.index, event.value);
@@ -52,13 +61,25 @@ void Hca::transmit(u32 number) {
     port.tick_pending = false;
     const u64 now = environment_.now_ps();
     const u64 enough = now + config_.timing.port_lookahead_ps;
-    while (larger(port.tx_free_ps, wqe_free_ps_) <= enough) {
+    // When the port, the engine and PCIe can all take more: what waits for one of them has not left, and blocks nobody else's way.
+    const auto free_ps = [&] {
+        const u64 fetch = config_.timing.payload_fetch_ps;  // reads overlap: what counts is when the next may begin
+        const u64 pcie = pcie_read_free_ps_ > fetch ? pcie_read_free_ps_ - fetch : 0;
+        return larger(larger(port.tx_free_ps, wqe_free_ps_), pcie);
+    };
+    while (free_ps() <= enough) {
         QueuePair* qp = ports_->dequeue(number);
         if (!qp) return;
+        TimedQueue& timed = *qp->timed;
+        if (qp->has_work() && timed.next_issue_ps > enough) {  // slower than its port: others go first
+            if (!timed.turn_pending) schedule(timed.next_issue_ps, EventKind::turn, qp->info.qpn, 0, qp->epoch, 0);
+            timed.turn_pending = true;
+            continue;
+        }
         if (qp->has_work()) issue(*qp, port);
         if (qp->has_work()) ports_->enqueue(*qp);
     }
-    if (port.first) wake_port(number, larger(port.tx_free_ps, wqe_free_ps_) - config_.timing.port_lookahead_ps / 2);
+    if (port.first) wake_port(number, free_ps() - config_.timing.port_lookahead_ps / 2);
 }
 
 void Hca::issue(QueuePair& qp, Port& port) {
@@ -75,10 +96,12 @@ void Hca::issue(QueuePair& qp, Port& port) {
         const bool ordered = ordering == kStrongOrder && qp.completed != qp.issued;
         const bool too_many =
             is_read_or_atomic(wqe.opcode) && timed.reads_in_flight >= qp.info.attr.max_rd_atomic;
+        const bool unanswered = timing.qp_window_bytes != 0 && timed.bytes_in_flight != 0 &&
+                                timed.bytes_in_flight + wqe.bytes > timing.qp_window_bytes;
         // With several paths an atomic is not sent before all that precedes it is acknowledged: one round trip more, as
         // observed on multi-path NICs. What follows it is not held back by it.
         const bool alone = wqe.atomic_width != 0 && qp.completed != qp.issued && many_paths(qp);
-        if (fenced || ordered || too_many || alone) {
+        if (fenced || ordered || too_many || unanswered || alone) {
             timed.blocked = true;
             return;
         }
@@ -102,6 +125,7 @@ void Hca::issue(QueuePair& qp, Port& port) {
         return;
     }
     if (is_read_or_atomic(wqe.opcode)) ++timed.reads_in_flight;
+    timed.bytes_in_flight += wqe.bytes;
 
     // A NAK of sequence may have acknowledged the first packets of a message: they are not sent again.
     const i32 acknowledged = psn_ahead(timed.acknowledged_psn, transfer.psn);
@@ -109,8 +133,10 @@ void Hca::issue(QueuePair& qp, Port& port) {
         transfer.first = slot.first = static_cast<u32>(acknowledged);
     const Packets packets = request_part(wqe, qp.mtu_shift, qp.header_octets, transfer.first, ~0u);
     const u64 taken_up = occupy(wqe_free_ps_, now, timing.wqe_gap_ps);
+    counters_.wqe_busy_ps += timing.wqe_gap_ps;
     u64 start = larger(taken_up, timed.next_issue_ps);
-    timed.next_issue_ps = start + timing.qp_wqe_gap_ps;
+    const u64 moving = timing.qp_bytes_per_second ? duration_ps(packets.payload, timing.qp_bytes_per_second) : 0;
+    timed.next_issue_ps = start + larger(timing.qp_wqe_gap_ps, moving);
     const bool up = depart(qp, transfer);
     slot.port = transfer.port;
     if (packets.count == 0) {
@@ -122,16 +148,60 @@ void Hca::issue(QueuePair& qp, Port& port) {
     const bool gathers = packets.payload != 0;
     // The port is taken for as long as it sends; when exactly may be later, for a QP slower than its port.
     port.counters.xmit_busy_ps += wire;
-    const u64 sent = larger(occupy(port.tx_free_ps, now, wire),
-                            start + (gathers ? timing.payload_fetch_ps : 0) + wire);
-    u64 there = sent + timing.wire_latency_ps;
+    u64 sent = larger(occupy(port.tx_free_ps, now, wire), start + (gathers ? timing.payload_fetch_ps : 0) + wire);
+    if (gathers) sent = larger(sent, over_pcie(pcie_read_free_ps_, counters_.pcie_read_busy_ps, packets.payload,
+                                               start + timing.payload_fetch_ps));
+    if (environment_.tracing)
+        environment_.mark(*this, Environment::Mark::wire, qp.info.qpn, qp.tx_port, wqe.bb, packets.payload, sent - wire, sent);
     Hca* const peer = qp.peer.hca;
     const u32 in = up && peer ? peer->ports_->receiving_port(qp.tx_port, qp.peer.port) : 0;
-    // Incast: whoever sends to that port shares its one link.
-    if (in != 0) there = occupy(peer->ports_->at(in).rx_free_ps, there - wire, wire);
+    const u64 there = sent + timing.wire_latency_ps;
+    Network* const network = fabric_.network();
+    if (in == 0 || network == nullptr) return come_in(qp, wqe, packets, in, there);
+    const auto crossing = network->cross({config_.host, config_.nic, qp.tx_port}, {peer->config_.host, peer->config_.nic, in},
+                                         qp.info.udp_source_port, packets.octets + packets.count * timing.wire_bytes_per_packet,
+                                         there - wire, there);
+    pause_until(port, crossing.paused_until_ps);
+    // One that has waited in the network stands in front of its last port when it gets there, not now: others may come first.
+    const bool delayed = crossing.first_ps > there - wire + kPatience || timed.last_egress_ps >= now;
+    if (!delayed) return come_in(qp, wqe, packets, in, crossing.last_ps);
+    timed.last_egress_ps = larger(timed.last_egress_ps, crossing.first_ps);
+    schedule(timed.last_egress_ps, EventKind::egress, qp.info.qpn, wqe.bb, qp.epoch, crossing.last_ps);
+}
+
+// It has come out of the network, in front of the receiver's port.
+void Hca::egress(QueuePair& qp, u64 index, u64 last_ps) {
+    const InFlight& slot = qp.timed->slots[index & (qp.sq_entries() - 1)];
+    const Packets packets = request_part(slot.wqe, qp.mtu_shift, qp.header_octets, slot.first, ~0u);
+    Hca* const peer = qp.peer.hca;
+    const u32 in = slot.port && peer ? peer->ports_->receiving_port(slot.port, qp.peer.port) : 0;
+    come_in(qp, slot.wqe, packets, in, larger(last_ps, environment_.now_ps()));
+}
+
+// The last leg: the receiver's port, PCIe, memory. `in` 0: there is no port, and nobody will answer.
+void Hca::come_in(QueuePair& qp, const DecodedWqe& wqe, const Packets& packets, u32 in, u64 last_ps) {
+    TimedQueue& timed = *qp.timed;
+    const HcaTiming& timing = config_.timing;
+    Hca* const peer = qp.peer.hca;
+    u64 there = last_ps;
+    if (in != 0) {
+        if (const Network* const network = fabric_.network()) {
+            // A queue in front of that port, or of PCIe behind it, stops whoever feeds it.
+            const u64 busy = larger(peer->ports_->at(in).rx_free_ps, peer->pcie_write_free_ps_);
+            const u64 first = last_ps - serialization_ps(timing, packets);
+            const u64 pause = busy > first ? network->pause_ps(busy - first, peer->config_.timing.port_bytes_per_second) : 0;
+            if (pause != 0 && qp.tx_port != 0) pause_until(ports_->at(qp.tx_port), environment_.now_ps() + pause);
+        }
+        there = peer->take_in(in, packets, last_ps);
+        if (wqe.atomic_width != 0 && peer->config_.timing.atomic_gap_ps != 0) {
+            there = occupy(peer->atomic_free_ps_, there, peer->config_.timing.atomic_gap_ps);
+            peer->counters_.atomic_busy_ps += peer->config_.timing.atomic_gap_ps;
+        }
+    }
     there += timing.placement_ps;
+    const u32 port = qp.tx_port;
     if (environment_.faults_on) {
-        there += environment_.port_skew_ps(qp.tx_port);
+        there += environment_.port_skew_ps(port);
         if (environment_.fault(FaultKind::delay, qp.info.qpn)) there += environment_.fault_delay_ps(FaultKind::delay);
         // Adaptive routing: of the paths between two out-of-order QPs one is longer than the other.
         if (many_paths(qp) && environment_.fault(FaultKind::path, qp.info.qpn)) {
@@ -143,6 +213,30 @@ void Hca::issue(QueuePair& qp, Port& port) {
     // One path keeps the order.
     timed.last_arrival_ps = larger(timed.last_arrival_ps, there);
     schedule(timed.last_arrival_ps, EventKind::arrival, qp.info.qpn, wqe.bb, qp.epoch, 0);
+}
+
+void Hca::pause_until(Port& port, u64 until_ps) {
+    if (until_ps <= port.tx_free_ps) return;
+    port.counters.paused_ps += until_ps - larger(port.tx_free_ps, environment_.now_ps());
+    port.tx_free_ps = until_ps;
+}
+
+// Payload between NIC and GPU; when its last byte is across. No limit: no time.
+u64 Hca::over_pcie(u64& free_ps, u64& busy_ps, u64 bytes, u64 first_ps) {
+    if (config_.timing.pcie_bytes_per_second == 0) return 0;
+    const u64 length = duration_ps(bytes, config_.timing.pcie_bytes_per_second);
+    busy_ps += length;
+    return occupy(free_ps, first_ps, length);
+}
+
+// Incast: whoever sends to that port shares its one link. Then the payload crosses PCIe.
+u64 Hca::take_in(u32 in, const Packets& packets, u64 last_ps) {
+    const u64 wire = serialization_ps(config_.timing, packets);
+    Port& port = ports_->at(in);
+    port.counters.rcv_busy_ps += wire;
+    const u64 there = larger(occupy(port.rx_free_ps, last_ps - wire, wire), last_ps);
+    if (packets.payload == 0) return there;
+    return larger(there, over_pcie(pcie_write_free_ps_, counters_.pcie_write_busy_ps, packets.payload, there - wire));
 }
 
 }  // namespace rdmakit::emu

@@ -26,6 +26,17 @@ struct HcaTiming {
     u64 placement_ps = 300'000;
     // From the ACK's arrival to the CQE visible (posted PCIe write) [assumed].
     u64 completion_ps = 300'000;
+    // The rest is 0, which is "without limit" or "not there", unless a preset says so (rdmakit/model): what one QP's engine
+    // moves, bytes of a QP that may wait for their acknowledgement, PCIe between NIC and GPU in each direction, and the gap
+    // between atomics that the HCA executes as responder.
+    u64 qp_bytes_per_second = 0;
+    u64 qp_window_bytes = 0;
+    u64 pcie_bytes_per_second = 0;
+    u64 atomic_gap_ps = 0;
+    // Threads of the host that post for the GPU, which then rings no register but leaves a request in host memory; 0: GPUs
+    // ring by themselves. From the request, or back from a CQE, until the other side has read it; for each WQE; for each bell.
+    u32 proxy_threads = 0;
+    u64 proxy_poll_ps = 0, proxy_post_ps = 0, proxy_doorbell_ps = 0;
     // How far ahead of the clock a port may be given work, so that a batch of small WQEs needs one event [assumed].
     u64 port_lookahead_ps = 200'000;
 };

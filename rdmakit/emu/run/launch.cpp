@@ -436,6 +436,24 @@ cpu::RunnerApi make_api() {
         back_on(t);
         return in_time;
     };
+    api.copied = [](cpu::Thread* t, const void* there, u64 bytes, u64 began_ps, bool pull) {
+        Nvlink& links = launcher_of(t).nvlink();
+        if (!links.modelled()) return;
+        t->clock_ps = larger(t->clock_ps, links.across(t->rank, there, bytes, began_ps, pull));
+        if (t->clock_ps > t->horizon_ps) {
+            scheduler_of(t).yield(fibre_of(t));
+            back_on(t);
+        }
+    };
+    api.mark = [](cpu::Thread* t, u32 kind, u32 qpn, u64 index) {
+        Trace& trace = launcher_of(t).trace();
+        if (!trace.on()) return;
+        const Fibre& fibre = fibre_of(t);
+        const u64 block = t->block_index.x + u64{t->grid_size.x} * (t->block_index.y + u64{t->grid_size.y} * t->block_index.z);
+        const u64 threads = u64{t->block_size.x} * t->block_size.y * t->block_size.z;
+        const u64 warp = block * ((threads + kWarpThreads - 1) / kWarpThreads) + fibre.warp_in_block;
+        trace.add({t->clock_ps, t->clock_ps, index, 0, kind, t->rank, qpn, static_cast<u32>(warp)});
+    };
     api.written = [](cpu::Thread* t, const void* p, u64 bytes) { scheduler_of(t).written(p, bytes); };
     api.mmio64 = [](cpu::Thread* t, void* reg, u64 value) {
         if (scheduler_of(t).exploration() != nullptr) before_access(t);

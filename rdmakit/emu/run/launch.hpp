@@ -6,6 +6,8 @@
 #include <vector>
 
 #include "bulk.hpp"
+#include "nvlink.hpp"
+#include "trace.hpp"
 #include "scheduler.hpp"
 
 namespace rdmakit::emu {
@@ -119,6 +121,8 @@ class Launcher : public FibreOwner {
     const std::vector<FibreAgent>& introduced() const { return introduced_; }
     const std::vector<SharedName>& shared_names() const { return shared_names_; }
     BulkEngine& bulk() { return bulk_; }
+    Nvlink& nvlink() { return nvlink_; }
+    Trace& trace() { return trace_; }
     bool in_shared(const Block& block, const void* p, u64 bytes) const;
     bool in_section(const Block& block, const void* p) const;
     void forget_agents() {
@@ -179,6 +183,8 @@ class Launcher : public FibreOwner {
 
     Scheduler scheduler_;
     BulkEngine bulk_;
+    Nvlink nvlink_;
+    Trace trace_;
     std::vector<SharedName> shared_names_;
     std::vector<Gpu> gpus_;
     std::vector<std::unique_ptr<Launch>> launches_;

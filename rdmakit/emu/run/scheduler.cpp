@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <iterator>
 #include <limits>
 
 #include "context.hpp"
@@ -19,6 +20,7 @@ constexpr std::chrono::milliseconds kStopEvery{50};
 }  // namespace
 
 Scheduler::Scheduler(Policy policy, u64 seed, FibreOwner& owner) : policy_(policy), random_(seed), owner_(owner) {
+    std::copy(std::begin(cost::kDefault), std::end(cost::kDefault), costs_);
     if (policy != Policy::explore) return;
     exploration_ = std::make_unique<Exploration>();
     exploration_->choices.begin_random(seed, 0, true);
@@ -32,6 +34,7 @@ Fibre* Scheduler::create_fibre() {
     if (fibre == nullptr) return nullptr;
     fibre->scheduler = this;
     fibre->watched = watch_.counters();
+    fibre->costs = costs_;
     fibre->number = fibres_created_++;
     ++fibres_live_;
     fibre->clock_ps = now_ps();
@@ -150,7 +153,7 @@ void Scheduler::wake(Fibre& fibre) {
     ++progress_;
     unwatch(fibre);
     unpark(fibre);
-    if (policy_ == Policy::timed) fibre.clock_ps = std::max(fibre.clock_ps, now_ps() + cost::kPoll);
+    if (policy_ == Policy::timed) fibre.clock_ps = std::max(fibre.clock_ps, now_ps() + costs_[cost::kPoll]);
     make_ready(fibre);
 }
 

@@ -9,6 +9,7 @@
 #include "../explore/exploration.hpp"
 #include "endless.hpp"
 #include "random.hpp"
+#include "rdmakit/cost.cuh"
 #include "watch.hpp"
 
 namespace rdmakit::emu {
@@ -100,6 +101,8 @@ class Scheduler {
     FibreOwner* owner() const { return &owner_; }
     void fault_current(Fibre& fibre, std::string why);  // from the signal handler's landing
 
+    u64* costs() { return costs_; }  // Timed: by cost::Kind
+
   private:
     struct Item {
         u64 when_ps, order;
@@ -140,6 +143,7 @@ class Scheduler {
     static void fibre_main();
 
     Policy policy_;
+    u64 costs_[cost::kKinds];
     Random random_;
     FibreOwner& owner_;
     StackPool stacks_;

@@ -49,6 +49,11 @@ class World final : public Environment {
     Hca* add_hca(const HcaConfig& config);
     u32 hca_count() const { return static_cast<u32>(hcas_.size()); }
     Hca* hca(u32 index) { return hcas_[index].get(); }
+    // Timed: the switches, NVLink, and what device code costs; before anything runs.
+    void set_network(const NetworkConfig& config) { fabric_.set_network(config); }
+    std::vector<LinkUse> links() const { return fabric_.network() ? fabric_.network()->links() : std::vector<LinkUse>(); }
+    Nvlink& nvlink() { return launcher_.nvlink(); }
+    u64* costs() { return launcher_.scheduler().costs(); }
     std::string launch(const LaunchSpec& spec);
     // What is to go wrong from now on; replaces what was to. Ranks that have died stay dead until revived.
     void set_faults(const WorldFaults& faults);
@@ -122,6 +127,13 @@ class World final : public Environment {
     }
     u64 fault_delay_ps(FaultKind kind) override { return chance_.delay_ps(kind); }
     u64 port_skew_ps(u32 port) override { return port > 1 ? chance_.plan().port_skew_ps : 0; }
+    void mark(Hca& hca, Mark kind, u32 qpn, u32 port, u64 index, u64 bytes, u64 when_ps, u64 until_ps) override {
+        launcher_.trace().add({when_ps, until_ps, index, bytes, static_cast<u32>(kind), index_of(hca), qpn, port});
+    }
+    // Timed: keep marks of all that happens from now on, at most so many.
+    void start_trace(u64 most) { launcher_.trace().start(most), tracing = true; }
+    void stop_trace() { launcher_.trace().stop(), tracing = false; }
+    const Trace& trace() { return launcher_.trace(); }
     void message_left(Hca&, u32) override {
         if (++messages_ >= next_mishap_message_) mishap_is_due();
     }

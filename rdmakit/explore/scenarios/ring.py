@@ -44,7 +44,7 @@ def ring(scene: Scene) -> None:
         for name in ("tail", "head", "sent", "received"):
             side.heap.view(name, np.uint64, (1,))[0] = start
         handle, far = handles[side.rank], mesh.sides[1 - side.rank]
-        handle["qp"] = side.handles[1 - side.rank, 0].array[0]
+        handle["qp"] = handle["credit_qp"] = side.handles[1 - side.rank, 0].array[0]
         for name in _OURS:
             handle[name] = side.heap.base + layout.offset[name]
         for field, name in _THEIRS.items():

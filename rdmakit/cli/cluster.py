@@ -1,0 +1,92 @@
+"""What the subcommands about the model share: how a cluster and what it does are named on the command line.
+
+Leans on model.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+__all__ = ["add_cluster", "add_work", "cluster_of", "with_unit", "work_of"]
+
+
+def add_cluster(p: argparse.ArgumentParser, preset: str = "roce") -> None:
+    """--preset, --ranks, --set."""
+    p.add_argument("--preset", default=preset, help=f"shipped name or path of a .preset file (default {preset})")
+    p.add_argument(
+        "--ranks", type=int, metavar="N", help="EP size: as many hosts as N GPUs need (default: the preset's)"
+    )
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="change a parameter, with its unit: port_rate=200Gb/s; may be given again",
+    )
+
+
+def add_work(p: argparse.ArgumentParser, *, channels: int = 10) -> None:
+    """--kernel, --op, --tokens, --routing, --channels, --seed."""
+    p.add_argument("--kernel", choices=("normal", "ll"), default="normal", help="normal or low latency")
+    p.add_argument("--op", choices=("dispatch", "combine"), default="dispatch")
+    p.add_argument("--tokens", type=int, help="of each rank (default 4096, low latency 128)")
+    p.add_argument(
+        "--routing", choices=("published", "uniform", "recorded", "zipf", "group-limited"), default="published"
+    )
+    p.add_argument("--channels", type=int, default=channels, help=f"QPs to each peer (default {channels})")
+    p.add_argument("--seed", type=int, default=1)
+
+
+def cluster_of(args: argparse.Namespace) -> Any:
+    """The preset that the arguments name. BadArgument, CorruptFile."""
+    from rdmakit.errors import BadArgument
+    from rdmakit.model import load
+
+    changes = {}
+    for change in args.set:
+        name, equals, value = change.partition("=")
+        if not equals or not value:
+            raise BadArgument(
+                "no change of a parameter",
+                value=change,
+                rule="--set NAME=VALUE",
+                remedy="for example --set port_rate=200Gb/s",
+            )
+        changes[name.strip()] = with_unit(name.strip(), value)
+    preset = load(args.preset).changed(**changes)
+    return preset if args.ranks is None else preset.for_ranks(args.ranks)
+
+
+def with_unit(name: str, value: str) -> str:
+    """A value as a preset has it: "200Gb/s" becomes "200 Gb/s", a bare count gets its unit.
+
+    >>> with_unit("port_rate", "200Gb/s"), with_unit("hosts", "4"), with_unit("lag", "hash")
+    ('200 Gb/s', '4 count', 'hash')
+    """
+    from rdmakit.model.parameters import PARAMETERS
+    from rdmakit.model.units import DIMENSIONS
+
+    text = value.strip()
+    for unit in sorted((u for units in DIMENSIONS.values() for u in units), key=len, reverse=True):
+        number = text.removesuffix(unit).strip()
+        if text.endswith(unit) and number.replace(".", "", 1).isdigit():
+            return f"{number} {unit}"
+    if name in PARAMETERS and PARAMETERS[name].unit == "count":
+        return f"{text} count"
+    return text
+
+
+def work_of(args: argparse.Namespace, preset: Any) -> Any:
+    """The workload that the arguments name."""
+    from rdmakit.errors import BadArgument
+    from rdmakit.model.workload import sized_for
+
+    if args.seed < 0:
+        raise BadArgument(
+            "seed does not fit", value=args.seed, rule="at least 0", remedy="any whole number from 0 on"
+        )
+    options = {} if args.tokens is None else {"tokens": args.tokens}
+    return sized_for(
+        preset, args.kernel, args.op, routing=args.routing, channels=args.channels, seed=args.seed, **options
+    )

@@ -1,0 +1,137 @@
+"""`rdmakit sweep`: one parameter of a cluster or of the work through many values, medians and bands over seeds.
+
+Leans on model. Modelled figures; CSV and a plot on request.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from rdmakit.cli.cluster import add_cluster, add_work, cluster_of, work_of
+from rdmakit.cli.progress import Progress
+
+__all__ = ["add_parser", "run"]
+
+FIELDS = (
+    "logical_gbs",
+    "wire_gbs",
+    "microseconds",
+    "port_payload_fraction",
+    "port_max_over_min",
+    "spine_max_over_mean",
+)
+
+
+def add_parser(subparsers: Any) -> None:
+    """Register `rdmakit sweep`."""
+    p = subparsers.add_parser("sweep", help="what if: a parameter through many values (modelled)")
+    p.add_argument(
+        "parameter", metavar="NAME=V1,V2,…", help="of a preset, with units, or tokens, channels, chunk, slots"
+    )
+    add_cluster(p)
+    add_work(p)
+    p.set_defaults(tokens=512)
+    p.add_argument("--step", type=int, default=5, help="of the ladder (default 5)")
+    p.add_argument("--seeds", type=int, default=1, help="for medians and bands (default 1)")
+    p.add_argument("--jobs", type=int, help="processes (default: all cores)")
+    p.add_argument("--csv", metavar="FILE", help="write the table to FILE")
+    p.add_argument("--svg", metavar="FILE", help="write a picture to FILE")
+    p.add_argument("--json", action="store_true", help="print one JSON object only")
+    p.set_defaults(func=main)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """The sweep with `ok`, `figures`, `config` and `swept`."""
+    from rdmakit.cli.cluster import with_unit
+    from rdmakit.errors import BadArgument
+    from rdmakit.model.steps import step_of
+    from rdmakit.model.sweep import sweep
+
+    name, equals, values = args.parameter.partition("=")
+    given = [v for v in values.split(",") if v]
+    if not equals or not given:
+        raise BadArgument(
+            "nothing to sweep",
+            value=args.parameter,
+            rule="NAME=V1,V2,…",
+            remedy="for example port_rate=100Gb/s,200Gb/s",
+        )
+    if not 1 <= args.seeds <= 64:
+        raise BadArgument("seeds make no band", value=args.seeds, rule="1 … 64", remedy="--seeds 5")
+    preset = cluster_of(args)
+    work = work_of(args, preset)
+    with Progress("sweep", total=len(given) * args.seeds, quiet=args.json) as progress:
+        swept = sweep(
+            preset,
+            work,
+            step_of(args.step),
+            name,
+            [with_unit(name, v) for v in given],
+            seeds=range(args.seeds),
+            jobs=args.jobs,
+            done=progress.step,
+        )
+    figures: dict[str, Any] = {"values": len(swept)}
+    for i, each in enumerate(swept):
+        low, high = each.band("logical_gbs")
+        figures |= {
+            f"value{i}_gbs": each.median("logical_gbs"),
+            f"value{i}_gbs_least": low,
+            f"value{i}_gbs_most": high,
+            f"value{i}_us": each.median("microseconds"),
+        }
+    config = {k: v for k, v in vars(args).items() if k not in ("func", "command", "json")}
+    return {
+        "ok": True,
+        "figures": figures,
+        "config": config | {"cluster": str(preset), "time": "modelled"},
+        "swept": swept,
+        "name": name,
+    }
+
+
+def main(args: argparse.Namespace) -> int:
+    """Entry of the subcommand."""
+    from rdmakit import show
+    from rdmakit.errors import BadArgument
+
+    result = run(args)
+    swept, name = result["swept"], result["name"]
+    rows = [
+        [s.value, *(f"{s.median(f):.4g}" for f in FIELDS), "{:.4g} … {:.4g}".format(*s.band("logical_gbs"))]
+        for s in swept
+    ]
+    bars = show.port_bars(
+        [(s.value, s.median("logical_gbs")) for s in swept],
+        "GB/s",
+        title=f"logical GB/s over {name} (modelled, step {args.step})",
+    )
+    try:
+        if args.csv:
+            with open(args.csv, "w", encoding="utf-8") as file:
+                file.write(",".join([name, *FIELDS, "gbs_least", "gbs_most"]) + "\n")
+                for s in swept:
+                    cells = [s.value, *(repr(s.median(f)) for f in FIELDS), *(repr(v) for v in s.band("logical_gbs"))]
+                    file.write(",".join(cells) + "\n")
+        if args.svg:
+            bars.save(args.svg)
+    except OSError as error:
+        raise BadArgument(
+            "the file cannot be written",
+            value=error.filename,
+            rule=str(error.strerror),
+            remedy="a path in a folder that is there",
+        ) from error
+    if args.json:
+        print(json.dumps({k: result[k] for k in ("ok", "figures", "config")}))
+    else:
+        print(f"{result['config']['cluster']}\n")
+        print(
+            show.data_table(
+                rows, [name, *FIELDS, "GB/s, band"], title=f"step {args.step}, {args.seeds} seeds (modelled)"
+            )
+        )
+        print(f"\n{bars}")
+    return 0

@@ -1,0 +1,139 @@
+"""The ladder itself: every step on one cluster, side by side, with what each buys and what then is in the way.
+
+Leans on measure and steps. Steps are independent worlds and run on all cores. Nothing is fitted here.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from rdmakit.errors import BadArgument
+from rdmakit.model.measure import Measured, measure
+from rdmakit.model.preset import Preset
+from rdmakit.model.steps import STEPS, Step
+from rdmakit.model.workload import Workload
+
+__all__ = ["BUSY", "Ladder", "Run", "climb", "run_all"]
+
+BUSY = 0.9  # of the time: a resource that works so much is what the step waits for
+
+
+@dataclass(frozen=True)
+class Run:
+    """One world to run: the same arguments give the same numbers, in whatever process."""
+
+    preset: Preset
+    work: Workload
+    step: Step
+    seed: int = 0
+
+
+def _one(run: Run) -> Measured:
+    return measure(run.preset, run.work, run.step, seed=run.seed)
+
+
+def run_all(
+    runs: Sequence[Run], *, jobs: int | None = None, done: Callable[[str], None] | None = None
+) -> list[Measured]:
+    """Each run's result, in order; on `jobs` processes (default: all cores). `done` is called after each. The first
+    run that fails raises its error.
+    """
+    if jobs is not None and (not isinstance(jobs, int) or jobs < 1):
+        raise BadArgument(
+            "jobs make no pool", value=jobs, rule="at least 1, or None for all cores", remedy="leave it out"
+        )
+    jobs = min(jobs or os.cpu_count() or 1, len(runs))
+    results: list[Measured] = []
+    if jobs <= 1:
+        for run in runs:
+            results.append(_one(run))
+            if done is not None:
+                done(run.step.title)
+        return results
+    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for run, result in zip(runs, pool.map(_one, runs), strict=True):
+            results.append(result)
+            if done is not None:
+                done(run.step.title)
+    return results
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Results of all steps, for one seed or several: `runs[seed][step]`."""
+
+    preset: Preset
+    work: Workload
+    runs: tuple[tuple[Measured, ...], ...]
+    seconds: float
+
+    @cached_property
+    def steps(self) -> tuple[Measured, ...]:
+        """Of the first seed."""
+        return self.runs[0]
+
+    def gbs(self, step: int) -> float:
+        """Logical GB/s of a step: the median over seeds."""
+        return float(np.median([run[step].logical_gbs for run in self.runs]))
+
+    def band(self, step: int) -> tuple[float, float]:
+        """Least and largest over seeds."""
+        found = [run[step].logical_gbs for run in self.runs]
+        return min(found), max(found)
+
+    @property
+    def gain_total(self) -> float:
+        """Last step over first, of each seed: the median."""
+        return float(np.median([run[-1].logical_gbs / run[0].logical_gbs for run in self.runs]))
+
+    @property
+    def gain_band(self) -> tuple[float, float]:
+        found = [run[-1].logical_gbs / run[0].logical_gbs for run in self.runs]
+        return min(found), max(found)
+
+    def bottlenecks(self, step: int) -> list[str]:
+        """Resources of a step that are busy for more than BUSY of the time."""
+        return self.steps[step].usage.above(BUSY)
+
+    def holds(self) -> list[str]:
+        """What the last step must not show, in sentences: a resource in the way of the ports that nobody names."""
+        last = self.steps[-1]
+        ports = max(last.usage.busiest["port send"], last.usage.busiest["port receive"])
+        others = [name for name in self.bottlenecks(len(self.steps) - 1) if not name.startswith("port ")]
+        if ports >= BUSY or not others:
+            return []
+        return [
+            f"{name} is busy {last.usage.busiest[name]:.0%} of the time, the ports {ports:.0%}" for name in others
+        ]
+
+
+def climb(
+    preset: Preset,
+    work: Workload,
+    *,
+    seeds: Sequence[int] = (0,),
+    steps: Sequence[Step] = STEPS,
+    jobs: int | None = None,
+    done: Callable[[str], None] | None = None,
+) -> Ladder:
+    """Runs `steps` on the cluster for each seed. A seed draws a routing, an order of events and the switches' hash
+    seed. BadArgument for no seed; whatever a run raises.
+    """
+    if not seeds:
+        raise BadArgument("no seed", value=(), rule="at least one", remedy="seeds=(0,)")
+    began = time.monotonic()
+    runs = []
+    for seed in seeds:
+        cluster = preset.changed(hash_seed=(preset.count("hash_seed") + seed) & 0x7FFFFFFF)
+        runs += [Run(cluster, replace(work, seed=work.seed + seed), step, seed) for step in steps]
+    results = run_all(runs, jobs=jobs, done=done)
+    by_seed = tuple(tuple(results[i * len(steps) : (i + 1) * len(steps)]) for i in range(len(seeds)))
+    return Ladder(preset, work, by_seed, time.monotonic() - began)

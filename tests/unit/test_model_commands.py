@@ -1,0 +1,276 @@
+"""ladder, validate, trace, sweep: what they print, what they refuse, and that their figures are those of the runs."""
+
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+
+from rdmakit.cli import main
+from rdmakit.errors import BadArgument
+from rdmakit.model import load
+from rdmakit.model.calibrate import FREE, Free, _offset, fit
+from rdmakit.model.ladder import climb, run_all
+from rdmakit.model.measure import measure
+from rdmakit.model.published import POINTS, point_of
+from rdmakit.model.steps import STEPS
+from rdmakit.model.sweep import sweep
+from rdmakit.model.trace import KINDS, record
+from rdmakit.model.validate import Comparison, ruler, run_of
+from rdmakit.model.workload import sized_for
+from rdmakit.show.perfetto import check_trace, trace_json
+
+SMALL = ["--set", "hosts=2", "--set", "gpus_per_host=2", "--tokens", "24", "--channels", "4"]
+
+
+def one_object(text):
+    found = json.loads(text)
+    assert isinstance(found["ok"], bool)
+    assert all(type(v) in (int, float) and math.isfinite(v) for v in found["figures"].values())
+    return found
+
+
+# ---- ladder
+def test_ladder(capsys, tmp_path):
+    svg = tmp_path / "ladder.svg"
+    options = [*SMALL, "--jobs", "1", "--svg", str(svg)]
+    assert main(["ladder", "--preset", "roce", "--seeds", "2", "--json", *options]) == 0
+    figures = one_object(capsys.readouterr().out)["figures"]
+    assert set(figures) >= {"gain_total", "port_payload_fraction", "seconds", *(f"step{i}_gbs" for i in range(6))}
+    assert figures["gain_least"] <= figures["gain_total"] <= figures["gain_most"] and figures["step0_gbs"] > 0
+    assert "prefers-color-scheme" in svg.read_text()
+    assert main(["ladder", "--preset", "ib", *options]) == 0
+    out = capsys.readouterr().out
+    for word in ("CPU proxy", "IBGDA", "where the time goes", "ports full of payload", "waits for", "modelled"):
+        assert word in out
+
+
+def test_ladder_is_the_runs_it_names():
+    preset = load("ib").changed(hosts=2, gpus_per_host=2)
+    work = sized_for(preset, "normal", "dispatch", tokens=24, channels=4)
+    ladder = climb(preset, work, jobs=1)
+    alone = measure(preset, work, STEPS[5])
+    assert ladder.steps[5].microseconds == alone.microseconds and ladder.gbs(5) == alone.logical_gbs
+    assert ladder.gain_total == pytest.approx(ladder.steps[5].logical_gbs / ladder.steps[0].logical_gbs)
+    assert [s.step for s in ladder.steps] == list(range(6))
+
+
+def test_ladder_of_low_latency(capsys):
+    assert main(["ladder", "--preset", "ib", "--kernel", "ll", *SMALL, "--jobs", "1", "--json"]) == 0
+    assert one_object(capsys.readouterr().out)["figures"]["step5_us"] > 5
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        ["--ranks", "2"],
+        ["--seeds", "0"],
+        ["--jobs", "0"],
+        ["--tokens", "0"],
+        ["--preset", "x"],
+        ["--svg", "/no/such/folder/x.svg"],
+    ],
+)
+def test_ladder_refuses(bad, capsys):
+    assert main(["ladder", *SMALL, "--jobs", "1", *bad]) == 2
+    assert "remedy" in capsys.readouterr().err
+
+
+def test_runs_on_processes_give_what_one_gives():
+    run = run_of(load("ib").changed(gpus_per_host=2, hosts=2), "normal", "dispatch", 4, tokens=16)
+    assert [m.microseconds for m in run_all([run, run], jobs=2)] == [
+        m.microseconds for m in run_all([run, run], jobs=1)
+    ]
+
+
+# ---- validate
+def test_points_and_what_is_fitted():
+    assert len({p.name for p in POINTS}) == len(POINTS) == 19
+    fitted = {p.name for p in POINTS if p.fitted}
+    assert fitted == {
+        "normal_dispatch_ep32_step0",
+        "normal_dispatch_ep32",
+        "ll_dispatch_ep8",
+        "ll_dispatch_ep64",
+        "ll_combine_ep8",
+        "ll_combine_ep64",
+    }
+    assert {name for free in FREE for name in free.points} <= fitted and len(FREE) + sum(
+        bool(f.offset) for f in FREE
+    ) <= 4
+    assert point_of("ll", "combine", 128).value == 369 and point_of("normal", "dispatch", 128) is None
+    with pytest.raises(BadArgument):
+        point_of("ll", "sideways", 8)
+
+
+def test_the_ruler_is_laid_through_fitted_points():
+    assert ruler(point_of("ll", "dispatch", 64)) == pytest.approx(173)
+    middle = ruler(point_of("ll", "dispatch", 16))
+    assert math.log(middle) == pytest.approx(math.log(77) + (math.log(173) - math.log(77)) / 3)
+    assert ruler(point_of("normal", "dispatch", 16)) == 58 and ruler(point_of("normal", "combine", 16)) is None
+
+
+def test_validate(capsys):
+    assert main(["validate", "--kernel", "ll", "--most-ranks", "16", "--jobs", "1", "--json"]) in (0, 1)
+    found = one_object(capsys.readouterr().out)
+    figures = found["figures"]
+    assert figures["pairs"] == 2 and figures["points"] == 4
+    error = figures["ll_dispatch_ep16_predicted"] / figures["ll_dispatch_ep16_published"] - 1
+    assert figures["ll_dispatch_ep16_error"] == pytest.approx(error)
+    assert figures["worst_error"] >= figures["mean_error"] >= 0 and found["ok"] == (figures["worst_error"] <= 0.15)
+    assert main(["validate", "--kernel", "ll", "--op", "dispatch", "--ep", "4", "--jobs", "1"]) == 0
+    assert "not published" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        ["--ep", "16"],
+        ["--ep", "31", "--kernel", "ll", "--op", "dispatch"],
+        ["--step", "9"],
+        ["--ep", "24", "--kernel", "ll", "--op", "dispatch"],
+    ],
+)
+def test_validate_refuses(bad, capsys):
+    assert main(["validate", "--jobs", "1", *bad]) == 2
+    assert "remedy" in capsys.readouterr().err
+
+
+def test_validate_normal_prints_json(capsys, monkeypatch):
+    from rdmakit.model import validate
+
+    short = run_of  # as published, but for the tokens
+    monkeypatch.setattr(validate, "run_of", lambda *a, **k: short(*a, **{**k, "tokens": 64}))
+    main(["validate", "--kernel", "normal", "--op", "dispatch", "--ep", "16", "--jobs", "1", "--json"])
+    assert one_object(capsys.readouterr().out)["figures"]["normal_dispatch_ep16_published"] == 43
+
+
+def test_the_offset_is_the_least_squares_one():
+    rng = np.random.default_rng()
+    seed = int(rng.integers(1 << 31))
+    print("seed", seed)
+    rng = np.random.default_rng(seed)
+    points = [p for p in POINTS if p.kernel == "ll"][:5]
+    rows = [Comparison(p, p.value * float(rng.uniform(0.7, 1.1)), None) for p in points]
+
+    def cost(d):
+        return sum(((r.predicted + d) / r.point.value - 1) ** 2 for r in rows)
+
+    best = _offset(rows)
+    assert cost(best) <= min(cost(best + 0.01), cost(best - 0.01))
+
+
+def test_fit_finds_what_made_a_point(monkeypatch):
+    """A world in which the answer is known: predictions that are the parameter itself."""
+    from rdmakit.model import calibrate
+
+    point = point_of("normal", "dispatch", 32)
+    monkeypatch.setattr(
+        calibrate,
+        "compare",
+        lambda preset, points, jobs=None: [Comparison(p, preset["pcie_rate"] / 1e9, None) for p in points],
+    )
+    found = fit(load("ib"), [Free("pcie_rate", 30, 90, (point.name,))], evaluations=20)
+    assert found["pcie_rate"] == pytest.approx(58, rel=0.01)
+
+
+# ---- trace
+def test_trace(capsys, tmp_path):
+    out = tmp_path / "trace.json"
+    assert main(["trace", "--preset", "ib", *SMALL, "--out", str(out), "--json"]) == 0
+    figures = one_object(capsys.readouterr().out)["figures"]
+    text = out.read_text()
+    assert check_trace(text) == [] and len(text.encode()) >= figures["bytes"]
+    assert figures["wire_events"] == figures["executed_events"] == figures["cqe_events"] > 0
+    assert figures["reserve_events"] == figures["publish_events"] > 0
+    assert 0 < figures["doorbell_events"] == figures["doorbell_record_events"] <= figures["publish_events"]
+    names = {
+        e["args"]["name"] for e in json.loads(text)["traceEvents"] if e["ph"] == "M" and e["name"] == "process_name"
+    }
+    assert names == {"GPU 0", "GPU 1", "GPU 2", "GPU 3", "NIC 0", "NIC 1", "NIC 2", "NIC 3"}
+    assert main(["trace", "--preset", "ib", *SMALL, "--of", "1", "--out", str(out)]) == 0
+    assert out.stat().st_size < len(text) / 2 and "GPU 1" in out.read_text() and "GPU 0" not in out.read_text()
+    assert main(["trace", *SMALL, "--of", "9", "--out", str(out)]) == 2
+    assert main(["trace", *SMALL, "--out", str(tmp_path / "no" / "t.json")]) == 2
+
+
+def test_a_wqe_lives_in_order():
+    preset = load("ib").changed(hosts=2, gpus_per_host=2)
+    got = measure(preset, sized_for(preset, "normal", "dispatch", tokens=24, channels=2), STEPS[5], timeline=True)
+    timeline = got.timeline
+    assert timeline is not None and timeline.left_out == 0 and sum(timeline.counts().values()) == len(timeline.events)
+    assert (np.diff(timeline.events["when_ps"].astype(np.int64)) >= 0).all()
+    wire, done, seen = timeline.of("wire"), timeline.of("CQE"), timeline.of("executed")
+    key = [
+        (u, q, i) for u, q, i in zip(wire["unit"].tolist(), wire["qpn"].tolist(), wire["index"].tolist(), strict=True)
+    ]
+    ends = dict(zip(key, wire["until_ps"].tolist(), strict=True))
+    assert len(ends) == len(key)
+    executed = {(e["unit"], e["qpn"], e["index"]): e["when_ps"] for e in seen}
+    for e in done:
+        name = (e["unit"], e["qpn"], e["index"])
+        assert ends[name] < executed[name] < e["when_ps"]
+    # A doorbell comes behind its record, and nothing is on the wire before the first doorbell of its queue pair.
+    bells = timeline.of("doorbell")
+    first = {int(q): int(bells["when_ps"][bells["qpn"] == q].min()) for q in np.unique(bells["qpn"])}
+    assert all(int(w["when_ps"]) > first[int(w["qpn"])] for w in wire)
+    with pytest.raises(BadArgument):
+        timeline.of("nothing")
+    assert set(timeline.counts()) == set(KINDS.values())
+
+
+def test_what_is_no_trace():
+    assert check_trace("{") and check_trace("[1]") and check_trace('{"a": 1}')
+    for event in (
+        {"ph": "Z"},
+        {"ph": "X", "name": "a", "ts": -1, "dur": 1, "pid": 1, "tid": 1},
+        {"ph": "i", "s": "x", "name": "a", "ts": 1, "pid": 1, "tid": 1},
+        {"ph": "X", "name": "a", "ts": True, "dur": 1, "pid": 1, "tid": 1},
+    ):
+        assert check_trace(trace_json([event])), event
+    from rdmakit import World
+
+    with pytest.raises(BadArgument):
+        record(World(), lambda: None, {})
+
+
+# ---- sweep
+def test_sweep(capsys, tmp_path):
+    table, svg = tmp_path / "s.csv", tmp_path / "s.svg"
+    options = ["--preset", "ib", *SMALL, "--jobs", "1", "--csv", str(table), "--svg", str(svg)]
+    assert main(["sweep", "port_rate=20Gb/s,400Gb/s", "--seeds", "2", "--json", *options]) == 0
+    figures = one_object(capsys.readouterr().out)["figures"]
+    assert figures["value0_gbs"] < figures["value1_gbs"] and figures["value0_gbs_least"] <= figures["value0_gbs_most"]
+    rows = list(csv.DictReader(table.open()))
+    assert [r["port_rate"] for r in rows] == ["20 Gb/s", "400 Gb/s"]
+    assert float(rows[0]["logical_gbs"]) == pytest.approx(figures["value0_gbs"]) and svg.read_text().startswith(
+        "<svg"
+    )
+    assert main(["sweep", "chunk=2,8", "--preset", "ib", *SMALL, "--jobs", "1"]) == 0
+    assert "band" in capsys.readouterr().out
+
+
+def test_sweep_changes_hosts_too():
+    preset = load("ib").changed(hosts=2, gpus_per_host=2)
+    work = sized_for(preset, "normal", "dispatch", tokens=8, channels=2)
+    found = sweep(preset, work, STEPS[5], "hosts", ["2 count", "4 count"], jobs=1)
+    assert found[1].results[0].port_bytes.shape[0] == 4
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        ["port_rate"],
+        ["port_rate="],
+        ["nothing=1"],
+        ["port_rate=0Gb/s"],
+        ["chunk=x"],
+        ["port_rate=1ns"],
+        ["chunk=8", "--seeds", "0"],
+        ["chunk=8", "--csv", "/no/such/x.csv"],
+    ],
+)
+def test_sweep_refuses(bad, capsys):
+    assert main(["sweep", *bad, "--preset", "ib", *SMALL, "--jobs", "1"]) == 2
+    assert "remedy" in capsys.readouterr().err

@@ -1,0 +1,149 @@
+"""Preset files: what is shipped is whole and sourced; whatever is wrong with one names its line."""
+
+import re
+
+import numpy as np
+import pytest
+
+from rdmakit.errors import BadArgument, CorruptFile, RdmakitError
+from rdmakit.model import load, parse, shipped
+from rdmakit.model.parameters import PARAMETERS
+from rdmakit.model.preset import MARKS
+from rdmakit.model.units import DIMENSIONS, dimension_of, in_base, in_unit
+
+BASE = "title: mine\ninclude: h800-cx7-ib\n"
+ROCE = "include: h800-cx7-roce-affinity\n"
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_presets_are_whole_and_sourced(name):
+    preset = load(name)
+    assert set(preset.settings) == set(PARAMETERS) and preset.title
+    for setting in preset.settings.values():
+        assert setting.mark in MARKS and len(setting.source) > 3, setting
+        assert re.fullmatch(r"[\w-]+\.preset:\d+", setting.where)
+
+
+def test_the_reference_presets():
+    ib, roce = load("ib"), load("roce")
+    assert (ib.text("link_layer"), ib.count("ports"), ib["port_rate"]) == ("ib", 1, 400e9 / 8)
+    assert (roce.text("link_layer"), roce.count("ports"), roce["port_rate"]) == ("roce", 2, 200e9 / 8)
+    assert roce.text("lag") == "hash"
+    assert {load(n).text("lag") for n in shipped() if "h20" in n} == {"affinity", "hash", "none"}
+    assert load("h800-cx7-roce-4plane").count("planes") == 4
+
+
+@pytest.mark.parametrize("ranks, hosts", [(8, 1), (16, 2), (32, 4), (64, 8), (128, 16), (256, 32), (4, 1)])
+def test_sizes(ranks, hosts):
+    preset = load("roce").for_ranks(ranks)
+    assert (preset.ranks, preset.count("hosts")) == (ranks, hosts)
+
+
+@pytest.mark.parametrize("ranks", [0, -8, 12, 33])
+def test_sizes_that_fill_no_hosts(ranks):
+    with pytest.raises(BadArgument, match="do not fill hosts"):
+        load("roce").for_ranks(ranks)
+
+
+@pytest.mark.parametrize(
+    "text, line, says",
+    [
+        (BASE + "port_rate = 400 [published] x", 3, "has no unit"),
+        (BASE + "port_rate = 400", 3, "has no unit"),
+        (BASE + "port_rate = 0 Gb/s [published] x", 3, "makes no cluster"),
+        (BASE + "wqe_rate = 0 M/s [assumed] x", 3, "makes no cluster"),
+        (BASE + "uplink_rate = -1 Gb/s [assumed] x", 3, "makes no cluster"),
+        (BASE + "port_rate = nan Gb/s [assumed] x", 3, "makes no cluster"),
+        (BASE + "port_rate = inf Gb/s [assumed] x", 3, "makes no cluster"),
+        (BASE + "port_rate = many Gb/s [assumed] x", 3, "makes no cluster"),
+        (BASE + "hosts = 2.5 count [assumed] x", 3, "makes no cluster"),
+        (BASE + "mtu = 3000 B [assumed] x", 3, "no IB MTU"),
+        (BASE + "prot_rate = 1 Gb/s [published] x", 3, "no parameter of that name"),
+        (BASE + "port_rate = 400 ns [published] x", 3, "in a wrong unit"),
+        (BASE + "port_rate = 400 Gb/s by hearsay", 3, "how far it can be trusted"),
+        (BASE + "port_rate = 400 Gb/s [hearsay] x", 3, "how far it can be trusted"),
+        (BASE + "port_rate = 400 Gb/s [published]", 3, "has no source"),
+        (BASE + "\n# two\nports = 2 count [assumed] x", 5, "more ports than the device has"),
+        (BASE + "lag = hash [assumed] x", 3, "a bond of one port"),
+        (BASE + "lag = maybe [assumed] x", 3, "cannot be that"),
+        (ROCE + "link_layer = ib [assumed] x\nrouting = ecmp [assumed] x", None, "not bonded"),
+        (ROCE + "planes = 3 count [assumed] x", 2, "planes that not every NIC reaches"),
+        (ROCE + "routing = adaptive [assumed] x", 2, "adaptive routing would disorder"),
+        ("include: h800-cx7-roce-4plane\nlag = affinity [assumed] x", 2, "no queue affinity"),
+        (BASE + "nics_per_gpu = 0.3 count [assumed] x", 3, "share NICs evenly"),
+        (BASE + "hosts = 6 count [assumed] x\nhosts_per_leaf = 4 count [assumed] x", 4, "leaves of unequal size"),
+        (BASE + "gibberish", 3, "no statement"),
+        (BASE + "include: nowhere", 3, "no preset to include"),
+        (BASE + "hosts = 2 count [assumed] x\nhosts = 4 count [assumed] x", 4, "set twice"),
+    ],
+)
+def test_what_is_wrong_names_its_line(text, line, says):
+    with pytest.raises(CorruptFile, match=says) as caught:
+        parse(text, "mine", "mine.preset")
+    error = caught.value
+    assert error.rule and error.remedy
+    assert line is None or f"mine.preset:{line}:" in error.what
+
+
+def test_parameters_that_nobody_sets():
+    with pytest.raises(CorruptFile, match="leaves out"):
+        parse("hosts = 4 count [assumed] x")
+
+
+def test_a_near_miss_is_named():
+    with pytest.raises(CorruptFile) as caught:
+        parse(BASE + "prot_rate = 1 Gb/s [published] x")
+    assert "port_rate" in caught.value.remedy
+    with pytest.raises(BadArgument, match="no such preset") as refused:
+        load("rocee")
+    assert "roce" in refused.value.remedy
+
+
+def test_files(tmp_path):
+    path = tmp_path / "mine.preset"
+    path.write_text(BASE + "port_rate = 100 Gb/s [assumed] a test\n")
+    assert load(path)["port_rate"] == 100e9 / 8 and load(str(path)).name == "mine"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(BadArgument, match="cannot be read"):
+        load(path)
+    with pytest.raises(BadArgument, match="cannot be read"):
+        load(tmp_path / "none.preset")
+
+
+def test_changes_are_checked_as_files_are():
+    ib = load("ib")
+    assert ib.changed(port_rate="25 GB/s")["port_rate"] == 25e9
+    assert ib.changed(port_rate=100)["port_rate"] == 100e9 / 8  # the parameter's own unit
+    assert ib["port_rate"] == 400e9 / 8
+    for bad in ({"port_rate": 0}, {"lag": "hash"}, {"no_such": 1}, {"port_rate": "1 ns"}, {"hosts": True}):
+        with pytest.raises(BadArgument):
+            ib.changed(**bad)
+    with pytest.raises(BadArgument, match="no number"):
+        ib["lag"]
+    with pytest.raises(BadArgument, match="no word"):
+        ib.text("hosts")
+
+
+def test_units_go_there_and_back():
+    for units in DIMENSIONS.values():
+        for unit in units:
+            assert in_unit(in_base(3.5, unit), unit) == pytest.approx(3.5)
+    assert all(dimension_of(p.unit) for p in PARAMETERS.values() if not p.choices)
+
+
+def test_damaged_text_never_passes_for_another_error():
+    rng = np.random.default_rng()
+    seed = int(rng.integers(1 << 32))
+    print("seed", seed)
+    rng = np.random.default_rng(seed)
+    whole = BASE + "port_rate = 100 Gb/s [assumed] a test\nhosts = 8 count [assumed] x\n"
+    letters = "abz09=[]#:. \n-_é"
+    for _ in range(400):
+        text = list(whole)
+        for _ in range(int(rng.integers(1, 4))):
+            at = int(rng.integers(len(text)))
+            text[at : at + int(rng.integers(0, 3))] = letters[int(rng.integers(len(letters)))]
+        try:
+            parse("".join(text))
+        except RdmakitError as error:
+            assert error.rule and error.remedy
