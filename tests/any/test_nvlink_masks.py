@@ -165,7 +165,8 @@ def test_a_death_in_the_middle(halves, seed, rng):
     whole = Rig(ranks, policy="timed", seed=seed, ll=(MOST, HIDDEN), shrink=True)
     calls(whole)
     seen = set()
-    for when in rng.integers(0, whole.world.now_ns, 24):
+    each = whole.world.now_ns // 24
+    for when in np.arange(24) * each + rng.integers(0, each, 24):
         rig = MortalRig(ranks, policy="timed", seed=seed, ll=(MOST, HIDDEN), shrink=True, faults=f"dead=1@{when}ns")
         got, home = calls(rig)
         print(f"dead at {when} of {whole.world.now_ns} ns")
