@@ -18,7 +18,7 @@ from rdmakit.ep.internode_memory import MAX_EXPERTS, MAX_TOPK, HostsShape
 from rdmakit.ep.internode_pods import Pods, Route
 from rdmakit.ep.internode_queues import QueuePairs
 from rdmakit.ep.link import Link
-from rdmakit.ep.nvl_memory import Block
+from rdmakit.ep.nvl_memory import Block, HeapRank
 from rdmakit.ep.pool import Pool
 from rdmakit.ep.rendezvous import Rendezvous
 from rdmakit.errors import BadArgument
@@ -39,7 +39,7 @@ KERNELS = (
 )  # fmt: skip
 
 
-class Internode:
+class Internode(HeapRank):
     """One rank's side. `shape` says what the link's heap holds; ranks are numbered host by host."""
 
     def __init__(self, link: Link, shape: HostsShape, *, timeout_ns: int = 0) -> None:
@@ -67,31 +67,6 @@ class Internode:
             f"<Internode rank {self.rank} of {self.ranks} on {self.hosts} hosts: "
             f"{self.shape.channels} queue pairs to each rail peer>"
         )
-
-    @property
-    def max_sms(self) -> int:
-        """Blocks that are resident together."""
-        return self.link.blocks
-
-    @property
-    def largest_block(self) -> int:
-        """Bytes of the largest block that `receive_block` could hand out now."""
-        return self.pool.largest
-
-    @property
-    def heap_address(self) -> int:
-        """This rank's heap."""
-        return self.link.heaps[self.rank]
-
-    @property
-    def heap_owner(self) -> Any:
-        """What keeps it: it lives until `close`, and as long as somebody has this."""
-        return self.link.heap_owner
-
-    @property
-    def heap_bytes(self) -> int:
-        """Its size."""
-        return self.link.heap_bytes
 
     def channels_for(self, num_sms: int) -> int:
         """Channels of a call that may take so many SMs: two blocks each, besides the HCA's."""

@@ -130,7 +130,7 @@ class QueuePairs:
         for host in self.others:
             for channel in range(channels):
                 rail = rails[host, channel]
-                rail["qp"] = self.handles[host, channel]
+                rail["qp"] = rail["credit_qp"] = self.handles[host, channel]
                 here, there = (h * shape.channels + channel for h in (host, self.host))
                 for name, each in sizes.items():
                     rail[name] = heap + layout.offset[name] + here * each

@@ -1,20 +1,21 @@
 """Where things lie in an NVLink heap: the words that ranks exchange, the low-latency region, a dispatch's block.
 
-Leans on ep.heap, ep.nvl_abi, ep.pool, errors. Offsets are the same on every rank, but for blocks: a rank says where
-they are.
+Leans on ep.heap, ep.link, ep.nvl_abi, ep.pool, errors. Offsets are the same on every rank, but for blocks: a rank says
+where they are.
 """
 
 from __future__ import annotations
 
 import weakref
-from typing import Any, Protocol
+from typing import Any
 
 from rdmakit.ep import nvl_abi as abi
 from rdmakit.ep.heap import ALIGNMENT, HeapLayout
+from rdmakit.ep.link import Link
 from rdmakit.ep.pool import Pool
 from rdmakit.errors import BadArgument
 
-__all__ = ["Block", "Control", "LowLatencyRegion", "Staged", "low_latency_bytes"]
+__all__ = ["Block", "Control", "HeapRank", "LowLatencyRegion", "Staged", "low_latency_bytes"]
 
 
 class Control:
@@ -76,24 +77,43 @@ class LowLatencyRegion:
         return {name: self.begin + offset for name, offset in layout.offset.items()}
 
 
-class HasPool(Protocol):
-    """An engine with memory to hand out, in this rank's heap."""
+class HeapRank:
+    """What every engine says of its rank's heap, and of what it can hand out there."""
 
+    link: Link
+    rank: int
     pool: Pool
 
     @property
+    def max_sms(self) -> int:
+        """Blocks that are resident together."""
+        return self.link.blocks
+
+    @property
+    def largest_block(self) -> int:
+        """Bytes of the largest block that `receive_block` could hand out now."""
+        return self.pool.largest
+
+    @property
     def heap_address(self) -> int:
-        """Where the heap begins."""
+        """This rank's heap."""
+        return self.link.heaps[self.rank]
 
     @property
     def heap_owner(self) -> Any:
-        """What keeps the heap."""
+        """What keeps it: it lives until `close`, and as long as somebody has this."""
+        return self.link.heap_owner
+
+    @property
+    def heap_bytes(self) -> int:
+        """Its size."""
+        return self.link.heap_bytes
 
 
 class _Room:
     """`nbytes` of this rank's heap at `address`: goes back when the object does, and holds the heap until then."""
 
-    def __init__(self, engine: HasPool, nbytes: int) -> None:
+    def __init__(self, engine: HeapRank, nbytes: int) -> None:
         offset = engine.pool.take(nbytes)
         self.nbytes, self.address = nbytes, engine.heap_address + offset
         self._heap = engine.heap_owner
@@ -103,7 +123,7 @@ class _Room:
 class Block(_Room):
     """What one dispatch brings, in the rank's heap: addresses of x, scales, topk, weights, source; room for `rows`."""
 
-    def __init__(self, engine: HasPool, rows: int, row_bytes: int, scale_bytes: int, topk: int) -> None:
+    def __init__(self, engine: HeapRank, rows: int, row_bytes: int, scale_bytes: int, topk: int) -> None:
         layout = HeapLayout()
         sizes = {"x": row_bytes, "scales": scale_bytes, "topk": 8 * topk, "weights": 4 * topk, "source": 4}
         for name, nbytes in sizes.items():
@@ -120,7 +140,7 @@ class Block(_Room):
 class Staged(_Room):
     """Room for copies of rows and weights that combine is given from elsewhere (0 bytes: not copied)."""
 
-    def __init__(self, engine: HasPool, row_bytes: int, weight_bytes: int) -> None:
+    def __init__(self, engine: HeapRank, row_bytes: int, weight_bytes: int) -> None:
         layout = HeapLayout()
         layout.add("rows", row_bytes)
         layout.add("weights", weight_bytes)

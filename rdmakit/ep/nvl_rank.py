@@ -12,13 +12,13 @@ import numpy as np
 from rdmakit.device.handle import LAYOUT_VERSION
 from rdmakit.ep import nvl_abi as abi
 from rdmakit.ep.link import Link
-from rdmakit.ep.nvl_memory import Control
+from rdmakit.ep.nvl_memory import Control, HeapRank
 from rdmakit.errors import BadArgument
 
 __all__ = ["NvlinkRank"]
 
 
-class NvlinkRank:
+class NvlinkRank(HeapRank):
     """`timeout_ns` of each wait (0: the default bound); `enable_shrink`: ranks can be masked."""
 
     def __init__(self, link: Link, timeout_ns: int, max_experts: int, enable_shrink: bool) -> None:

@@ -90,31 +90,6 @@ class Nvlink(LowLatencyRank):
     def __repr__(self) -> str:
         return f"<Nvlink rank {self.rank} of {self.ranks}: {self.pool.nbytes} B for dispatches, {self.pool.used} B out>"
 
-    @property
-    def max_sms(self) -> int:
-        """Blocks that are resident together."""
-        return self.link.blocks
-
-    @property
-    def largest_block(self) -> int:
-        """Bytes of the largest block that `receive_block` could hand out now."""
-        return self.pool.largest
-
-    @property
-    def heap_address(self) -> int:
-        """This rank's heap."""
-        return self.link.heaps[self.rank]
-
-    @property
-    def heap_owner(self) -> Any:
-        """What keeps it, beyond `close`."""
-        return self.link.heap_owner
-
-    @property
-    def heap_bytes(self) -> int:
-        """Its size."""
-        return self.link.heap_bytes
-
     # ---- normal
     def layout(
         self, topk_idx: int, tokens: int, topk: int, experts: int, tokens_per_rank: int, tokens_per_expert: int,
