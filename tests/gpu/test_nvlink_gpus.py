@@ -115,6 +115,12 @@ def test_shapes(hidden, tokens, seed, rigs):
     check_round_trip(rigs(2, heap=256 << 20), [tokens, max(tokens // 3, 1)], hidden, 16, 8, seed, num_sms=12)
 
 
+@pytest.mark.parametrize("fp8", [False, True])
+def test_many_tokens(fp8, seed, rigs):
+    rig = rigs(2, heap=1 << 30, memory=3 << 30)
+    check_round_trip(rig, [8192, 8191], 7168, 256, 8, seed, fp8=fp8, num_sms=24)
+
+
 @pytest.mark.parametrize("ranks", [1, 2, 4])
 @pytest.mark.parametrize("halves", [False, True])
 def test_low_latency(ranks, halves, seed, rigs):
