@@ -94,7 +94,7 @@ def _carried(code: Module, case: _Pool, size: int = 512) -> list[int]:
     "07.queue_of",
     hints=(
         "Two neighbours, warp 0 and warp 1: which port should each take? Say it for any number of ports.",
-        "A queue pair's number: where its port's part of the pool begins, plus a place in it. Both follow from the warp.",
+        "A queue pair's number: where its port's part of the pool begins, plus a place in it. Both depend on warp.",
         "The place in the part must move on once every port has had its turn, and begin again where the part ends.",
     ),
     seconds=10.0,
