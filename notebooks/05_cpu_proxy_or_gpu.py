@@ -206,15 +206,14 @@ course.check("05.crossover", crossover)
 
 # %% [markdown]
 # ## On real hardware
-# A doorbell is mapped into a GPU by the driver. Whether it may be here, `rdmakit doctor` says, with the reason. What *this*
-# machine has been **measured** to do, without NIC, is in `benchmarks/results`.
+# Whether a GPU may ring here depends on driver, NIC and kernel: `rdmakit info` lists what this machine has, and what is
+# missing. What a GPU's own part takes (fences, atomics, stores) `rdmakit bench primitives` **measures**, without any NIC.
 
 # %% tags=["hardware"]
 if course.hardware_cell("gpu+mlx5"):
-    import subprocess
-    import sys
+    from rdmakit.cli import main
 
-    print(subprocess.run([sys.executable, "-m", "rdmakit", "doctor"], capture_output=True, text=True).stdout)
+    main(["info"])
 
 # %% [markdown] tags=["not-modelled"]
 # ## What we did not model

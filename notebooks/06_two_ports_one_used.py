@@ -201,15 +201,14 @@ course.check("06.steer", by_affinity, by_source_port)
 
 # %% [markdown]
 # ## On real hardware
-# No hash is documented; the counters are the judge there too. `rdmakit ports` draws these bars, **measured**, for the ports
-# of this machine; `rdmakit doctor` says whether they are bonded, and how.
+# No hash is documented; the counters are the judge there too. `rdmakit ports` prints what each port of this
+# machine carries, **measured**, every second: start something that sends, then run this cell.
 
 # %% tags=["hardware"]
 if course.hardware_cell("rdma+dual-port"):
-    import subprocess
-    import sys
+    from rdmakit.cli import main
 
-    print(subprocess.run([sys.executable, "-m", "rdmakit", "ports"], capture_output=True, text=True).stdout)
+    main(["ports", "--count", "3"])
 
 # %% [markdown] tags=["not-modelled"]
 # ## What we did not model

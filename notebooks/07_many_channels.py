@@ -184,10 +184,9 @@ print(f"16 channels with your queue_of: {sum(carried) / ns:.1f} GB/s (modelled),
 
 # %% tags=["hardware"]
 if course.hardware_cell("gpu+cupy"):
-    import subprocess
-    import sys
+    from rdmakit.cli import main
 
-    print(subprocess.run([sys.executable, "-m", "rdmakit", "bench", "queue"], capture_output=True, text=True).stdout)
+    main(["bench", "queue"])
 
 # %% [markdown] tags=["not-modelled"]
 # ## What we did not model

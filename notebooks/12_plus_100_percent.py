@@ -163,15 +163,14 @@ show.port_bars(bars, "GB/s", title=title)
 
 # %% [markdown]
 # ## On real hardware
-# Run one dispatch, with `rdmakit ports` before and after: it prints what each port has carried, **measured**. If one carries
+# Start a job that dispatches, then run this cell: `rdmakit ports` prints what each port carries, **measured**. If one carries
 # all, you are on step 0 or 1, and step 2 is the cheapest thing that you can do.
 
 # %% tags=["hardware"]
 if course.hardware_cell("rdma+dual-port"):
-    import subprocess
-    import sys
+    from rdmakit.cli import main
 
-    print(subprocess.run([sys.executable, "-m", "rdmakit", "ports"], capture_output=True, text=True).stdout)
+    main(["ports", "--count", "3"])
 
 # %% [markdown] tags=["not-modelled"]
 # ## What we did not model

@@ -60,7 +60,7 @@ class _Case:
         kernel = world.compile(_STREAM, name="stream.cu").get_function("stream")
         kernel(_WARPS, 32, [handles, target.remote(), source, size, messages, self.each])
         world.run()
-        return world.launches[-1].end_ns
+        return float(world.launches[-1].end_ns)
 
     def _fills(self, size: int) -> bool:
         ours, theirs = (

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rdmakit.course.exercise import exercise
 from rdmakit.course.trial import Trial, Wrong
@@ -41,7 +43,7 @@ class _Pool:
         warps = "1 warp" if self.warps == 1 else f"{self.warps} warps"
         return f"{warps}, {self.pool} queue pairs of {self.ports} port{'s' * (self.ports != 1)}"
 
-    def judge(self, trial: Trial, numbers: np.ndarray) -> None:
+    def judge(self, trial: Trial, numbers: NDArray[Any]) -> None:
         outside = np.flatnonzero(numbers >= self.pool)
         if len(outside):
             raise Wrong(
@@ -66,12 +68,13 @@ _POOLS = (
 _SENT = (_Pool(16, 32, 2), _Pool(10, 12, 2), _Pool(48, 20, 2))
 
 
-def _numbers(code: Module, case: _Pool) -> np.ndarray:
+def _numbers(code: Module, case: _Pool) -> NDArray[Any]:
     world = World()
     out = world.array(case.warps, np.uint32, _UNSET)
     code.bind(world).get_function("ask")(1, 32, [out, case.warps, case.pool, case.ports])
     world.run()
-    return out.copy()
+    found: NDArray[Any] = out.copy()
+    return found
 
 
 def _carried(code: Module, case: _Pool, size: int = 512) -> list[int]:
