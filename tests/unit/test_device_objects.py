@@ -40,6 +40,20 @@ def pair(world):
     return connected_pair(world.open(0), world.open(1), rq_wqes=4)
 
 
+def test_pairs_beside_each_other_share_memory(world):
+    here, there = world.open(0), world.open(1)
+    first = connected_pair(here, there)
+    second = connected_pair(here, there, beside=first)
+    assert [qp.pd for qp in second] == [qp.pd for qp in first]
+    source = first[0].pd.register(world.array(64, fill=9))
+    target = first[1].pd.register(world.array(64))
+    second[0].post_write(source, target)
+    second[0].send_cq.wait()
+    assert (target.bytes == 9).all()
+    with pytest.raises(BadArgument, match="other devices"):
+        connected_pair(there, here, beside=first)
+
+
 # ---- memory regions
 
 
