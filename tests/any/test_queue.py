@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import rdmakit
-from rdmakit.device.handle import QP_HANDLE
+from rdmakit.device.handle import LAYOUT_VERSION, QP_HANDLE
 from rdmakit.device.report import REPORT
 from rdmakit.errors import BadState, CompletionError, HangError, RdmakitError
 
@@ -224,7 +224,7 @@ def test_timed_waits_end_at_their_bound():
 def test_handle_is_what_the_header_says(seed):
     assert QP_HANDLE.itemsize == 144
     handle = Pair(1, seed=seed).handle
-    assert handle["layout_version"] == 3 and handle["log_sq"] == 6
+    assert handle["layout_version"] == LAYOUT_VERSION and handle["log_sq"] == 6
 
 
 @pytest.mark.parametrize("batch", [1, 4, 64])

@@ -47,7 +47,7 @@ def test_unknown_device_lists_what_there_is(spec):
         ("doorbell=loud", "loud"),
         ("policy=slow", "slow"),
         ("mtu=1500", "1500"),
-        ("ports=3", "3"),
+        ("ports=5", "5"),
         ("roce=maybe", "maybe"),
         ("hosts=1,hosts=2", "hosts"),
         ("hosts=2,host=2", "2"),
