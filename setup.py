@@ -50,6 +50,17 @@ VERBS = Extension(  # links to nothing of RDMA's: libibverbs and libmlx5 are ope
     language="c++",
     extra_compile_args=["-std=c++17", "-O2", "-fvisibility=hidden", "-MMD"],
 )
+HCA = files("rdmakit/emu/hca/*.cpp", "rdmakit/emu/explore/*.cpp")
+UVERBS = Extension(  # no module of Python's: a library to preload, for which the kernel's headers have to be recent
+    "rdmakit.emu._uverbs",
+    sources=[*files("rdmakit/emu/uverbs/*.cpp"), *HCA],
+    depends=["setup.py", *files("rdmakit/emu/**/*.hpp", "cuda/rdmakit/*.cuh")],
+    include_dirs=WORLD.include_dirs,
+    language="c++",
+    extra_compile_args=WORLD.extra_compile_args,
+    libraries=["dl", "pthread"],
+    optional=True,
+)
 STOCK_INPUTS = files("cuda/rdmakit/*.cuh", "cuda/kernels/*.cu", "rdmakit/emu/*.py")
 
 
@@ -142,4 +153,4 @@ class BuildPython(build_py):
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    setup(ext_modules=[WORLD, VERBS], cmdclass={"build_ext": BuildExtension, "build_py": BuildPython})
+    setup(ext_modules=[WORLD, VERBS, UVERBS], cmdclass={"build_ext": BuildExtension, "build_py": BuildPython})

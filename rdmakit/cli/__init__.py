@@ -1,4 +1,4 @@
-"""The `rdmakit` command: `rdmakit demo | explore | replay | info | decode | bench [--json]`, also `python -m rdmakit`.
+"""The `rdmakit` command: `rdmakit demo | explore | replay | info | decode | bench [--json] | connectx`, also `python -m rdmakit`.
 
 Leans on all layers below. Each subcommand is a module here with `add_parser(subparsers)`, which sets `func`:
 a function that takes the parsed arguments and returns the exit status. Heavy imports belong inside that
@@ -16,12 +16,12 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rdmakit.cli import bench, decode, demo, explore, info, replay
+from rdmakit.cli import bench, connectx, decode, demo, explore, info, replay
 from rdmakit.errors import RdmakitError
 
 __all__ = ["main", "parser"]
 
-SUBCOMMANDS = (demo, explore, replay, info, decode, bench)
+SUBCOMMANDS = (demo, explore, replay, info, decode, bench, connectx)
 
 
 def parser() -> argparse.ArgumentParser:

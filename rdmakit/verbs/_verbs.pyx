@@ -6,16 +6,14 @@ so any order of dropping is right; `close` gives back now. A call that is refuse
 made by rdmakit.verbs.refusals; `rdmakit.device` objects turn it into a typed error.
 """
 from cpython.buffer cimport (
-    PyBUF_CONTIG_RO, PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
+    PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
 )
-from cython.operator cimport dereference
 from libc.errno cimport errno
-from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 from libcpp cimport bool as cbool
 from libcpp.memory cimport make_shared, shared_ptr
 from libcpp.string cimport string
-from libcpp.utility cimport move
 
 from rdmakit.errors import BadArgument, BadState, NotAvailable, UnknownDevice
 from rdmakit.verbs.refusals import refused
@@ -106,11 +104,6 @@ cdef extern from "native/boxes.hpp" namespace "rdmakit::verbs" nogil:
     cbool event_is_of_qp(int)
     cbool event_is_of_port(int)
 
-    cdef struct Mlx5Rings "rdmakit::verbs::Mlx5Qp":
-        uint32_t* dbrec
-    cdef cppclass Mlx5Qp:
-        uint32_t* dbrec
-        uint64_t comp_mask
     cdef cppclass Mlx5Cq:
         void* buf
         uint32_t* dbrec
@@ -503,6 +496,11 @@ cdef class Context:
         found._box = own_cq(made, self._calls, self._box, channel_box)
         return found
 
+    def ring(self, uintptr_t register, uint64_t value):
+        """Write 8 bytes to a doorbell register of one of its queues, behind all that has been written before."""
+        self._raw()  # a child of fork has no register mapped
+        mmio_write64(<void*> register, value)
+
     def async_events(self):
         """Events since the last call, oldest first: (IBV_EVENT number, "qp" | "cq" | "port" | "", its number)."""
         cdef RawContext* raw = self._raw()
@@ -708,8 +706,7 @@ cdef class Cq:
     def arm(self, bint solicited_only=False):
         """ibv_req_notify_cq."""
         cdef RawCq* raw = self._raw()
-        cdef int code = self._box.get().get() != NULL
-        code = self.context._raw().ops.req_notify_cq(raw, solicited_only)
+        cdef int code = self.context._raw().ops.req_notify_cq(raw, solicited_only)
         if code:
             raise refused("ibv_req_notify_cq", code, device=self.context.name)
 
@@ -740,7 +737,7 @@ cdef class Cq:
             raise refused("mlx5dv_init_obj", code, device=self.context.name)
         return {
             "cqn": found.cqn, "entries": found.cqe_cnt, "cqe_bytes": found.cqe_size,
-            "ring": _memory(found.buf, found.cqe_cnt * found.cqe_size), "dbrec": _memory(found.dbrec, 8),
+            "uar": <uintptr_t> found.cq_uar, "ring": _memory(found.buf, found.cqe_cnt * found.cqe_size), "dbrec": _memory(found.dbrec, 8),
         }
 
 
@@ -928,12 +925,6 @@ cdef class Qp:
             "rq_stride": found.rq_stride, "dbrec": _memory(found.dbrec, 8),
             "doorbell": <uintptr_t> found.doorbell, "bf_size": found.bf_size,
         }
-
-    def ring(self, uintptr_t doorbell, uint64_t value):
-        """Write 8 bytes to a doorbell register of this queue pair, behind all that has been written to its rings."""
-        self._raw()
-        mmio_write64(<void*> doorbell, value)
-
 
 cdef class Proxy:
     """Posts what mlx5 rings hold through plain verbs, and completes it with CQEs (native/proxy.hpp)."""
