@@ -16,6 +16,8 @@ constexpr u32 kBfregsPerUar = 2;  // of four in a page, those that are no fast p
 constexpr u32 kBfregBytes = 512;
 constexpr u32 kMaxInline = 512, kMaxSge = 30;
 constexpr u32 kQpTypeRc = 2;
+constexpr u32 kCompVectors = 1;
+constexpr u32 kAccessMwBind = 1u << 4;  // allowed on a region; windows themselves are not offered
 
 // ConnectX-7, whose identity sysfs shows as well.
 constexpr u32 kVendor = 0x02c9, kPart = 4129;
@@ -87,7 +89,10 @@ OpenDevice::~OpenDevice() {
         machine.remove_qp(hca_, qpn);
         hca_->destroy_qp(qpn);
     }
-    for (const auto& [cqn, record] : cqs_) hca_->destroy_cq(cqn);
+    for (const auto& [cqn, record] : cqs_) {
+        machine.remove_cq(hca_, cqn);
+        hca_->destroy_cq(cqn);
+    }
     for (const auto& [key, live] : mrs_) hca_->dereg_mr(key);
     for (const auto& [pd, live] : pds_) hca_->dealloc_pd(pd);
 }
@@ -162,7 +167,7 @@ int OpenDevice::get_context(In& in) {
     if (!async_) return EMFILE;
     ib_uverbs_get_context_resp core = {};
     core.async_fd = static_cast<u32>(async_->fd());
-    core.num_comp_vectors = 1;
+    core.num_comp_vectors = kCompVectors;
     const HcaConfig& config = hca_->config();
     mlx5_ib_alloc_ucontext_resp driver = {};
     driver.qp_tab_size = 1u << 18;
@@ -287,7 +292,7 @@ int OpenDevice::reg_mr(In& in) {
     if (asked.length != 0 && !all_mapped(asked.start, asked.length)) return EFAULT;
     u32 key = 0;
     const Status status = hca_->reg_mr_iova(asked.pd_handle, reinterpret_cast<void*>(asked.start), asked.length,
-                                            asked.hca_va, asked.access_flags, &key);
+                                            asked.hca_va, asked.access_flags & ~kAccessMwBind, &key);
     if (!status.ok()) return status.code;
     mrs_[key] = true;
     ib_uverbs_reg_mr_resp out = {};
@@ -321,11 +326,13 @@ int OpenDevice::create_cq(In& in, bool extended) {
         const auto legacy = in.take<ib_uverbs_create_cq>();
         asked.user_handle = legacy.user_handle;
         asked.cqe = legacy.cqe;
+        asked.comp_vector = legacy.comp_vector;
         asked.comp_channel = legacy.comp_channel;
         core_size = sizeof(ib_uverbs_create_cq);
     }
     const auto driver = in.take_driver<mlx5_ib_create_cq>(core_size);
     if (driver.cqe_comp_en != 0) return EOPNOTSUPP;
+    if (asked.comp_vector >= kCompVectors || asked.cqe == 0) return EINVAL;
     const std::shared_ptr<EventFile> channel = EventFile::at(asked.comp_channel);
     if (asked.comp_channel >= 0 && !channel) return EINVAL;
     CqAttr attr;
@@ -340,6 +347,7 @@ int OpenDevice::create_cq(In& in, bool extended) {
     CqRecord& record = cqs_[cqn];
     record.user_handle = asked.user_handle;
     record.channel = channel;
+    Machine::here().add_cq(hca_, cqn, attr.dbrec);
     mlx5_ib_create_cq_resp driver_out = {};
     driver_out.cqn = cqn;
     if (extended) {
@@ -364,6 +372,7 @@ int OpenDevice::destroy_cq(In& in) {
     const auto found = cqs_.find(cqn);
     if (found == cqs_.end()) return EINVAL;
     if (const Status status = hca_->destroy_cq(cqn); !status.ok()) return status.code;
+    Machine::here().remove_cq(hca_, cqn);
     ib_uverbs_destroy_cq_resp out = {};
     if (found->second.channel) found->second.channel->take_back(found->second.completions.get());
     async_->take_back(found->second.errors.get());

@@ -16,6 +16,11 @@ namespace {
 // MLX5_CQ_DOORBELL, and MLX5_BF_OFFSET with registers of 512 bytes, each in two halves.
 constexpr u32 kOffsets[] = {0x20, 0x800, 0x900, 0xa00, 0xb00};
 
+// What no software writes: left in a register, and in the arm word of a CQ's record, when what stood there has been taken.
+// So the same value written twice is seen twice.
+constexpr u64 kTaken = ~0ull;
+constexpr u32 kTakenWord = ~0u;
+
 std::string sysfs() {
     const char* path = std::getenv("SYSFS_PATH");
     return path != nullptr ? path : "/sys";
@@ -107,9 +112,9 @@ void Machine::forget(Listener* listener) {
 }
 
 void Machine::watch(Hca* hca, void* page) {
-    Page watched{hca, static_cast<u64*>(page), {}};
-    for (u32 i = 0; i < kRegisters; ++i) watched.last[i] = watched.words[kOffsets[i] / 8];
-    pages_.push_back(watched);
+    u64* const words = static_cast<u64*>(page);
+    for (const u32 offset : kOffsets) words[offset / 8] = kTaken;
+    pages_.push_back({hca, words});
 }
 
 void Machine::add_qp(Hca* hca, u32 qpn, void* page) { ringers_.push_back({hca, qpn, page}); }
@@ -118,6 +123,17 @@ void Machine::remove_qp(Hca* hca, u32 qpn) {
     ringers_.erase(std::remove_if(ringers_.begin(), ringers_.end(),
                                   [=](const Ringer& ringer) { return ringer.hca == hca && ringer.qpn == qpn; }),
                    ringers_.end());
+}
+
+void Machine::add_cq(Hca* hca, u32 cqn, u32* dbrec) {
+    dbrec[1] = kTakenWord;
+    armed_.push_back({hca, cqn, dbrec});
+}
+
+void Machine::remove_cq(Hca* hca, u32 cqn) {
+    armed_.erase(std::remove_if(armed_.begin(), armed_.end(),
+                                [=](const Armed& cq) { return cq.hca == hca && cq.cqn == cqn; }),
+                 armed_.end());
 }
 
 u64 Machine::random(u64 bound) {
@@ -129,30 +145,46 @@ u64 Machine::random(u64 bound) {
 
 void Machine::async_event(Hca& hca, AsyncEvent event) { events_.emplace_back(&hca, event); }
 
-// Registers that have changed since the last look ring; so do the QPs that may have rung there meanwhile.
+// Registers that have been written since the last look ring.
 bool Machine::look() {
     bool rung = false;
-    for (Page& page : pages_) {
-        bool changed = false;
+    for (const Page& page : pages_) {
+        bool sends = false;
         for (u32 i = 0; i < kRegisters; ++i) {
             u64* const word = page.words + kOffsets[i] / 8;
-            const u64 value = __atomic_load_n(word, __ATOMIC_ACQUIRE);
-            if (value == page.last[i]) continue;
-            page.last[i] = value;
-            page.hca->mmio_write64(word, value);
-            changed = rung = true;
+            if (__atomic_load_n(word, __ATOMIC_RELAXED) == kTaken) continue;
+            const u64 value = __atomic_exchange_n(word, kTaken, __ATOMIC_ACQ_REL);
+            rung = true;
+            if (i == 0) {
+                arm(page);
+            } else {
+                page.hca->mmio_write64(word, value);
+                sends = true;
+            }
         }
-        if (!changed) continue;
-        for (const Ringer& ringer : ringers_) {
-            QpInfo info;
-            if (ringer.page != page.words || !ringer.hca->query_qp(ringer.qpn, &info).ok()) continue;
-            const u32 record = swap_bytes(__atomic_load_n(&info.create.dbrec[1], __ATOMIC_ACQUIRE)) & 0xffff;
-            if (record == (info.sq_producer & 0xffff)) continue;
-            const u64 value = swap_bytes(record << 8) | static_cast<u64>(swap_bytes(ringer.qpn << 8)) << 32;
-            page.hca->mmio_write64(page.words + kOffsets[1] / 8, value);
-        }
+        if (sends) ring_others(page);
     }
     return rung;
+}
+
+void Machine::arm(const Page& page) {
+    for (const Armed& cq : armed_) {
+        if (cq.hca != page.hca) continue;
+        const u32 word = __atomic_exchange_n(&cq.dbrec[1], kTakenWord, __ATOMIC_ACQ_REL);
+        if (word == kTakenWord) continue;
+        page.hca->mmio_write64(page.words + kOffsets[0] / 8, word | static_cast<u64>(swap_bytes(cq.cqn)) << 32);
+    }
+}
+
+void Machine::ring_others(const Page& page) {
+    for (const Ringer& ringer : ringers_) {
+        QpInfo info;
+        if (ringer.page != page.words || !ringer.hca->query_qp(ringer.qpn, &info).ok()) continue;
+        const u32 record = swap_bytes(__atomic_load_n(&info.create.dbrec[1], __ATOMIC_ACQUIRE)) & 0xffff;
+        if (record == (info.sq_producer & 0xffff)) continue;
+        const u64 value = swap_bytes(record << 8) | static_cast<u64>(swap_bytes(ringer.qpn << 8)) << 32;
+        page.hca->mmio_write64(page.words + kOffsets[1] / 8, value);
+    }
 }
 
 void Machine::execute() {

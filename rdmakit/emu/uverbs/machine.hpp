@@ -33,10 +33,13 @@ class Machine final : public Environment {
     void watch(Hca* hca, void* page);
     // Everything of this machine, HCAs included, is used by one thread at a time.
     std::recursive_mutex& lock() { return lock_; }
-    // A QP that rings in this page; after a register has changed its record is looked at as well, since in memory a
-    // later store to the same register hides an earlier one.
+    // A QP that rings in this page; when a register there has been written its record is looked at as well, since in
+    // memory a later store to the same register hides an earlier one.
     void add_qp(Hca* hca, u32 qpn, void* page);
     void remove_qp(Hca* hca, u32 qpn);
+    // A CQ that is armed by this record's second word and the register at 0x20 of any page: all CQs share it.
+    void add_cq(Hca* hca, u32 cqn, u32* dbrec);
+    void remove_cq(Hca* hca, u32 cqn);
 
     // ---- Environment
     u64 now_ps() override { return 0; }
@@ -50,30 +53,38 @@ class Machine final : public Environment {
 
   private:
     Machine();
-    void poll();
-    bool look();
-    void execute();
 
     static constexpr u32 kRegisters = 5;  // a CQ's at 0x20, and two alternating halves of each of two send registers
     struct Page {
         Hca* hca;
         u64* words;
-        u64 last[kRegisters];
     };
     struct Ringer {
         Hca* hca;
         u32 qpn;
         void* page;
     };
+    struct Armed {
+        Hca* hca;
+        u32 cqn;
+        u32* dbrec;
+    };
     struct Hearing {
         Hca* hca;
         Listener* listener;
     };
+    void poll();
+    bool look();
+    void arm(const Page& page);
+    void ring_others(const Page& page);
+    void execute();
+
     std::recursive_mutex lock_;
     Fabric fabric_;
     std::vector<std::unique_ptr<Hca>> hcas_;
     std::vector<Page> pages_;
     std::vector<Ringer> ringers_;
+    std::vector<Armed> armed_;
     std::vector<Hearing> listeners_;
     std::vector<std::pair<Hca*, AsyncEvent>> events_;
     u64 random_ = 0x9e3779b97f4a7c15ull;

@@ -67,8 +67,7 @@ def write_tree(root: Path, nics: list[Nic]) -> None:
             for index in range(_GID_ENTRIES):
                 gid = gids[index] if index < len(gids) else ":".join(["0000"] * 8)
                 _write(here / f"gids/{index}", gid)
-                if index < len(gids):
-                    _write(here / f"gid_attrs/types/{index}", "RoCE v2")
+                _write(here / f"gid_attrs/types/{index}", "RoCE v2")
             _write(here / "link_layer", "Ethernet")
             _write(here / "state", "4: ACTIVE")
             _write(here / "phys_state", "5: LinkUp")
