@@ -21,6 +21,7 @@ __all__ = ["ProxiedHca"]
 _PAGE = 4096
 _RESET = 0
 _EOPNOTSUPP = 95
+_GATHER = 4  # local segments of one WQE; more fail in the device as a bad WQE would
 
 
 class ProxiedHca(VerbsHca):
@@ -31,6 +32,7 @@ class ProxiedHca(VerbsHca):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._proxy = Proxy()
+        self._most_segments = int(self._context.query_device()["max_sge"])
         self._rings: dict[tuple[str, int], tuple[Bytes | None, ...]] = {}
         self._registers: dict[int, Bytes] = {}
 
@@ -65,6 +67,7 @@ class ProxiedHca(VerbsHca):
             self._cqs[request.recv_cqn],
             max_send_wr=blocks,
             max_recv_wr=1 << request.log_rq_wqes if stride else 1,
+            max_send_sge=min(_GATHER, self._most_segments),
             max_recv_sge=max(1, request.max_recv_sge),
             max_inline=request.max_inline,
             sq_sig_all=request.sq_sig_all,
