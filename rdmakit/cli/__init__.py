@@ -1,4 +1,4 @@
-"""The `rdmakit` command: `rdmakit demo | explore | replay | info | decode | bench [--json] | connectx`, also `python -m rdmakit`.
+"""The `rdmakit` command: demo, explore, replay, info, decode, bench, connectx; also `python -m rdmakit`.
 
 Leans on all layers below. Each subcommand is a module here with `add_parser(subparsers)`, which sets `func`:
 a function that takes the parsed arguments and returns the exit status. Heavy imports belong inside that

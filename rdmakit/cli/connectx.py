@@ -1,12 +1,14 @@
 """`rdmakit connectx -- COMMAND`: run a program of libibverbs's on emulated ConnectX NICs.
 
-Leans on emu.uverbs. The exit status is the command's.
+Leans on emu.uverbs. The exit status is the command's. With --json what the command prints goes to stderr.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
+import sys
 from typing import Any
 
 from rdmakit.errors import BadArgument
@@ -20,14 +22,26 @@ def main(args: argparse.Namespace) -> int:
 
     command = args.program[1:] if args.program[:1] == ["--"] else args.program
     if not command:
-        raise BadArgument("nothing to run", value="", rule="rdmakit connectx [--nics N] -- COMMAND …",
-                          remedy="for example: rdmakit connectx -- ibv_devinfo")
+        raise BadArgument(
+            "nothing to run",
+            value="",
+            rule="rdmakit connectx [--nics N] -- COMMAND …",
+            remedy="for example: rdmakit connectx -- ibv_devinfo",
+        )
     with preloaded(args.nics) as environment:
         try:
-            return subprocess.run(command, env=environment).returncode
+            status = subprocess.run(command, env=environment, stdout=sys.stderr if args.json else None).returncode
         except OSError as error:
-            raise BadArgument("cannot be run", value=command[0], rule=str(error.strerror),
-                              remedy="apt-get install ibverbs-utils has ibv_devinfo and its like") from None
+            raise BadArgument(
+                "cannot be run",
+                value=command[0],
+                rule=str(error.strerror),
+                remedy="apt-get install ibverbs-utils has ibv_devinfo and its like",
+            ) from None
+    if args.json:
+        config = {"command": command, "nics": args.nics}
+        print(json.dumps({"ok": status == 0, "figures": {"status": status}, "config": config}))
+    return status
 
 
 def add_parser(subparsers: Any) -> argparse.ArgumentParser:
@@ -35,9 +49,10 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "connectx",
         help="run a program of libibverbs's on emulated ConnectX NICs",
-        description="The distribution's libibverbs and libmlx5 find emulated NICs, mlx5_0 and so on, in this one process.",
+        description="libibverbs and libmlx5 find emulated NICs, mlx5_0 and so on, in the one process that is run.",
     )
     parser.add_argument("--nics", type=int, default=2, help="how many (default 2)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     parser.add_argument("program", nargs=argparse.REMAINDER, help="the command and its arguments, after --")
     parser.set_defaults(func=main)
     return parser

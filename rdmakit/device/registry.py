@@ -40,7 +40,10 @@ def register_backend(prefix: str, loader: str | Opener) -> None:
 
 
 def register_named_devices(module: str) -> None:
-    """Names that are no prefix go to `module`, imported then: `device_names() -> (names, why none)`, `open_device(spec)`."""
+    """Names that are no prefix go to `module`, which is imported then.
+
+    It has `device_names() -> (names, why there are none)` and `open_device(spec) -> Context`.
+    """
     _NAMED[:] = [module]
 
 

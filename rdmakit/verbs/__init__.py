@@ -1,7 +1,7 @@
 """Real RDMA devices through libibverbs and libmlx5, which are opened when they are first needed.
 
-Leans on device. `rdmakit.open("mlx5_0")` gives the same objects as an emulated device; below them `_verbs` has the verbs
-as they are, with work requests and completions in NumPy arrays (`SEND_WR`, `RECV_WR`, `WC`).
+Leans on device. `rdmakit.open("mlx5_0")` gives the same objects as an emulated device; below them `_verbs` has the
+verbs as they are, with work requests and completions in NumPy arrays (`SEND_WR`, `RECV_WR`, `WC`).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # cython: language_level=3, embedsignature=True
 """libibverbs and libmlx5 as they are: one class for each verbs object, numbers in, numbers out, the GIL released.
 
-Leans on rdmakit/verbs/native, which opens the libraries when first needed. Every handle owns what it stands on (boxes.hpp),
-so any order of dropping is right; `close` gives back now. A call that is refused raises Refused(errno, message, remedy),
-made by rdmakit.verbs.refusals; `rdmakit.device` objects turn it into a typed error.
+Leans on rdmakit/verbs/native, which opens the libraries when first needed. Every handle owns what it stands on
+(boxes.hpp), so any order of dropping is right; `close` gives back now. A call that is refused raises Refused(errno,
+message, remedy), made by rdmakit.verbs.refusals; `rdmakit.device` objects turn it into a typed error.
 """
 from cpython.buffer cimport (
     PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
@@ -257,14 +257,14 @@ cdef const Library* _loaded() except NULL:
         raise NotAvailable(
             "libibverbs cannot be loaded",
             rule=why.decode(errors="replace"),
-            remedy="apt-get install libibverbs1 ibverbs-providers (Fedora: dnf install libibverbs), or name the file in "
-                   "RDMAKIT_LIBIBVERBS",
+            remedy="apt-get install libibverbs1 ibverbs-providers (Fedora: dnf install libibverbs), or name the file "
+                   "in RDMAKIT_LIBIBVERBS",
         )
     return found
 
 
 def libraries():
-    """What has been loaded: paths of both libraries, and which optional calls they lack. NotAvailable without libibverbs."""
+    """What has been loaded: paths of both libraries, the optional calls they lack. NotAvailable without libibverbs."""
     cdef const Library* calls = _loaded()
     missing = calls.missing.decode()
     return {
@@ -730,14 +730,15 @@ cdef class Cq:
         return count
 
     def mlx5(self):
-        """mlx5dv_init_obj: {cqn, ring, dbrec, entries, cqe_bytes}. libmlx5 leaves the consumer index to the caller then."""
+        """mlx5dv_init_obj: {cqn, ring, dbrec, uar, entries, cqe_bytes}. The consumer index is the caller's then."""
         cdef Mlx5Cq found
         cdef int code = mlx5_ring(self.context._calls, self._raw(), &found)
         if code:
             raise refused("mlx5dv_init_obj", code, device=self.context.name)
         return {
             "cqn": found.cqn, "entries": found.cqe_cnt, "cqe_bytes": found.cqe_size,
-            "uar": <uintptr_t> found.cq_uar, "ring": _memory(found.buf, found.cqe_cnt * found.cqe_size), "dbrec": _memory(found.dbrec, 8),
+            "uar": <uintptr_t> found.cq_uar, "ring": _memory(found.buf, found.cqe_cnt * found.cqe_size),
+            "dbrec": _memory(found.dbrec, 8),
         }
 
 
@@ -772,40 +773,67 @@ cdef class Qp:
         memset(&attr, 0, sizeof(attr))
         attr.ah_attr.grh.hop_limit = 64
         for name, value in attributes.items():
-            if name == "qp_state": attr.qp_state = value
-            elif name == "cur_qp_state": attr.cur_qp_state = value
-            elif name == "path_mtu": attr.path_mtu = value
-            elif name == "path_mig_state": attr.path_mig_state = value
-            elif name == "qkey": attr.qkey = value
-            elif name == "rq_psn": attr.rq_psn = value
-            elif name == "sq_psn": attr.sq_psn = value
-            elif name == "dest_qp_num": attr.dest_qp_num = value
-            elif name == "qp_access_flags": attr.qp_access_flags = value
-            elif name == "pkey_index": attr.pkey_index = value
-            elif name == "en_sqd_async_notify": attr.en_sqd_async_notify = value
-            elif name == "max_rd_atomic": attr.max_rd_atomic = value
-            elif name == "max_dest_rd_atomic": attr.max_dest_rd_atomic = value
-            elif name == "min_rnr_timer": attr.min_rnr_timer = value
-            elif name == "port_num": attr.port_num = value
-            elif name == "timeout": attr.timeout = value
-            elif name == "retry_cnt": attr.retry_cnt = value
-            elif name == "rnr_retry": attr.rnr_retry = value
-            elif name == "rate_limit": attr.rate_limit = value
+            if name == "qp_state":
+                attr.qp_state = value
+            elif name == "cur_qp_state":
+                attr.cur_qp_state = value
+            elif name == "path_mtu":
+                attr.path_mtu = value
+            elif name == "path_mig_state":
+                attr.path_mig_state = value
+            elif name == "qkey":
+                attr.qkey = value
+            elif name == "rq_psn":
+                attr.rq_psn = value
+            elif name == "sq_psn":
+                attr.sq_psn = value
+            elif name == "dest_qp_num":
+                attr.dest_qp_num = value
+            elif name == "qp_access_flags":
+                attr.qp_access_flags = value
+            elif name == "pkey_index":
+                attr.pkey_index = value
+            elif name == "en_sqd_async_notify":
+                attr.en_sqd_async_notify = value
+            elif name == "max_rd_atomic":
+                attr.max_rd_atomic = value
+            elif name == "max_dest_rd_atomic":
+                attr.max_dest_rd_atomic = value
+            elif name == "min_rnr_timer":
+                attr.min_rnr_timer = value
+            elif name == "port_num":
+                attr.port_num = value
+            elif name == "timeout":
+                attr.timeout = value
+            elif name == "retry_cnt":
+                attr.retry_cnt = value
+            elif name == "rnr_retry":
+                attr.rnr_retry = value
+            elif name == "rate_limit":
+                attr.rate_limit = value
             elif name == "dgid":
                 gid = bytes(value)
                 if len(gid) != 16:
-                    raise BadArgument("not a GID", value=value, rule="16 bytes", remedy="rdmakit.device.endpoint.gid_bytes")
+                    raise BadArgument("not a GID", value=value, rule="16 bytes",
+                                      remedy="rdmakit.device.endpoint.gid_bytes makes them of text")
                 memcpy(attr.ah_attr.grh.dgid.raw, <const char*> gid, 16)
                 attr.ah_attr.is_global = 1
-            elif name == "dlid": attr.ah_attr.dlid = value
-            elif name == "flow_label": attr.ah_attr.grh.flow_label = value
-            elif name == "sgid_index": attr.ah_attr.grh.sgid_index = value
-            elif name == "hop_limit": attr.ah_attr.grh.hop_limit = value
-            elif name == "traffic_class": attr.ah_attr.grh.traffic_class = value
-            elif name == "sl": attr.ah_attr.sl = value
-            elif name == "ah_port_num": attr.ah_attr.port_num = value
+            elif name == "dlid":
+                attr.ah_attr.dlid = value
+            elif name == "flow_label":
+                attr.ah_attr.grh.flow_label = value
+            elif name == "sgid_index":
+                attr.ah_attr.grh.sgid_index = value
+            elif name == "hop_limit":
+                attr.ah_attr.grh.hop_limit = value
+            elif name == "traffic_class":
+                attr.ah_attr.grh.traffic_class = value
+            elif name == "sl":
+                attr.ah_attr.sl = value
+            elif name == "ah_port_num":
+                attr.ah_attr.port_num = value
             else:
-                raise BadArgument("unknown QP attribute", value=name, rule="names of struct ibv_qp_attr and ibv_ah_attr",
+                raise BadArgument("unknown QP attribute", value=name, rule="names of ibv_qp_attr and ibv_ah_attr",
                                   remedy="see man ibv_modify_qp")
         with nogil:
             code = self._calls.modify_qp(raw, &attr, mask)
@@ -944,8 +972,8 @@ cdef class Proxy:
         made.collapsed, made.overrun_ignore = collapsed, overrun_ignore
         return self._native.get().add_cq(cqn, made)
 
-    def add_qp(self, Qp qp not None, uint32_t send_cqn, uint32_t recv_cqn, uintptr_t sq, uint32_t log_blocks, uintptr_t rq,
-               uint32_t rq_stride, uint32_t log_rq, uintptr_t dbrec, bint sq_sig_all):
+    def add_qp(self, Qp qp not None, uint32_t send_cqn, uint32_t recv_cqn, uintptr_t sq, uint32_t log_blocks,
+               uintptr_t rq, uint32_t rq_stride, uint32_t log_rq, uintptr_t dbrec, bint sq_sig_all):
         """WQEs in these rings go to `qp`."""
         cdef ProxyQp made
         made.box = qp._box

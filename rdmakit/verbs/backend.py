@@ -39,8 +39,9 @@ def _options(text: str) -> tuple[int | None, str | None]:
         elif key == "queues" and value in ("mlx5", "proxied"):
             queues = value
         else:
-            raise BadArgument("unknown option of an RDMA device", value=part, rule=GRAMMAR,
-                              remedy="write it as the rule shows")
+            raise BadArgument(
+                "unknown option of an RDMA device", value=part, rule=GRAMMAR, remedy="write it as the rule shows"
+            )
     return gid_index, queues
 
 
@@ -51,7 +52,10 @@ def open_device(spec: str) -> Context:
     with typed_refusal("opening the device", device=name):
         context = _verbs.Context(name)
         if queues == "mlx5" and not context.mlx5:
-            raise NotAvailable(f"{name} has no mlx5 queues", rule="mlx5dv_is_supported says no",
-                               remedy="leave queues out, or say queues=proxied")
+            raise NotAvailable(
+                f"{name} has no mlx5 queues",
+                rule="mlx5dv_is_supported says no",
+                remedy="leave queues out, or say queues=proxied",
+            )
         kind = ProxiedHca if queues == "proxied" or not context.mlx5 else Mlx5Hca
         return open_context(kind(context, spec, gid_index))

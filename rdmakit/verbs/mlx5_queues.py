@@ -41,8 +41,11 @@ class Mlx5Hca(VerbsHca):
 
     def create_cq(self, log_entries: int, cqe_bytes: int, collapsed: bool, overrun_ignore: bool, label: str) -> CqQueue:
         if collapsed:
-            raise Refused(_EOPNOTSUPP, "a collapsed CQ (cqc.cc) is made by DevX, not by ibv_create_cq",
-                          "leave collapsed out: kernels poll an ordinary CQ as well")
+            raise Refused(
+                _EOPNOTSUPP,
+                "a collapsed CQ (cqc.cc) is made by DevX, not by ibv_create_cq",
+                "leave collapsed out: kernels poll an ordinary CQ as well",
+            )
         # libmlx5 makes room for one entry more than asked (cq.c, mlx5_create_cq: the next power of two above).
         cq = self._context.create_cq(
             (1 << log_entries) - 1 if log_entries else 1,
@@ -80,8 +83,12 @@ class Mlx5Hca(VerbsHca):
 
     def create_qp(self, request: QpRequest) -> QpQueues:
         if request.doorbell not in (None, "register", "dbrec"):
-            raise BadArgument("no such doorbell mode of this device", value=request.doorbell, rule="register",
-                              remedy="leave it out: who has the last word is the hardware's affair")
+            raise BadArgument(
+                "no such doorbell mode of this device",
+                value=request.doorbell,
+                rule="register",
+                remedy="leave it out: who has the last word is the hardware's affair",
+            )
         blocks = 1 << request.log_sq_wqebbs
         qp = self._pds[request.pd].create_qp(
             self._cqs[request.send_cqn],
@@ -98,8 +105,14 @@ class Mlx5Hca(VerbsHca):
         sq, rq = _bytes(view["sq"]), _bytes(view["rq"]) if view["rq"] is not None else None
         assert sq.nbytes >= blocks * SEND_WQE_BB, "libmlx5 rounds up"
         self._qps[qp.qpn] = qp
-        return QpQueues(qp.qpn, sq, rq, int(view["rq_stride"]) if rq is not None else 0, _bytes(view["dbrec"]),
-                        int(view["doorbell"]))
+        return QpQueues(
+            qp.qpn,
+            sq,
+            rq,
+            int(view["rq_stride"]) if rq is not None else 0,
+            _bytes(view["dbrec"]),
+            int(view["doorbell"]),
+        )
 
     def ring(self, doorbell: int, value: int) -> None:
         self._context.ring(doorbell, value)

@@ -64,8 +64,12 @@ def describe_port(context: Context, number: int, root: Path, gid_index: int | No
         raw = context.query_gid(number, gid_index)
         if raw is None or not any(raw):
             known = ", ".join(f"{entry.index}: {entry.gid} ({entry.kind})" for entry in table)
-            raise BadArgument("no such GID", value=gid_index, rule=f"port {number} of {context.name} has {known or 'none'}",
-                              remedy="leave gid_index out, and the best is chosen")
+            raise BadArgument(
+                "no such GID",
+                value=gid_index,
+                rule=f"port {number} of {context.name} has {known or 'none'}",
+                remedy="leave gid_index out, and the best is chosen",
+            )
         gid, index = gid_text(raw), gid_index
     else:
         chosen = sysfs.choose_gid(table, ethernet)

@@ -69,8 +69,8 @@ class VerbsHca:
         ]
         self._gid_index = {info.number: index for info, index in described}
         ports = tuple(info for info, _ in described)
-        bonded = any((self._root / "class/infiniband" / context.name / "device/net" / name / "master").exists()
-                     for name in sysfs.names(self._root / "class/infiniband" / context.name / "device/net"))  # fmt: skip
+        net = self._root / "class/infiniband" / context.name / "device/net"
+        bonded = any((net / name / "master").exists() for name in sysfs.names(net))
         where = f"{self.queues} queues"
         self.device = Device("verbs", context.name, spec, ports, "bond" if bonded else "none", "register", where)
         self._pds: dict[int, Pd] = {}
@@ -220,4 +220,3 @@ class VerbsHca:
 
     def _completed(self, handle: int) -> int:
         return self._cqn_of(handle)
-

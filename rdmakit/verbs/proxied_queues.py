@@ -41,7 +41,9 @@ class ProxiedHca(VerbsHca):
         cqn = int(cq.handle)
         ring, dbrec = aligned(cqe_bytes << log_entries, _PAGE), aligned(8)
         ring[cqe_bytes - 1 :: cqe_bytes] = CQE_INITIAL_OP_OWN
-        self._proxy.add_cq(cq, cqn, ring.ctypes.data, dbrec.ctypes.data, log_entries, cqe_bytes, collapsed, overrun_ignore)
+        self._proxy.add_cq(
+            cq, cqn, ring.ctypes.data, dbrec.ctypes.data, log_entries, cqe_bytes, collapsed, overrun_ignore
+        )
         self._cqs[cqn], self._rings["cq", cqn] = cq, (ring, dbrec)
         return CqQueue(cqn, ring, dbrec)
 
@@ -55,11 +57,14 @@ class ProxiedHca(VerbsHca):
 
     def create_qp(self, request: QpRequest) -> QpQueues:
         if request.doorbell not in (None, "dbrec"):
-            raise BadArgument("no such doorbell mode of this device", value=request.doorbell, rule="dbrec",
-                              remedy="leave it out: the proxy reads the doorbell record")
+            raise BadArgument(
+                "no such doorbell mode of this device",
+                value=request.doorbell,
+                rule="dbrec",
+                remedy="leave it out: the proxy reads the doorbell record",
+            )
         if request.scatter_to_cqe or request.out_of_order:
-            raise Refused(_EOPNOTSUPP, "scatter_to_cqe and out_of_order are options of mlx5 devices",
-                          "leave them out")
+            raise Refused(_EOPNOTSUPP, "scatter_to_cqe and out_of_order are options of mlx5 devices", "leave them out")
         blocks = 1 << request.log_sq_wqebbs
         stride = max(DS_BYTES, 1 << (request.max_recv_sge * DS_BYTES - 1).bit_length()) if request.max_recv_sge else 0
         qp = self._pds[request.pd].create_qp(

@@ -20,30 +20,33 @@ _GONE = "the device has been unplugged or reset: close everything and open it ag
 # (call, errno) → remedy; (“”, errno) for any call.
 _REMEDIES: dict[tuple[str, int], str] = {
     ("ibv_reg_mr", errno.ENOMEM): _MEMLOCK,
-    ("ibv_reg_mr", errno.EFAULT): "the memory is not mapped (any more): register live memory, and keep it until close()",
+    ("ibv_reg_mr", errno.EFAULT): "the memory is not mapped (any more): register live memory, keep it until close()",
     ("ibv_reg_mr", errno.EINVAL): "remote write and atomic rights need local write; the range must not wrap",
     ("ibv_reg_dmabuf_mr", errno.EOPNOTSUPP): "needs libibverbs ≥ 1.12 (rdma-core 34) and a driver with dma-buf; "
     "register a host buffer instead, or load nvidia-peermem",
     ("ibv_create_cq", errno.ENOMEM): _MEMLOCK,
     ("ibv_create_cq", errno.EINVAL): "fewer entries: query_device()['max_cqe'] is the most",
     ("ibv_create_qp", errno.ENOMEM): _MEMLOCK,
-    ("ibv_create_qp", errno.EINVAL): "smaller queues, fewer gather entries or less inline data: query_device() has the limits",
+    (
+        "ibv_create_qp",
+        errno.EINVAL,
+    ): "smaller queues, fewer gather entries or less inline data: query_device() has limits",
     ("ibv_modify_qp", errno.EINVAL): "a transition or an attribute that the driver refuses: GID index, port, PSN, MTU; "
     "see man ibv_modify_qp",
-    ("ibv_modify_qp", errno.ETIMEDOUT): "the peer's address does not resolve: is the GID's network reachable from this port?",
+    ("ibv_modify_qp", errno.ETIMEDOUT): "the peer's address does not resolve: is its network reachable from this port?",
     ("ibv_modify_qp", errno.EHOSTUNREACH): "no route to the peer's GID: check IP addresses and routes of both ports",
     ("ibv_modify_qp", errno.ENETUNREACH): "no route to the peer's GID: check IP addresses and routes of both ports",
     ("ibv_post_send", errno.ENOMEM): "the send queue is full: poll its CQ; only signalled work requests free slots",
-    ("ibv_post_send", errno.EINVAL): "an opcode, gather list or inline size that this QP was not created for, or a state "
-    "before RTS",
+    ("ibv_post_send", errno.EINVAL): "an opcode, gather list or inline size that this QP was not created for, or a "
+    "state before RTS",
     ("ibv_post_recv", errno.ENOMEM): "the receive queue is full: poll its CQ",
     ("ibv_dealloc_pd", errno.EBUSY): "close the MRs and QPs of this PD first",
     ("ibv_destroy_cq", errno.EBUSY): "close the QPs that complete to it first",
     ("mlx5dv_create_cq", errno.EOPNOTSUPP): "only mlx5 devices have it: leave cqe_bytes and overrun_ignore out",
     ("mlx5dv_create_qp", errno.EOPNOTSUPP): "only mlx5 devices have it: leave out_of_order and scatter_to_cqe out",
-    ("mlx5dv_query_qp_lag_port", errno.EOPNOTSUPP): "the device is not bonded, or its bond hashes packets over its ports; "
+    ("mlx5dv_query_qp_lag_port", errno.EOPNOTSUPP): "the device is not bonded, or its bond hashes packets over ports; "
     "devlink's lag_port_select_mode must be queue_affinity",
-    ("mlx5dv_modify_qp_lag_port", errno.EOPNOTSUPP): "the device is not bonded, or its bond hashes packets over its ports; "
+    ("mlx5dv_modify_qp_lag_port", errno.EOPNOTSUPP): "the device is not bonded, or its bond hashes packets over ports; "
     "set the UDP source port instead",
     ("mlx5dv_modify_qp_udp_sport", errno.EOPNOTSUPP): "choose the port by flow_label when connecting: "
     "0xC000 | ((label & 0x3fff) ^ (label >> 14))",

@@ -1,7 +1,7 @@
 """What the kernel says of RDMA devices in files: attributes, GID tables, counters. Nothing is opened, no driver asked.
 
-Leans on nothing. Every function takes the tree's `root`, "/sys" of this machine by default, so that captured trees serve
-as well. libibverbs itself follows SYSFS_PATH (libibverbs/sysfs.c); so does `default_root`.
+Leans on device.endpoint. Every function takes the tree's `root`, "/sys" of this machine by default, so that captured
+trees serve as well. libibverbs itself follows SYSFS_PATH (libibverbs/sysfs.c); so does `default_root`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class GidEntry:
 
 
 def gid_table(device: str, port: int, root: Path | None = None) -> list[GidEntry]:
-    """The entries that are set, by index. Zero ones, and those that cannot be read (EINVAL in containers), are left out."""
+    """The entries that are set, by index. Zero ones, and what cannot be read (EINVAL in containers), are left out."""
     at = (root or default_root()) / "class/infiniband" / device / "ports" / str(port)
     found = []
     for name in names(at / "gids"):
@@ -108,7 +108,7 @@ _COUNTERS = {
 def counters(device: str, port: int, root: Path | None = None) -> dict[str, int]:
     """A port's counters: `xmit_data` and `rcv_data` in 4-byte words, `*_bytes`, `*_packets`, and every hw_counter.
 
-    Where the device counts no data (soft-RoCE) `*_bytes` are those of the network device behind it, all traffic included.
+    Where the device counts no data (soft-RoCE) `*_bytes` are those of the network device behind it, with all traffic.
     """
     base = root or default_root()
     at = base / "class/infiniband" / device / "ports" / str(port)

@@ -1,4 +1,4 @@
-"""Tests for devices that libibverbs lists: hardware, soft-RoCE, or emulated ones (rdmakit connectx -- pytest tests/rdma).
+"""Tests for devices that libibverbs lists: hardware, soft-RoCE, or emulated ones (rdmakit connectx -- pytest …).
 
 RDMAKIT_DEVICES=mlx5_0,mlx5_1 chooses the two ends; by default the first two devices, or the only one twice.
 """
@@ -24,10 +24,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def devices() -> tuple[str, str]:
     """Names of two devices that reach each other."""
     named = [name for name in os.environ.get("RDMAKIT_DEVICES", "").split(",") if name]
-    known, why = device_names()
+    known, _ = device_names()
     found = named or known
     if not found:
-        pytest.skip(f"no RDMA device ({why or 'none is listed'}): rdmakit connectx -- python -m pytest tests/rdma")
+        pytest.skip("no RDMA device: rdmakit connectx -- python -m pytest tests/rdma")
     return found[0], found[1] if len(found) > 1 else found[0]
 
 

@@ -17,11 +17,18 @@ pytestmark = [
 # Ours: theirs, members (ours = theirs where one word stands). A size is compared unless ours is only the beginning.
 STRUCTS = {
     ("Sge", "ibv_sge", True): "addr length lkey",
-    ("SendWr", "ibv_send_wr", True): "wr_id next sg_list num_sge opcode send_flags imm_data wr.rdma.remote_addr wr.rdma.rkey "
+    (
+        "SendWr",
+        "ibv_send_wr",
+        True,
+    ): "wr_id next sg_list num_sge opcode send_flags imm_data wr.rdma.remote_addr wr.rdma.rkey "
     "wr.atomic.compare_add wr.atomic.swap wr.atomic.rkey",
     ("RecvWr", "ibv_recv_wr", True): "wr_id next sg_list num_sge",
-    ("Wc", "ibv_wc", True): "wr_id status opcode vendor_err byte_len imm_data qp_num src_qp wc_flags pkey_index slid sl "
-    "dlid_path_bits",
+    (
+        "Wc",
+        "ibv_wc",
+        True,
+    ): "wr_id status opcode vendor_err byte_len imm_data qp_num src_qp wc_flags pkey_index slid sl dlid_path_bits",
     ("ContextOps", "ibv_context_ops", True): "poll_cq req_notify_cq post_send post_recv",
     ("Context", "ibv_context", True): "device ops cmd_fd async_fd num_comp_vectors abi_compat",
     ("Pd", "ibv_pd", True): "context handle",
@@ -34,18 +41,33 @@ STRUCTS = {
     ("AhAttr", "ibv_ah_attr", True): "grh dlid sl src_path_bits static_rate is_global port_num",
     ("QpCap", "ibv_qp_cap", True): "max_send_wr max_recv_wr max_send_sge max_recv_sge max_inline_data",
     ("QpAttr", "ibv_qp_attr", True): "qp_state cur_qp_state path_mtu path_mig_state qkey rq_psn sq_psn dest_qp_num "
-    "qp_access_flags cap ah_attr alt_ah_attr pkey_index en_sqd_async_notify sq_draining max_rd_atomic max_dest_rd_atomic "
-    "min_rnr_timer port_num timeout retry_cnt rnr_retry rate_limit",
+    "qp_access_flags cap ah_attr alt_ah_attr pkey_index en_sqd_async_notify sq_draining max_rd_atomic "
+    "max_dest_rd_atomic min_rnr_timer port_num timeout retry_cnt rnr_retry rate_limit",
     ("QpInitAttr", "ibv_qp_init_attr", True): "send_cq recv_cq srq cap qp_type sq_sig_all",
-    ("QpInitAttrEx", "ibv_qp_init_attr_ex", True): "send_cq recv_cq srq cap qp_type sq_sig_all comp_mask pd create_flags "
-    "source_qpn send_ops_flags",
+    (
+        "QpInitAttrEx",
+        "ibv_qp_init_attr_ex",
+        True,
+    ): "send_cq recv_cq srq cap qp_type sq_sig_all comp_mask pd create_flags source_qpn send_ops_flags",
     ("CqInitAttrEx", "ibv_cq_init_attr_ex", True): "cqe channel comp_vector wc_flags comp_mask flags parent_domain",
-    ("PortAttr", "ibv_port_attr", False): "state max_mtu active_mtu gid_tbl_len port_cap_flags max_msg_sz pkey_tbl_len lid "
+    (
+        "PortAttr",
+        "ibv_port_attr",
+        False,
+    ): "state max_mtu active_mtu gid_tbl_len port_cap_flags max_msg_sz pkey_tbl_len lid "
     "sm_lid active_width active_speed phys_state link_layer flags",
-    ("DeviceAttr", "ibv_device_attr", True): "fw_ver node_guid max_mr_size vendor_id vendor_part_id hw_ver max_qp max_qp_wr "
+    (
+        "DeviceAttr",
+        "ibv_device_attr",
+        True,
+    ): "fw_ver node_guid max_mr_size vendor_id vendor_part_id hw_ver max_qp max_qp_wr "
     "max_sge max_cq max_cqe max_mr max_pd max_qp_rd_atom max_qp_init_rd_atom atomic_cap phys_port_cnt",
     ("AsyncEvent", "ibv_async_event", True): "element event_type",
-    ("Mlx5Qp", "mlx5dv_qp", True): "dbrec sq.buf sq.wqe_cnt sq.stride rq.buf bf.reg bf.size comp_mask uar_mmap_offset sqn",
+    (
+        "Mlx5Qp",
+        "mlx5dv_qp",
+        True,
+    ): "dbrec sq.buf sq.wqe_cnt sq.stride rq.buf bf.reg bf.size comp_mask uar_mmap_offset sqn",
     ("Mlx5Cq", "mlx5dv_cq", True): "buf dbrec cqe_cnt cqe_size cq_uar cqn comp_mask",
     ("Mlx5Obj", "mlx5dv_obj", True): "qp.in qp.out cq.in cq.out",
     ("Mlx5CqInitAttr", "mlx5dv_cq_init_attr", True): "comp_mask flags cqe_size",

@@ -1,6 +1,7 @@
 """Opening libibverbs: what is missing is named, with what to do; nothing is loaded before it is needed."""
 
 import ctypes.util
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +13,8 @@ pytest.importorskip("rdmakit.verbs._verbs", reason="python setup.py build_ext --
 
 
 def python(code, **environment):
-    import os
-
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, **environment}, capture_output=True,
-                          text=True)  # fmt: skip
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
 
 
 def test_a_missing_library_is_named_with_the_package_that_has_it():
@@ -37,7 +36,7 @@ def test_opening_an_unknown_name_says_why_no_rdma_device_is_listed():
 
 @pytest.mark.skipif(ctypes.util.find_library("ibverbs") is None, reason="apt-get install libibverbs1")
 def test_without_libmlx5_the_rest_still_works():
-    code = "from rdmakit.verbs import _verbs; found = _verbs.libraries(); print(found['mlx5'] == '', found['mlx5_missing'])"
+    code = "from rdmakit.verbs._verbs import libraries as got; print(got()['mlx5'] == '', got()['mlx5_missing'])"
     done = python(code, RDMAKIT_LIBMLX5="/nowhere/libmlx5.so.1")
     assert done.stdout.startswith("True /nowhere/libmlx5.so.1"), done.stdout + done.stderr
 

@@ -39,8 +39,8 @@ def run(command, nics=2, **more):
 
 @pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "tests/rdma").glob("test_*.py")))
 def test_the_suite_for_real_devices(name, run_seed):
-    done = run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--seed={run_seed}", f"tests/rdma/{name}"],
-               cwd=ROOT)  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--seed={run_seed}"]
+    done = run([*command, f"tests/rdma/{name}"], cwd=ROOT)
     counted = re.search(r"(\d+) passed", done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert counted or "apt-get install" in done.stdout, done.stdout
@@ -63,7 +63,10 @@ def test_ibv_devices_lists_them():
 
 
 def test_ibv_devinfo_shows_a_connectx():
-    done = run([example("ibv_devinfo"), "-v", "-d", "mlx5_1"], nics=[Nic("mlx5_0", ("10.9.0.1",)), Nic("mlx5_1", ("10.9.1.7",))])
+    done = run(
+        [example("ibv_devinfo"), "-v", "-d", "mlx5_1"],
+        nics=[Nic("mlx5_0", ("10.9.0.1",)), Nic("mlx5_1", ("10.9.1.7",))],
+    )
     assert done.returncode == 0, done.stderr
     for shown in ("PORT_ACTIVE (4)", "::ffff:10.9.1.7, RoCE v2", "vendor_part_id:\t\t\t4129", "4096 (5)"):
         assert shown in done.stdout, done.stdout

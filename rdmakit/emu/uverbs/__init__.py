@@ -1,7 +1,7 @@
 """A ConnectX for programs that know nothing of rdmakit: the distribution's own libibverbs and libmlx5 on emulated HCAs.
 
-Leans on tree and on the library `rdmakit.emu._uverbs`, which a process preloads: it answers what libibverbs and libmlx5 ask
-of the kernel. No root, no module, no container; libmlx5 builds the WQEs, the emulated HCA executes them.
+Leans on tree and on the library `rdmakit.emu._uverbs`, which a process preloads: it answers what libibverbs and libmlx5
+ask of the kernel. No root, no module, no container; libmlx5 builds the WQEs, the emulated HCA executes them.
 
     python -m rdmakit connectx -- ibv_devinfo
 
