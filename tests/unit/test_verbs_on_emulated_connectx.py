@@ -110,3 +110,13 @@ def test_the_command_runs_a_program_and_returns_its_status():
     assert done.returncode == 41, done.stderr
     done = subprocess.run([sys.executable, "-m", "rdmakit", "connectx"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "nothing to run" in done.stderr
+
+
+def test_posting_by_the_array_is_checked_and_compared():
+    from rdmakit.cli.bench_post import measure
+
+    result = measure(repetitions=20)
+    figures = result["figures"]
+    assert result["ok"] and 0 < figures["ns_per_wr"] and 0 < figures["ns_per_cqe"]
+    if "post_gain" in figures:  # ten times is what is promised; a busy machine may cost some of it
+        assert figures["post_gain"] > 4 and figures["poll_gain"] > 4, figures
