@@ -98,7 +98,11 @@ class ProxiedHca(VerbsHca):
     def modify_qp(self, qpn: int, attributes: dict[str, Any], mask: int) -> None:
         super().modify_qp(qpn, attributes, mask)
         if attributes.get("qp_state") == _RESET:
+            dbrec = self._rings["qp", qpn][2]
+            assert dbrec is not None
+            dbrec[:] = 0  # else what it said before would be posted again
             self._proxy.reset_qp(qpn)
+            return
         self._proxy.progress()  # receives that were posted before a state that takes them
 
     def ring(self, doorbell: int, value: int) -> None:
