@@ -130,6 +130,7 @@ int OpenDevice::command(const u8* bytes, std::size_t size) {
     const std::lock_guard<std::recursive_mutex> hold(Machine::here().lock());
     if (extended) {
         switch (number) {
+            case IB_USER_VERBS_CMD_QUERY_DEVICE: return query_device(in, true);
             case IB_USER_VERBS_CMD_CREATE_CQ: return create_cq(in, true);
             case IB_USER_VERBS_CMD_CREATE_QP: return create_qp(in, true);
             case IB_USER_VERBS_CMD_MODIFY_QP: return modify_qp(in);
@@ -138,7 +139,7 @@ int OpenDevice::command(const u8* bytes, std::size_t size) {
     }
     switch (number) {
         case IB_USER_VERBS_CMD_GET_CONTEXT: return get_context(in);
-        case IB_USER_VERBS_CMD_QUERY_DEVICE: return query_device(in);
+        case IB_USER_VERBS_CMD_QUERY_DEVICE: return query_device(in, false);
         case IB_USER_VERBS_CMD_QUERY_PORT: return query_port(in);
         case IB_USER_VERBS_CMD_ALLOC_PD: return alloc_pd(in);
         case IB_USER_VERBS_CMD_DEALLOC_PD: return dealloc_pd(in);
@@ -214,7 +215,7 @@ bool OpenDevice::owns(const void* page) const {
     return false;
 }
 
-int OpenDevice::query_device(In& in) {
+int OpenDevice::query_device(In& in, bool extended) {
     const HcaConfig& config = hca_->config();
     ib_uverbs_query_device_resp out = {};
     out.fw_ver = u64{28} << 32 | u64{39} << 16 | 1002;
@@ -238,7 +239,17 @@ int OpenDevice::query_device(In& in) {
     out.max_pkeys = 1;
     out.local_ca_ack_delay = 16;
     out.phys_port_cnt = static_cast<u8>(hca_->ib_ports());
-    in.give(out);
+    if (!extended) {
+        in.give(out);
+        return 0;
+    }
+    ib_uverbs_ex_query_device_resp more = {};
+    more.base = out;
+    more.response_length = static_cast<u32>(sizeof more);
+    mlx5_ib_query_device_resp driver = {};
+    driver.response_length = static_cast<u32>(std::min(sizeof driver, in.driver_response_size));
+    in.give(more);
+    in.give_driver(driver, sizeof more);
     return 0;
 }
 

@@ -36,7 +36,7 @@ class OpenDevice final : public Listener {
     };
 
     int get_context(In& in);
-    int query_device(In& in);
+    int query_device(In& in, bool extended);
     int query_port(In& in);
     int alloc_pd(In& in);
     int dealloc_pd(In& in);
