@@ -1,5 +1,7 @@
 """The public objects on real devices: what emulated ones do, these do as well."""
 
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -176,3 +178,17 @@ def test_names_may_be_dropped_in_any_order(devices, order):
         objects[index] = None
     again = raw.Context(devices[0])
     again.alloc_pd().close()
+
+
+def test_an_interpreter_ends_quietly_with_everything_open(devices):
+    code = (
+        "import sys, numpy as np, rdmakit\n"
+        "from rdmakit.device import connected_pair\n"
+        "here, there = (rdmakit.open(name) for name in sys.argv[1:])\n"
+        "near, far = connected_pair(here, there)\n"
+        "kept = [near.pd.register(np.zeros(64, np.uint8)) for _ in range(3)]\n"
+        "cycle = [near, far]; cycle.append(cycle); near.extra = cycle\n"
+        "here = there = near = far = None\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *devices], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
