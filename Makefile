@@ -8,6 +8,7 @@ PIP    := $(PY) -m pip --disable-pip-version-check
 BUILD_REQUIRES = $(shell sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ,)
 
 SOURCES := setup.py pyproject.toml $(wildcard rdmakit/emu/*.pyx rdmakit/emu/*.pxi rdmakit/emu/*.pxd rdmakit/emu/*/*.cpp \
+           rdmakit/verbs/*.pyx rdmakit/verbs/native/* \
            rdmakit/emu/*/*.hpp rdmakit/emu/compile.py cuda/rdmakit/*.cuh cuda/kernels/*.cu)
 
 .PHONY: help demo test bench explore notebooks docs lint ruff cython-lint mypy stubtest clean distclean check
@@ -56,7 +57,7 @@ mypy: $(VENV)/.test
 	$(PY) -m mypy
 
 stubtest: $(VENV)/.test
-	$(PY) -m mypy.stubtest rdmakit.emu._world \
+	$(PY) -m mypy.stubtest rdmakit.emu._world rdmakit.verbs._verbs \
 	    --mypy-config-file pyproject.toml --allowlist .ci/stubtest-allowlist --ignore-unused-allowlist
 
 clean:

@@ -42,6 +42,25 @@ WORLD = Extension(
     language="c++",
     extra_compile_args=["-std=c++17", "-O2", "-fvisibility=hidden", "-MMD"],
 )
+VERBS = Extension(  # links to nothing of RDMA's: libibverbs and libmlx5 are opened when they are needed
+    "rdmakit.verbs._verbs",
+    sources=["rdmakit/verbs/_verbs.pyx", *files("rdmakit/verbs/native/*.cpp")],
+    depends=["setup.py", *files("rdmakit/verbs/native/*.hpp", "cuda/rdmakit/*.cuh")],
+    include_dirs=["cuda", "rdmakit/verbs"],
+    language="c++",
+    extra_compile_args=["-std=c++17", "-O2", "-fvisibility=hidden", "-MMD"],
+)
+HCA = files("rdmakit/emu/hca/*.cpp", "rdmakit/emu/explore/*.cpp")
+UVERBS = Extension(  # no module of Python's: a library to preload, for which the kernel's headers have to be recent
+    "rdmakit.emu._uverbs",
+    sources=[*files("rdmakit/emu/uverbs/*.cpp"), *HCA],
+    depends=["setup.py", *files("rdmakit/emu/**/*.hpp", "cuda/rdmakit/*.cuh")],
+    include_dirs=WORLD.include_dirs,
+    language="c++",
+    extra_compile_args=WORLD.extra_compile_args,
+    libraries=["dl", "pthread"],
+    optional=True,
+)
 STOCK_INPUTS = files("cuda/rdmakit/*.cuh", "cuda/kernels/*.cu", "rdmakit/emu/*.py")
 
 
@@ -134,4 +153,4 @@ class BuildPython(build_py):
 
 if __name__ == "__main__":
     os.chdir(ROOT)
-    setup(ext_modules=[WORLD], cmdclass={"build_ext": BuildExtension, "build_py": BuildPython})
+    setup(ext_modules=[WORLD, VERBS, UVERBS], cmdclass={"build_ext": BuildExtension, "build_py": BuildPython})

@@ -1,5 +1,5 @@
 """The `rdmakit` command (also `python -m rdmakit`): demo, explore, replay, info, decode, bench, plan, ladder,
-validate, sweep, trace, ports.
+validate, sweep, trace, ports, connectx.
 
 Leans on all layers below. Each subcommand is a module here with `add_parser(subparsers)`, which sets `func`:
 a function that takes the parsed arguments and returns the exit status. Heavy imports belong inside that
@@ -17,12 +17,28 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from rdmakit.cli import bench, decode, demo, explore, info, ladder, plan, ports, replay, sweep, trace, validate
+from rdmakit.cli import (
+    bench,
+    connectx,
+    decode,
+    demo,
+    explore,
+    info,
+    ladder,
+    plan,
+    ports,
+    replay,
+    sweep,
+    trace,
+    validate,
+)
 from rdmakit.errors import RdmakitError
 
 __all__ = ["main", "parser"]
 
-SUBCOMMANDS = (demo, explore, replay, info, decode, bench, plan, ladder, validate, sweep, trace, ports)
+SUBCOMMANDS = (
+    demo, explore, replay, info, decode, bench, plan, ladder, validate, sweep, trace, ports, connectx,
+)  # fmt: skip
 
 
 def parser() -> argparse.ArgumentParser:

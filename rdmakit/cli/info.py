@@ -1,6 +1,6 @@
 """`rdmakit info`: what this machine has for rdmakit, and what to do about what it lacks.
 
-Leans on nothing. It looks and asks nobody: files under /sys and /proc, the installed packages' metadata, the
+Leans on verbs.topology. It looks and asks nobody: files under /sys and /proc, the installed packages' metadata, the
 compiler's own version line. Nothing heavy is imported and no driver is loaded: it answers at once anywhere.
 """
 
@@ -151,7 +151,9 @@ def findings(root: str | Path = "/") -> list[Finding]:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """The JSON object: ok (emulated devices work here), figures (1 or 0 a part, counts), config, findings."""
+    """The JSON object: ok (emulated devices work here), figures (1 or 0 a part), config, findings, topology."""
+    from rdmakit.verbs.topology import read_topology
+
     found = findings()
     parts = dict.fromkeys(finding.part for finding in found)
     figures = {part: sum(f.present for f in found if f.part == part) for part in parts}
@@ -165,11 +167,17 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "platform": platform.platform(),
         },
         "findings": [asdict(finding) for finding in found],
+        "topology": read_topology().to_dict(),
     }
 
 
 def main(args: argparse.Namespace) -> int:
     """Print what is here, or with `args.json` one JSON object; returns the exit status."""
+    if args.topology and not args.json:
+        from rdmakit.verbs.topology import read_topology
+
+        print(read_topology().draw())
+        return 0
     result = run(args)
     if args.json:
         print(json.dumps(result))
@@ -191,6 +199,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         help="what this machine has, and what to do about what it lacks",
         description="Looks for what rdmakit can use. Exit status 0 when emulated devices work here.",
     )
+    parser.add_argument("--topology", action="store_true", help="draw how far GPUs, NICs and NUMA nodes are apart")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(func=main)
     return parser

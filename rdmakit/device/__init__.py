@@ -24,7 +24,7 @@ from rdmakit.device.pd import PD
 from rdmakit.device.provider import AsyncEvent, Device, PortInfo, Provider, Refused
 from rdmakit.device.qp import QP
 from rdmakit.device.qp_attributes import QPState
-from rdmakit.device.registry import backends, open, register_backend
+from rdmakit.device.registry import backends, open, register_backend, register_named_devices
 from rdmakit.device.report import REPORT, DeviceStatus, Report
 
 __all__ = [
@@ -60,6 +60,8 @@ __all__ = [
     "handle_array",
     "open",
     "register_backend",
+    "register_named_devices",
 ]
 
 register_backend("emu", "rdmakit.emu.backend")
+register_named_devices("rdmakit.verbs.backend")

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rdmakit.device.provider import Refused
-from rdmakit.errors import BadArgument, BadState, NotAvailable, ObjectBusy, QueueFull, RdmakitError
+from rdmakit.errors import BadArgument, BadState, DeviceFault, NotAvailable, ObjectBusy, QueueFull, RdmakitError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -31,6 +31,10 @@ _BY_ERRNO: dict[int, type[RdmakitError]] = {
     errno.EBUSY: ObjectBusy,
     errno.ENOMEM: QueueFull,
     errno.EOPNOTSUPP: NotAvailable,
+    errno.EACCES: NotAvailable,
+    errno.EPERM: NotAvailable,
+    errno.ENODEV: DeviceFault,
+    errno.EIO: DeviceFault,
 }
 
 
@@ -49,7 +53,8 @@ def typed_refusal(what: str, remedy: str | None = None, **facts: Any) -> Iterato
     except Refused as refused:
         name = errno.errorcode.get(refused.code, str(refused.code))
         kind = _BY_ERRNO.get(refused.code, BadArgument)
-        raise kind(f"{what} was refused with {name}", rule=refused.message or None, remedy=remedy, **facts) from None
+        raise kind(f"{what} was refused with {name}", rule=refused.message or None,
+                   remedy=refused.remedy or remedy, **facts) from None
 
 
 class Box:

@@ -21,12 +21,13 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class Refused(Exception):
-    """A verb that the device refused: `code` is the errno, `message` the device's reason."""
+    """A verb that the device refused: `code` is the errno, `message` the device's reason, `remedy` what it advises."""
 
-    def __init__(self, code: int, message: str) -> None:
+    def __init__(self, code: int, message: str, remedy: str | None = None) -> None:
         super().__init__(code, message)
         self.code = code
         self.message = message
+        self.remedy = remedy
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,8 @@ class QP(Atomics):
             raise kind(
                 f"{self._name()} cannot go from {before.name} to {target.name}",
                 rule=refused.message or what,
-                remedy="see man ibv_modify_qp" if allowed else f"from {before.name} it can go to {possible}",
+                remedy=(refused.remedy or "see man ibv_modify_qp") if allowed
+                else f"from {before.name} it can go to {possible}",
                 qpn=hex(self.qpn),
             ) from None
         self._note(target)

@@ -1,8 +1,8 @@
-"""Opening a device by a string: "emu", "emu:doorbell=register,hosts=2", later "mlx5_0" and others.
+"""Opening a device by a string: "emu", "emu:doorbell=register,hosts=2", "mlx5_0", "rxe0:gid_index=1".
 
 Leans on context and errors. A backend registers its prefix with the name of the module that has its
 `open_device`; the module is imported when the first such device is opened, so importing rdmakit stays cheap
-and needs no driver.
+and needs no driver. One backend may know devices by their own names, and is asked last.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ from importlib import import_module
 from rdmakit.device.context import Context
 from rdmakit.errors import BadArgument, NotAvailable, UnknownDevice
 
-__all__ = ["backends", "open", "register_backend"]
+__all__ = ["backends", "open", "register_backend", "register_named_devices"]
 
 Opener = Callable[[str], Context]
 
 _BACKENDS: dict[str, str | Opener] = {}
+_NAMED: list[str] = []  # the module that opens devices by their own names, if there is one
 
 
 def register_backend(prefix: str, loader: str | Opener) -> None:
@@ -36,6 +37,14 @@ def register_backend(prefix: str, loader: str | Opener) -> None:
         raise BadArgument("bad backend prefix", value=prefix, rule="a word without a colon",
                           remedy="register the name that stands before the colon of a device string")
     _BACKENDS[prefix] = loader
+
+
+def register_named_devices(module: str) -> None:
+    """Names that are no prefix go to `module`, which is imported then.
+
+    It has `device_names() -> (names, why there are none)` and `open_device(spec) -> Context`.
+    """
+    _NAMED[:] = [module]
 
 
 def backends() -> list[str]:
@@ -70,11 +79,26 @@ def open(spec: str) -> Context:  # the name that users see is rdmakit.open
         raise BadArgument("a device is named by a string", value=spec, rule="prefix[:key=value,…]",
                           remedy="for example rdmakit.open('emu')")
     prefix, _, rest = spec.partition(":")
-    if prefix not in _BACKENDS:
-        raise UnknownDevice(
-            "no such device",
-            value=repr(spec),
-            rule="known: " + ", ".join(f"{name}[:…]" for name in backends()),
-            remedy='rdmakit.open("emu") opens an emulated ConnectX on any machine',
-        )
-    return _opener(prefix)(rest)
+    if prefix in _BACKENDS:
+        return _opener(prefix)(rest)
+    return _open_named(spec, prefix)
+
+
+def _open_named(spec: str, name: str) -> Context:
+    known, why = [f"{prefix}[:…]" for prefix in backends()], ""
+    if _NAMED:
+        try:
+            module = import_module(_NAMED[0])
+            devices, why = module.device_names()
+        except ImportError as error:  # not built here
+            devices, why = [], str(error)
+        if name in devices:
+            found: Context = module.open_device(spec)
+            return found
+        known += devices
+    raise UnknownDevice(
+        "no such device",
+        value=repr(spec),
+        rule="known: " + ", ".join(known) + (f" ({why})" if why else ""),
+        remedy='rdmakit.open("emu") opens an emulated ConnectX on any machine',
+    )

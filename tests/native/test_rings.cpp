@@ -189,9 +189,9 @@ TEST(arming) {
     CHECK(rig.a.hca->arm_cq(rig.a.send_cqn, false).ok());
     CHECK_EQ(events(), 2);  // two entries were not taken yet
     rig.a.send_cq.poll(), rig.a.send_cq.poll();
-    // Through the register: {sn, command, ci}, {cqn}; command bit 24 clear asks for solicited entries only.
+    // Through the register: {sn, command, ci}, {cqn}; command bit 24 asks for solicited entries only.
     const auto doorbell = [&](bool any) {
-        const u64 first = swap_bytes(any ? 1u << 24 : 0u), second = swap_bytes(rig.b.recv_cqn);
+        const u64 first = swap_bytes(any ? 0u : 1u << 24), second = swap_bytes(rig.b.recv_cqn);
         rig.b.hca->mmio_write64(static_cast<u8*>(rig.b.hca->default_uar().page) + 0x20, second << 32 | first);
     };
     for (u32 i = 0; i < 4; ++i) rig.b.sender.post_receive({});

@@ -48,9 +48,9 @@ bool Hca::owns(const void* address) const {
 void Hca::mmio_write64(const void* address, u64 value) {
     const u64 offset = reinterpret_cast<u64>(address) & (kUarBytes - 1);
     if (offset == kUarCqOffset) {
-        // {sequence[29:28] | command[24] | consumer index, CQ number}: mlx5_arm_cq in rdma-core providers/mlx5/cq.c
+        // {sequence[29:28] | solicited only[24] | consumer index, CQ number}: MLX5_CQ_DB_REQ_NOT_SOL, rdma-core mlx5dv.h
         const u32 cqn = swap_bytes(static_cast<u32>(value >> 32)) & 0xffffff;
-        if (owns(address) && find_cq(cqn)) arm_cq(cqn, !(swap_bytes(static_cast<u32>(value)) & (1u << 24)));
+        if (owns(address) && find_cq(cqn)) arm_cq(cqn, swap_bytes(static_cast<u32>(value)) & (1u << 24));
         return;
     }
     ++counters_.doorbells;

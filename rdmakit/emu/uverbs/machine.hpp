@@ -1,0 +1,95 @@
+// machine.hpp — the emulated HCAs of one process, as the kernel would drive them: who is there, who rings, who is told.
+// Leans on emu/hca. What libmlx5 writes to a UAR page is plain memory here; a thread looks at it and hands it to the HCA.
+#pragma once
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "../hca/fabric.hpp"
+#include "../hca/hca.hpp"
+
+namespace rdmakit::uverbs {
+
+using namespace rdmakit::emu;
+
+// Who hears of an HCA's events: an open /dev/infiniband/uverbsN.
+class Listener {
+  public:
+    virtual ~Listener() = default;
+    virtual void event(AsyncEvent event) = 0;
+};
+
+class Machine final : public Environment {
+  public:
+    // HCAs as the tree at SYSFS_PATH lists them in class/infiniband: their names, ports and GIDs.
+    static Machine& here();
+
+    Hca* find(const std::string& name);
+    void listen(Hca* hca, Listener* listener);
+    void forget(Listener* listener);
+    // Doorbells written to this page of `hca` are looked for from now on.
+    void watch(Hca* hca, void* page);
+    // Everything of this machine, HCAs included, is used by one thread at a time.
+    std::recursive_mutex& lock() { return lock_; }
+    // A QP that rings in this page; when a register there has been written its record is looked at as well, since in
+    // memory a later store to the same register hides an earlier one.
+    void add_qp(Hca* hca, u32 qpn, void* page);
+    void remove_qp(Hca* hca, u32 qpn);
+    // A CQ that is armed by this record's second word and the register at 0x20 of any page: all CQs share it.
+    void add_cq(Hca* hca, u32 cqn, u32* dbrec);
+    void remove_cq(Hca* hca, u32 cqn);
+
+    // ---- Environment
+    u64 now_ps() override { return 0; }
+    bool timed() override { return false; }
+    void at(u64, void (*)(void*, u64), void*, u64) override {}
+    void memory_written(const void*, std::size_t) override {}
+    u64 random(u64 bound) override;
+    void ready(Hca&) override { work_ = true; }
+    bool copy_payload() override { return true; }
+    void async_event(Hca& hca, AsyncEvent event) override;
+
+  private:
+    Machine();
+
+    static constexpr u32 kRegisters = 5;  // a CQ's at 0x20, and two alternating halves of each of two send registers
+    struct Page {
+        Hca* hca;
+        u64* words;
+    };
+    struct Ringer {
+        Hca* hca;
+        u32 qpn;
+        void* page;
+    };
+    struct Armed {
+        Hca* hca;
+        u32 cqn;
+        u32* dbrec;
+    };
+    struct Hearing {
+        Hca* hca;
+        Listener* listener;
+    };
+    void poll();
+    bool look();
+    void arm(const Page& page);
+    void ring_others(const Page& page);
+    void execute();
+
+    std::recursive_mutex lock_;
+    Fabric fabric_;
+    std::vector<std::unique_ptr<Hca>> hcas_;
+    std::vector<Page> pages_;
+    std::vector<Ringer> ringers_;
+    std::vector<Armed> armed_;
+    std::vector<Hearing> listeners_;
+    std::vector<std::pair<Hca*, AsyncEvent>> events_;
+    u64 random_ = 0x9e3779b97f4a7c15ull;
+    bool work_ = false;
+    bool started_ = false;
+};
+
+}  // namespace rdmakit::uverbs

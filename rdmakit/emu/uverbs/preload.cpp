@@ -1,0 +1,272 @@
+// preload.cpp — what a process asks of /dev/infiniband/uverbsN is answered here: LD_PRELOAD, no root, no kernel module.
+// Leans on kernel.hpp. Device files exist for every class/infiniband_verbs entry of the tree at SYSFS_PATH, which
+// libibverbs reads by itself. Everything else goes to the C library untouched.
+#include <dlfcn.h>
+#include <fcntl.h>
+#include <linux/netlink.h>
+#include <stdarg.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "kernel.hpp"
+
+#define RDMAKIT_PRELOAD extern "C" __attribute__((visibility("default")))
+
+namespace {
+
+using rdmakit::uverbs::EventFile;
+using rdmakit::uverbs::Machine;
+using rdmakit::uverbs::OpenDevice;
+
+constexpr char kFolder[] = "/dev/infiniband/uverbs";
+constexpr int kMajor = 231, kFirstMinor = 192;  // IB_UVERBS_MAJOR, IB_UVERBS_BASE_MINOR of uverbs_main.c
+constexpr int kMaxFd = 4096;
+
+std::mutex lock;
+std::atomic<bool> ours[kMaxFd];  // looked at without the lock: most calls are of no concern here
+
+struct Open {
+    int number;
+    std::shared_ptr<OpenDevice> device;
+};
+std::map<int, Open>& opened() {
+    static auto* const all = new std::map<int, Open>();
+    return *all;
+}
+
+template <class F>
+F next(const char* name) {
+    return reinterpret_cast<F>(dlsym(RTLD_NEXT, name));
+}
+
+std::string attribute(int number, const char* name) {
+    const char* root = std::getenv("SYSFS_PATH");
+    char path[512], text[64] = "";
+    if (root == nullptr) return "";
+    std::snprintf(path, sizeof path, "%s/class/infiniband_verbs/uverbs%d/%s", root, number, name);
+    if (std::FILE* file = std::fopen(path, "r")) {
+        if (std::fgets(text, sizeof text, file) == nullptr) text[0] = '\0';
+        std::fclose(file);
+    }
+    text[std::strcspn(text, "\n")] = '\0';
+    return text;
+}
+
+// The N of /dev/infiniband/uverbsN if the tree has it, else -1.
+int device_number(const char* path) {
+    if (path == nullptr || std::strncmp(path, kFolder, sizeof kFolder - 1) != 0) return -1;
+    char* end = nullptr;
+    const long number = std::strtol(path + sizeof kFolder - 1, &end, 10);
+    if (end == path + sizeof kFolder - 1 || *end != '\0' || number < 0 || number > 63) return -1;
+    return attribute(static_cast<int>(number), "ibdev").empty() ? -1 : static_cast<int>(number);
+}
+
+bool is_ours(int fd) { return fd >= 0 && fd < kMaxFd && ours[fd].load(std::memory_order_acquire); }
+
+std::shared_ptr<OpenDevice> device_of(int fd) {
+    const std::lock_guard<std::mutex> hold(lock);
+    const auto found = opened().find(fd);
+    return found == opened().end() ? nullptr : found->second.device;
+}
+
+int open_device(int number) {
+    static const auto real = next<int (*)(const char*, int, ...)>("open");
+    rdmakit::emu::Hca* const hca = Machine::here().find(attribute(number, "ibdev"));
+    if (hca == nullptr) {
+        errno = ENODEV;
+        return -1;
+    }
+    const int fd = real("/dev/null", O_RDWR | O_CLOEXEC);
+    if (fd < 0) return fd;
+    if (fd >= kMaxFd) {
+        static const auto real_close = next<int (*)(int)>("close");
+        real_close(fd);
+        errno = EMFILE;
+        return -1;
+    }
+    const std::lock_guard<std::mutex> hold(lock);
+    opened()[fd] = {number, std::make_shared<OpenDevice>(hca)};
+    ours[fd].store(true, std::memory_order_release);
+    return fd;
+}
+
+template <class S>
+void describe(S* into, int number) {
+    std::memset(into, 0, sizeof *into);
+    into->st_mode = S_IFCHR | 0666;
+    into->st_rdev = makedev(kMajor, static_cast<unsigned>(kFirstMinor + number));
+    into->st_nlink = 1;
+}
+
+int number_of(int fd) {
+    const std::lock_guard<std::mutex> hold(lock);
+    const auto found = opened().find(fd);
+    return found == opened().end() ? -1 : found->second.number;
+}
+
+mode_t mode_of(int flags, va_list list) { return flags & (O_CREAT | O_TMPFILE) ? va_arg(list, mode_t) : 0; }
+
+}  // namespace
+
+#define RDMAKIT_OPEN(name)                                                       \
+    RDMAKIT_PRELOAD int name(const char* path, int flags, ...) {                 \
+        static const auto real = next<int (*)(const char*, int, ...)>(#name);    \
+        if (const int number = device_number(path); number >= 0) return open_device(number); \
+        va_list list;                                                            \
+        va_start(list, flags);                                                   \
+        const mode_t mode = mode_of(flags, list);                                \
+        va_end(list);                                                            \
+        return real(path, flags, mode);                                          \
+    }
+RDMAKIT_OPEN(open)
+RDMAKIT_OPEN(open64)
+
+#define RDMAKIT_OPENAT(name)                                                     \
+    RDMAKIT_PRELOAD int name(int folder, const char* path, int flags, ...) {     \
+        static const auto real = next<int (*)(int, const char*, int, ...)>(#name); \
+        if (const int number = device_number(path); number >= 0) return open_device(number); \
+        va_list list;                                                            \
+        va_start(list, flags);                                                   \
+        const mode_t mode = mode_of(flags, list);                                \
+        va_end(list);                                                            \
+        return real(folder, path, flags, mode);                                  \
+    }
+RDMAKIT_OPENAT(openat)
+RDMAKIT_OPENAT(openat64)
+
+#define RDMAKIT_STAT(name, type)                                                 \
+    RDMAKIT_PRELOAD int name(const char* path, struct type* into) {              \
+        static const auto real = next<int (*)(const char*, struct type*)>(#name); \
+        const int number = device_number(path);                                  \
+        if (number < 0) return real(path, into);                                 \
+        describe(into, number);                                                  \
+        return 0;                                                                \
+    }
+RDMAKIT_STAT(stat, stat)
+RDMAKIT_STAT(stat64, stat64)
+
+#define RDMAKIT_FSTAT(name, type)                                                \
+    RDMAKIT_PRELOAD int name(int fd, struct type* into) {                        \
+        static const auto real = next<int (*)(int, struct type*)>(#name);        \
+        if (!is_ours(fd)) return real(fd, into);                                 \
+        describe(into, number_of(fd));                                           \
+        return 0;                                                                \
+    }
+RDMAKIT_FSTAT(fstat, stat)
+RDMAKIT_FSTAT(fstat64, stat64)
+
+// Before glibc 2.33 these were what stat and fstat called.
+RDMAKIT_PRELOAD int __xstat(int version, const char* path, struct stat* into) {
+    static const auto real = next<int (*)(int, const char*, struct stat*)>("__xstat");
+    const int number = device_number(path);
+    if (number < 0) return real(version, path, into);
+    describe(into, number);
+    return 0;
+}
+RDMAKIT_PRELOAD int __fxstat(int version, int fd, struct stat* into) {
+    static const auto real = next<int (*)(int, int, struct stat*)>("__fxstat");
+    if (!is_ours(fd)) return real(version, fd, into);
+    describe(into, number_of(fd));
+    return 0;
+}
+
+RDMAKIT_PRELOAD int close(int fd) {
+    static const auto real = next<int (*)(int)>("close");
+    if (is_ours(fd)) {
+        std::shared_ptr<OpenDevice> last;
+        const std::lock_guard<std::mutex> hold(lock);
+        ours[fd].store(false, std::memory_order_release);
+        last = std::move(opened()[fd].device);
+        opened().erase(fd);
+    } else if (EventFile::is_one(fd)) {
+        const std::lock_guard<std::recursive_mutex> hold(Machine::here().lock());
+        EventFile::forget(fd);
+    }
+    return real(fd);
+}
+
+RDMAKIT_PRELOAD ssize_t read(int fd, void* into, size_t size) {
+    static const auto real = next<ssize_t (*)(int, void*, size_t)>("read");
+    if (!EventFile::is_one(fd)) return real(fd, into, size);
+    std::shared_ptr<EventFile> file;
+    {
+        const std::lock_guard<std::recursive_mutex> hold(Machine::here().lock());
+        file = EventFile::at(fd);
+    }
+    if (file) return file->read(into, size);
+    errno = EBADF;
+    return -1;
+}
+
+RDMAKIT_PRELOAD ssize_t write(int fd, const void* bytes, size_t size) {
+    static const auto real = next<ssize_t (*)(int, const void*, size_t)>("write");
+    if (!is_ours(fd)) return real(fd, bytes, size);
+    const std::shared_ptr<OpenDevice> device = device_of(fd);
+    const int error = device ? device->command(static_cast<const unsigned char*>(bytes), size) : EBADF;
+    if (std::getenv("RDMAKIT_UVERBS_TRACE") != nullptr) {
+        unsigned command = 0;
+        std::memcpy(&command, bytes, size < sizeof command ? size : sizeof command);
+        std::fprintf(stderr, "uverbs: command 0x%x, %zu bytes: %s\n", command, size, error ? std::strerror(error) : "ok");
+    }
+    if (error == 0) return static_cast<ssize_t>(size);
+    errno = error;
+    return -1;
+}
+
+RDMAKIT_PRELOAD int ioctl(int fd, unsigned long request, ...) {
+    static const auto real = next<int (*)(int, unsigned long, void*)>("ioctl");
+    va_list list;
+    va_start(list, request);
+    void* const argument = va_arg(list, void*);
+    va_end(list);
+    if (!is_ours(fd)) return real(fd, request, argument);
+    errno = ENOTTY;  // a kernel without RDMA_VERBS_IOCTL: libibverbs writes its commands then
+    return -1;
+}
+
+#define RDMAKIT_MMAP(name, offset_type)                                                                     \
+    RDMAKIT_PRELOAD void* name(void* at, size_t size, int protection, int flags, int fd, offset_type offset) { \
+        static const auto real = next<void* (*)(void*, size_t, int, int, int, offset_type)>(#name);         \
+        if (!is_ours(fd)) return real(at, size, protection, flags, fd, offset);                             \
+        const std::shared_ptr<OpenDevice> device = device_of(fd);                                           \
+        void* const page = device && size == 4096 ? device->map(static_cast<unsigned long long>(offset)) : nullptr; \
+        if (page != nullptr) return page;                                                                   \
+        errno = EINVAL;                                                                                     \
+        return MAP_FAILED;                                                                                  \
+    }
+RDMAKIT_MMAP(mmap, off_t)
+RDMAKIT_MMAP(mmap64, off64_t)
+
+RDMAKIT_PRELOAD int munmap(void* at, size_t size) {
+    static const auto real = next<int (*)(void*, size_t)>("munmap");
+    if (size == 4096 && !opened().empty()) {
+        const std::lock_guard<std::mutex> hold(lock);
+        for (const auto& [fd, open] : opened())
+            if (open.device && open.device->owns(at)) return 0;  // a UAR page stays the HCA's
+    }
+    return real(at, size);
+}
+
+// Real RDMA devices are listed over netlink first; here there are only those of the tree.
+RDMAKIT_PRELOAD int socket(int domain, int type, int protocol) {
+    static const auto real = next<int (*)(int, int, int)>("socket");
+    if (domain == AF_NETLINK && protocol == NETLINK_RDMA) {
+        errno = EPROTONOSUPPORT;
+        return -1;
+    }
+    return real(domain, type, protocol);
+}

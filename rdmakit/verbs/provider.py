@@ -1,0 +1,222 @@
+"""A device of libibverbs behind `rdmakit.device`: PDs, memory, attributes, ports, events. Queues are its subclasses'.
+
+Leans on device (Provider), _verbs and ports. `mlx5_queues` gives QPs the rings that a ConnectX reads, `proxied_queues`
+rings that a proxy posts from; the objects on top cannot tell.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rdmakit.device import AsyncEvent, Device
+from rdmakit.device.provider import Bytes, CqQueue, QpQueues, QpRequest
+from rdmakit.errors import BadArgument
+from rdmakit.verbs import sysfs
+from rdmakit.verbs._verbs import Channel, Context, Cq, Mr, Pd, Qp
+from rdmakit.verbs.ports import PORT_ACTIVE, describe_port, flow_label_sport
+
+__all__ = ["EVENT_NAMES", "VerbsHca", "aligned"]
+
+EVENT_NAMES = (  # enum ibv_event_type, by the names that emulated devices use as well
+    "cq_error",
+    "qp_fatal",
+    "qp_request_error",
+    "qp_access_error",
+    "communication_established",
+    "sq_drained",
+    "path_migrated",
+    "path_migration_error",
+    "device_fatal",
+    "port_active",
+    "port_error",
+    "lid_change",
+    "pkey_change",
+    "sm_change",
+    "srq_error",
+    "srq_limit_reached",
+    "last_wqe_reached",
+    "client_reregister",
+    "gid_change",
+    "wq_fatal",
+)
+_ALIGNMENT = 128
+_ADDRESS_VECTOR = 1 << 7
+_ERR, _RESET = 6, 0
+
+
+def aligned(nbytes: int, alignment: int = _ALIGNMENT) -> Bytes:
+    """Zeroed bytes of this process, aligned."""
+    raw = np.zeros(nbytes + alignment, np.uint8)
+    begin = -raw.ctypes.data % alignment
+    return raw[begin : begin + nbytes]
+
+
+class VerbsHca:
+    """Provider over one opened device."""
+
+    queues = "none"
+
+    def __init__(self, context: Context, spec: str, gid_index: int | None = None, root: Path | None = None) -> None:
+        self._context = context
+        self._root = root or sysfs.default_root()
+        described = [
+            describe_port(context, number, self._root, gid_index)
+            for number in range(1, int(context.query_device()["phys_port_cnt"]) + 1)
+        ]
+        self._gid_index = {info.number: index for info, index in described}
+        ports = tuple(info for info, _ in described)
+        net = self._root / "class/infiniband" / context.name / "device/net"
+        bonded = any((net / name / "master").exists() for name in sysfs.names(net))
+        where = f"{self.queues} queues"
+        self.device = Device("verbs", context.name, spec, ports, "bond" if bonded else "none", "register", where)
+        self._pds: dict[int, Pd] = {}
+        self._mrs: dict[int, Mr] = {}
+        self._cqs: dict[int, Cq] = {}
+        self._qps: dict[int, Qp] = {}
+        self._sports: dict[int, int] = {}
+        self._qp_ports: dict[int, int] = {}
+        self._channel: Channel | None = None
+
+    def close(self) -> None:
+        self._context.close()
+
+    def memory(self, nbytes: int, label: str) -> Bytes:
+        return aligned(nbytes)
+
+    # ---- PD, MR
+    def alloc_pd(self) -> int:
+        pd = self._context.alloc_pd()
+        handle = int(pd.handle)
+        self._pds[handle] = pd
+        return handle
+
+    def dealloc_pd(self, pd: int) -> None:
+        self._pds[pd].close()
+        del self._pds[pd]
+
+    def reg_mr(self, pd: int, address: int, nbytes: int, access: int, label: str) -> tuple[int, int]:
+        mr = self._pds[pd].reg_mr(address, nbytes, access)
+        self._mrs[mr.lkey] = mr
+        return mr.lkey, mr.rkey
+
+    def dereg_mr(self, lkey: int) -> None:
+        self._mrs[lkey].close()
+        del self._mrs[lkey]
+
+    # ---- queues
+    def create_cq(self, log_entries: int, cqe_bytes: int, collapsed: bool, overrun_ignore: bool, label: str) -> CqQueue:
+        raise NotImplementedError
+
+    def create_qp(self, request: QpRequest) -> QpQueues:
+        raise NotImplementedError
+
+    def destroy_cq(self, cqn: int) -> None:
+        self._cqs[cqn].close()
+        del self._cqs[cqn]
+
+    def destroy_qp(self, qpn: int) -> None:
+        self._qps[qpn].close()
+        for known in (self._qps, self._sports, self._qp_ports):
+            known.pop(qpn, None)
+
+    def cq_is_dead(self, cqn: int) -> bool:
+        raise NotImplementedError
+
+    def arm_cq(self, cqn: int, solicited_only: bool) -> None:
+        self._cqs[cqn].arm(solicited_only)
+
+    def ring(self, doorbell: int, value: int) -> None:
+        raise NotImplementedError
+
+    def receive_posted(self, qpn: int) -> None:
+        """Hardware looks at the record by itself."""
+
+    def progress(self) -> bool:
+        """A device works by itself; who waits should let others run meanwhile."""
+        self._context.require()
+        time.sleep(0)
+        return True
+
+    def outcome(self) -> list[str]:
+        down = [str(info.number) for info in self.device.ports if not self.port_up(info.number)]
+        return [f"port {' and '.join(down)} of {self.device.name} is down"] if down else []
+
+    def _channel_of_events(self) -> Channel:
+        if self._channel is None:
+            self._channel = self._context.create_channel()
+        return self._channel
+
+    # ---- QP attributes
+    def modify_qp(self, qpn: int, attributes: dict[str, Any], mask: int) -> None:
+        values = dict(attributes)
+        if mask & _ADDRESS_VECTOR:
+            port = self._qp_ports.get(qpn, 1)
+            values.setdefault("ah_port_num", port)
+            values.setdefault("sgid_index", self._gid_index.get(port, 0))
+        self._qps[qpn].modify(values, mask)
+        if "port_num" in values:
+            self._qp_ports[qpn] = int(values["port_num"])
+        if values.get("qp_state") in (_RESET, _ERR):
+            self._sports.pop(qpn, None)
+
+    def query_qp(self, qpn: int) -> dict[str, Any]:
+        """ibv_query_qp, with `state`, `udp_source_port` (0 on InfiniBand) and `physical_port` (0: down) beside it."""
+        found: dict[str, Any] = dict(self._qps[qpn].query())
+        port = int(found["port_num"]) or 1
+        ethernet = self.device.ports[port - 1].link_layer == "Ethernet" if port <= len(self.device.ports) else False
+        sport = flow_label_sport(found["flow_label"], qpn, found["dest_qp_num"]) if ethernet else 0
+        found.update(
+            state=found["qp_state"],
+            udp_source_port=self._sports.get(qpn, sport),
+            physical_port=port if self.port_up(port) else 0,
+        )
+        return found
+
+    def modify_qp_udp_sport(self, qpn: int, port: int) -> None:
+        if not 0 <= port <= 0xFFFF:
+            raise BadArgument("no UDP port", value=port, rule="0xC000 … 0xFFFF", remedy="16 bits, of the dynamic range")
+        self._qps[qpn].set_udp_sport(port)
+        self._sports[qpn] = port
+
+    def query_qp_lag_port(self, qpn: int) -> tuple[int, int]:
+        configured, active = self._qps[qpn].lag_port()
+        return int(configured), int(active)
+
+    def modify_qp_lag_port(self, qpn: int, port: int) -> None:
+        if not 1 <= port <= 0xFF:
+            raise BadArgument("no port", value=port, rule="ports count from 1", remedy="1 or 2")
+        self._qps[qpn].set_lag_port(port)
+
+    # ---- what can be looked at
+    def port_up(self, port: int) -> bool:
+        return bool(self._context.query_port(port)["state"] == PORT_ACTIVE)
+
+    def port_counters(self, port: int) -> dict[str, int]:
+        return sysfs.counters(self.device.name, port, self._root)
+
+    def counters(self) -> dict[str, int]:
+        """The sum over ports of every counter that the kernel has."""
+        total: dict[str, int] = {}
+        for info in self.device.ports:
+            for name, value in self.port_counters(info.number).items():
+                total[name] = total.get(name, 0) + value
+        return total
+
+    def take_events(self) -> list[AsyncEvent]:
+        found = []
+        for number, kind, of in self._context.async_events():
+            name = EVENT_NAMES[number] if number < len(EVENT_NAMES) else f"event_{number}"
+            found.append(AsyncEvent(name, self._cqn_of(of) if kind == "cq" else of, 0))
+        if self._channel is not None:
+            found += [AsyncEvent("completion", self._completed(handle), 0) for handle in self._channel.events()]
+        return found
+
+    def _cqn_of(self, handle: int) -> int:
+        return next((cqn for cqn, cq in self._cqs.items() if cq.handle == handle), handle)
+
+    def _completed(self, handle: int) -> int:
+        return self._cqn_of(handle)

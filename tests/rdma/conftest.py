@@ -1,0 +1,39 @@
+"""Tests for devices that libibverbs lists: hardware, soft-RoCE, or emulated ones (rdmakit connectx -- pytest …).
+
+RDMAKIT_DEVICES=mlx5_0,mlx5_1 chooses the two ends; by default the first two devices, or the only one twice.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import rdmakit
+from rdmakit.verbs.backend import device_names
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.rdma)
+
+
+@pytest.fixture(scope="session")
+def devices() -> tuple[str, str]:
+    """Names of two devices that reach each other."""
+    named = [name for name in os.environ.get("RDMAKIT_DEVICES", "").split(",") if name]
+    known, _ = device_names()
+    found = named or known
+    if not found:
+        pytest.skip("no RDMA device: rdmakit connectx -- python -m pytest tests/rdma")
+    return found[0], found[1] if len(found) > 1 else found[0]
+
+
+@pytest.fixture(params=["own", "proxied"])
+def contexts(request, devices):
+    """Both ends, opened: on the device's own queues, and through the proxy."""
+    suffix = ":queues=proxied" if request.param == "proxied" else ""
+    with rdmakit.open(devices[0] + suffix) as here, rdmakit.open(devices[1] + suffix) as there:
+        yield here, there

@@ -1,0 +1,154 @@
+"""Distances between GPUs and NICs, from trees of files.
+
+The trees are made here: `dgx` is reconstructed from the `nvidia-smi topo -m` of NVIDIA's DGX H100 user guide (each GPU
+one switch away from the ConnectX-7 of its own rail), the others are small cases of one thing each.
+"""
+
+import json
+import os
+
+import pytest
+
+from rdmakit.cli import main
+from rdmakit.errors import BadArgument
+from rdmakit.verbs.topology import DISTANCES, distance, read_topology
+
+GPU, NIC = ("0x10de", "0x030200"), ("0x15b3", "0x020000")
+
+
+class Tree:
+    """A /sys under construction."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def write(self, path, text):
+        file = self.root / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text + "\n")
+
+    def link(self, path, target):
+        link = self.root / path
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(self.root / target)
+
+    def pci(self, path, kind, numa):
+        """A device at the end of "pci0000:00/0000:00:01.0/…"."""
+        (vendor, code), at = kind, f"devices/{path}"
+        for name, text in (("vendor", vendor), ("class", code), ("numa_node", str(numa))):
+            self.write(f"{at}/{name}", text)
+        self.link(f"bus/pci/devices/{path.rpartition('/')[2]}", at)
+        return at
+
+    def nic(self, name, at, *, netdev="", bond="", physical=""):
+        self.link(f"class/infiniband/{name}/device", at)
+        port = f"class/infiniband/{name}/ports/1"
+        for file, text in (("state", "4: ACTIVE"), ("rate", "400 Gb/sec (4X NDR)"), ("link_layer", "Ethernet")):
+            self.write(f"{port}/{file}", text)
+        self.write(f"{port}/gids/0", "0000:0000:0000:0000:0000:ffff:0a00:0001")
+        self.write(f"{port}/gid_attrs/types/0", "RoCE v2")
+        if netdev:
+            self.write(f"{port}/gid_attrs/ndevs/0", netdev)
+        if bond:
+            self.write(f"class/net/{bond}/bonding/mode", "802.3ad 4")
+            self.link(f"class/net/{netdev}/master", f"class/net/{bond}")
+        if physical:
+            self.link(f"{at}/physfn", physical)
+
+
+@pytest.fixture
+def tree(tmp_path):
+    return Tree(tmp_path)
+
+
+@pytest.fixture
+def dgx(tree):
+    """Eight switches, four a socket, with a GPU and a NIC each."""
+    for i in range(8):
+        host, bus = f"pci0000:{0x10 * (i + 1):02x}", 0x10 * (i + 1)
+        switch = f"{host}/0000:{bus:02x}:01.0/0000:{bus + 1:02x}:00.0"
+        tree.pci(f"{switch}/0000:{bus + 2:02x}:00.0/0000:{bus + 3:02x}:00.0", GPU, i // 4)
+        at = tree.pci(f"{switch}/0000:{bus + 2:02x}:01.0/0000:{bus + 4:02x}:00.0", NIC, i // 4)
+        tree.nic(f"mlx5_{i}", at)
+    return read_topology(tree.root)
+
+
+def test_each_gpu_of_a_dgx_has_its_rail(dgx):
+    assert [gpu.name for gpu in dgx.gpus] == [f"GPU{i}" for i in range(8)]
+    for gpu in dgx.gpus:
+        assert [nic.name for nic in dgx.nearest(gpu.index)] == [f"mlx5_{gpu.index}"]
+        for i, nic in enumerate(dgx.nics):
+            expected = "PIX" if i == gpu.index else "NODE" if i // 4 == gpu.index // 4 else "SYS"
+            assert dgx.between(gpu, nic) == expected
+
+
+def test_the_drawing_and_the_json_say_the_same(dgx):
+    lines = dgx.draw().splitlines()
+    names = lines[0].split()[:-2]
+    drawn = {line.split()[0]: dict(zip(names, line.split()[1:9], strict=True)) for line in lines[1:9]}
+    assert drawn == json.loads(json.dumps(dgx.to_dict()))["distances"]
+    assert "mlx5_7: 0000:84:00.0, NUMA 1, no driver: port 1 Ethernet ACTIVE 400 Gb/sec (4X NDR)" in lines
+
+
+def test_bonds_and_virtual_functions_show(tree):
+    physical = tree.pci("pci0000:00/0000:00:01.0/0000:01:00.0", NIC, 0)
+    virtual = tree.pci("pci0000:00/0000:00:01.0/0000:01:00.4", NIC, 0)
+    tree.nic("mlx5_bond_0", physical, netdev="eth0", bond="bond0")
+    tree.nic("mlx5_2", virtual, netdev="eth4", physical=physical)
+    found = {nic.name: nic for nic in read_topology(tree.root).nics}
+    assert found["mlx5_bond_0"].ports[0].bond == "bond0" and found["mlx5_2"].ports[0].bond == ""
+    assert found["mlx5_2"].virtual_of == "0000:01:00.0" and found["mlx5_bond_0"].virtual_of == ""
+
+
+def test_software_devices_have_no_place(tree):
+    (tree.root / "devices/virtual/infiniband/rxe0").mkdir(parents=True)
+    tree.nic("rxe0", "devices/virtual/infiniband/rxe0")
+    tree.pci("pci0000:00/0000:01:00.0", GPU, 0)
+    found = read_topology(tree.root)
+    assert found.nics[0].address == "" and found.between(found.gpus[0], found.nics[0]) == "SYS"
+    assert "rxe0: software" in found.draw()
+
+
+def test_a_container_without_the_device_links_still_lists(tree):
+    tree.write("class/infiniband/mlx5_0/ports/1/state", "4: ACTIVE")
+    (nic,) = read_topology(tree.root).nics
+    assert (nic.name, nic.address, nic.numa_node) == ("mlx5_0", "", -1)
+
+
+def by_ancestors(a, b, numa_a, numa_b):
+    """The same by walking up from one device until something is above both: slow and plain."""
+    above = [a[: len(a) - up] for up in range(1, len(a))]
+    common = next((node for node in above if node == b[: len(node)] and len(node) < len(b)), None)
+    if a == b or common is None:
+        if a == b and len(a) > 1:
+            return "PIX"
+        return "NODE" if numa_a == numa_b and numa_a >= 0 else "SYS"
+    if len(common) == 1:
+        return "PHB"
+    return "PIX" if len(a) - len(common) <= 2 and len(b) - len(common) <= 2 else "PXB"
+
+
+def test_distances_of_random_trees_agree_with_walking_up(rng):
+    seen = set()
+    for _ in range(3000):
+        deep = [tuple(f"{level}.{rng.integers(0, 2)}" for level in range(rng.integers(2, 7))) for _ in range(2)]
+        numa = [int(n) for n in rng.integers(-1, 2, 2)]
+        if deep[0] == deep[1] or any(x[: len(y)] == y for x, y in (deep, deep[::-1])):
+            continue  # a device is below no other
+        got = distance(*deep, *numa)
+        assert got == by_ancestors(*deep, *numa) == distance(*deep[::-1], *numa[::-1]), (deep, numa)
+        seen.add(got)
+    assert seen == set(DISTANCES)
+
+
+def test_a_gpu_that_is_not_there(dgx):
+    with pytest.raises(BadArgument, match="8 GPUs"):
+        dgx.nearest(8)
+
+
+def test_info_draws_and_prints_json(dgx, monkeypatch, capsys):
+    monkeypatch.setitem(os.environ, "SYSFS_PATH", dgx.where)
+    main(["info", "--topology"])
+    assert dgx.draw() in capsys.readouterr().out
+    main(["info", "--json"])
+    assert json.loads(capsys.readouterr().out)["topology"] == json.loads(json.dumps(dgx.to_dict()))
