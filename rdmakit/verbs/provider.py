@@ -88,6 +88,10 @@ class VerbsHca:
         return aligned(nbytes)
 
     # ---- PD, MR
+    def hca_is_of_the_gpu(self) -> bool:
+        """Never: a NIC is a device of its own."""
+        return False
+
     def alloc_pd(self) -> int:
         pd = self._context.alloc_pd()
         handle = int(pd.handle)

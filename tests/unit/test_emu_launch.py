@@ -352,7 +352,7 @@ def test_worlds_of_nonsense_are_refused():
         {"hosts": 251},
         {"gpus_per_host": 0},
         {"ports": 0},
-        {"ports": 3},
+        {"ports": 5},
         {"lag": "hash", "ports": 1},
         {"lag": "bond"},
         {"policy": "slow"},
