@@ -150,7 +150,7 @@ bars = [
     for port in (0, 1)
 ]
 ratio = plans["planned"].port_max_over_min
-show.port_bars(bars, title=f"Bytes of a dispatch by port (modelled): half idle, or {ratio:.2f} times apart at worst")
+show.port_bars(bars, title=f"Bytes of a dispatch (modelled): a port idle, or planned: busiest / idlest {ratio:.3f}")
 
 # %% [markdown]
 # ## Exercise: which queue pair?
