@@ -91,7 +91,9 @@ def _ratio(value: float) -> str:
 def ladder_waterfall(ladder: Ladder) -> show.Figure:
     """What each step adds, in logical GB/s, with bands over seeds, and the most that ports allow."""
     banded = len(ladder.runs) > 1
-    steps = [(f"{s.number} {s.title}", ladder.gbs(s.number), *(ladder.band(s.number) if banded else ())) for s in STEPS]
+    steps = [
+        (f"{s.number} {s.title}", ladder.gbs(s.number), *(ladder.band(s.number) if banded else ())) for s in STEPS
+    ]
     last = ladder.steps[-1]
     line = last.logical_gbs / last.port_payload_fraction  # all ports full of payload
     gain = f"{ladder.gain_total:.2f} times, step 0 to step {STEPS[-1].number}"

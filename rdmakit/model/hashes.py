@@ -61,7 +61,9 @@ def lag_port(source_port: Any, to_ip: Any, ports: int) -> NDArray[np.int64]:
     return h.astype(np.int64) % ports + 1
 
 
-def spine_by_tuple(seed: int, leaf: Any, from_ip: Any, to_ip: Any, source_port: Any, spines: int) -> NDArray[np.int64]:
+def spine_by_tuple(
+    seed: int, leaf: Any, from_ip: Any, to_ip: Any, source_port: Any, spines: int
+) -> NDArray[np.int64]:
     """The uplink that a leaf switch hashes a RoCE flow to."""
     h = _fold(np.asarray(np.uint32(seed)), leaf)
     for word in (from_ip, to_ip, np.asarray(source_port, np.uint32) << np.uint32(16) | np.uint32(ROCE_PORT)):

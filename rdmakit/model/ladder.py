@@ -110,7 +110,9 @@ class Ladder:
         others = [name for name in self.bottlenecks(len(self.steps) - 1) if not name.startswith("port ")]
         if ports >= BUSY or not others:
             return []
-        return [f"{name} is busy {last.usage.busiest[name]:.0%} of the time, the ports {ports:.0%}" for name in others]
+        return [
+            f"{name} is busy {last.usage.busiest[name]:.0%} of the time, the ports {ports:.0%}" for name in others
+        ]
 
 
 def climb(

@@ -129,7 +129,10 @@ def _normal(preset: Preset, work: Workload, step: Step, choices: list[Any], seed
     after = read(world)
     if work.op == "dispatch":
         bad = [
-            c for r, g in enumerate(got) for c in verify.check_routing(g, choices, weights, r, work.experts) if not c.ok
+            c
+            for r, g in enumerate(got)
+            for c in verify.check_routing(g, choices, weights, r, work.experts)
+            if not c.ok
         ]
         if bad:
             raise BadState(
@@ -146,7 +149,9 @@ def _normal(preset: Preset, work: Workload, step: Step, choices: list[Any], seed
     return _measured(preset, work, step, loaded, started[0], after, times, logical, keeper.timeline)
 
 
-def _low_latency(preset: Preset, work: Workload, step: Step, choices: list[Any], seed: int, timeline: bool) -> Measured:
+def _low_latency(
+    preset: Preset, work: Workload, step: Step, choices: list[Any], seed: int, timeline: bool
+) -> Measured:
     qps = min(step.qps or work.channels, work.channels)
     work = replace(work, channels=qps)
     plan, loaded = _plan(preset, work, step, choices, qps, qps)
@@ -165,7 +170,9 @@ def _low_latency(preset: Preset, work: Workload, step: Step, choices: list[Any],
     begin = read(world)
     x = _inputs(world, work)
     keeper = _Keeper(world, timeline, preset, work, step)
-    _, handles, _ = keeper.run(work.op == "dispatch", lambda: buffer.dispatch([x] * work.ranks, choices, use_fp8=True))
+    _, handles, _ = keeper.run(
+        work.op == "dispatch", lambda: buffer.dispatch([x] * work.ranks, choices, use_fp8=True)
+    )
     kernels = ("ll_dispatch_send", "ll_dispatch_receive")
     if work.op == "combine":
         begin = read(world)

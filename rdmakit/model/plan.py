@@ -240,7 +240,9 @@ def make_plan(
     if policy not in POLICIES:
         raise BadArgument("no such policy", value=policy, rule="one of " + ", ".join(POLICIES), remedy="planned")
     if not isinstance(channels, int) or not 1 <= channels <= 1024:
-        raise BadArgument("channels make no plan", value=channels, rule="1 … 1024", remedy="10 is the kernels' default")
+        raise BadArgument(
+            "channels make no plan", value=channels, rule="1 … 1024", remedy="10 is the kernels' default"
+        )
     if preset["nics_per_gpu"] > 1:
         raise BadArgument(
             "a rank posts to one NIC",
