@@ -1,8 +1,8 @@
-"""Choosing the free parameters, three of them, each on published points that it moves, and on no other.
+"""Choosing the free parameters, two of them, each on published points that it moves, and on no other.
 
-Leans on validate. A parameter is found by a search over its bounds in log scale; parameters come one after the other,
-so the order below is part of the fit. The result is written into a preset by hand, marked `fitted`, and frozen by a
-commit.
+Leans on validate. A time that an operation has once follows from the errors that one run leaves; any other parameter is
+found by a search over its bounds in log scale. Parameters come one after the other, so the order below is part of the
+fit. The result is written into a preset by hand, marked `fitted`, and frozen by a commit.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from rdmakit.errors import BadState
 from rdmakit.model.parameters import PARAMETERS
 from rdmakit.model.preset import Preset
 from rdmakit.model.published import POINTS, Point
@@ -22,22 +23,21 @@ __all__ = ["FREE", "Free", "fit"]
 
 @dataclass(frozen=True)
 class Free:
-    """A free parameter, its bounds in its own unit, and the points that it is chosen on. `offset`: another free
-    parameter, a time that every one of these points has once, so that its best value follows from the errors that are
-    left.
+    """A free parameter, its bounds in its own unit, and the points that it is chosen on. `once`: a time that every one
+    of these points, which are in microseconds, has once.
     """
 
     parameter: str
     least: float
     most: float
     points: tuple[str, ...]
-    offset: str = ""
+    once: bool = False
 
 
 _LL = ("ll_dispatch_ep8", "ll_combine_ep8", "ll_dispatch_ep64", "ll_combine_ep64")
 FREE = (
-    Free("gpu_load", 60, 400, _LL, offset="kernel_launch"),
-    Free("proxy_post", 100, 300, ("normal_dispatch_ep32_step0", "normal_dispatch_ep32")),
+    Free("kernel_launch", 0, 100_000, _LL, once=True),
+    Free("proxy_post", 100, 300, ("normal_dispatch_ep32_step0",)),
 )
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -49,6 +49,11 @@ def _offset(rows: Sequence[Comparison]) -> float:
     return sum(missing) / sum(weights)
 
 
+def _spread(rows: Sequence[Comparison], late: float = 0.0) -> float:
+    """Root mean square of relative errors, every prediction `late` microseconds later."""
+    return math.sqrt(sum(((row.predicted + late) / row.point.value - 1) ** 2 for row in rows) / len(rows))
+
+
 def fit(
     preset: Preset,
     free: Sequence[Free] = FREE,
@@ -57,45 +62,64 @@ def fit(
     jobs: int | None = None,
     done: Callable[[str], None] | None = None,
 ) -> dict[str, float]:
-    """The value of each free parameter, in its own unit: least mean square of relative errors, by golden section."""
+    """The value of each free parameter, in its own unit: least mean square of relative errors. BadState where a time
+    leaves its bounds; `evaluations` of a search, by golden section. `done` is told of each.
+    """
     found: dict[str, float] = {}
     by_name: dict[str, Point] = {p.name: p for p in POINTS}
     for each in free:
         points = [by_name[name] for name in each.points]
-        seen: dict[float, float] = {}
-        late: dict[float, float] = {}
-
-        def cost(
-            x: float,
-            each: Free = each,
-            points: list[Point] = points,
-            seen: dict[float, float] = seen,
-            late: dict[float, float] = late,
-        ) -> float:
-            value = float(f"{math.exp(x):.3g}")
-            if value not in seen:
-                rows = compare(preset.changed(**found, **{each.parameter: value}), points, jobs=jobs)
-                late[value] = _offset(rows) if each.offset else 0.0
-                errors = [(row.predicted + late[value]) / row.point.value - 1 for row in rows]
-                seen[value] = sum(error**2 for error in errors) / len(errors)
-                if done is not None:
-                    also = f", {each.offset} {late[value]:+.2f} us" if each.offset else ""
-                    done(f"{each.parameter} {value:g}{also}: {math.sqrt(seen[value]):.1%}")
-            return seen[value]
-
-        low, high = math.log(each.least), math.log(each.most)
-        a, b = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
-        for _ in range(max(1, evaluations - 2)):
-            if cost(a) <= cost(b):
-                high, b = b, a
-                a = high - _GOLDEN * (high - low)
-            else:
-                low, a = a, b
-                b = low + _GOLDEN * (high - low)
-        best = min(seen, key=lambda value: seen[value])
-        found[each.parameter] = best
-        if each.offset:
-            found[each.offset] = in_unit(
-                preset[each.offset] + in_base(late[best], "us"), PARAMETERS[each.offset].unit
-            )
+        now = preset.changed(**found)
+        found[each.parameter] = (
+            _once(now, each, points, jobs, done) if each.once else _search(now, each, points, evaluations, jobs, done)
+        )
     return found
+
+
+def _once(
+    preset: Preset, each: Free, points: list[Point], jobs: int | None, done: Callable[[str], None] | None
+) -> float:
+    rows = compare(preset, points, jobs=jobs)
+    late = _offset(rows)
+    unit = PARAMETERS[each.parameter].unit
+    value = in_unit(preset[each.parameter] + in_base(late, "us"), unit)
+    if done is not None:
+        done(f"{each.parameter} {value:.4g} {unit}: {_spread(rows, late):.1%}")
+    if not each.least <= value <= each.most:
+        raise BadState(
+            f"the points want a {each.parameter} out of its bounds",
+            value=f"{value:g} {unit}",
+            rule=f"{each.least:g} to {each.most:g} {unit}",
+            remedy="another parameter is wrong: see which points have the largest error",
+        )
+    return value
+
+
+def _search(
+    preset: Preset,
+    each: Free,
+    points: list[Point],
+    evaluations: int,
+    jobs: int | None,
+    done: Callable[[str], None] | None,
+) -> float:
+    seen: dict[float, float] = {}
+
+    def cost(x: float) -> float:
+        value = float(f"{math.exp(x):.3g}")
+        if value not in seen:
+            seen[value] = _spread(compare(preset.changed(**{each.parameter: value}), points, jobs=jobs))
+            if done is not None:
+                done(f"{each.parameter} {value:g}: {seen[value]:.1%}")
+        return seen[value]
+
+    low, high = math.log(each.least), math.log(each.most)
+    a, b = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
+    for _ in range(max(1, evaluations - 2)):
+        if cost(a) <= cost(b):
+            high, b = b, a
+            a = high - _GOLDEN * (high - low)
+        else:
+            low, a = a, b
+            b = low + _GOLDEN * (high - low)
+    return min(seen, key=lambda value: seen[value])

@@ -111,7 +111,6 @@ GPU = (
     _time("gpu_poll", "from a write to the spinning warp that notices it"),
     Parameter("warp_copy_rate", "what one warp copies", "GB/s", _SLOWEST, 1000),
     Parameter("nvlink_rate", "NVLink of one GPU, each direction, payload", "GB/s", _SLOWEST, 2000),
-    _time("nvlink_latency", "a store to another GPU's memory until it is visible there"),
     _time("kernel_launch", "once an operation: launch, synchronisation of the grid, and what the model leaves out"),
 )
 GROUPS = {"cluster": CLUSTER, "fabric": FABRIC, "nic": NIC, "proxy": PROXY, "gpu": GPU}

@@ -3,12 +3,13 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from rdmakit.cli import main
-from rdmakit.errors import BadArgument
+from rdmakit.errors import BadArgument, BadState
 from rdmakit.model import load
 from rdmakit.model.calibrate import FREE, Free, _offset, fit
 from rdmakit.model.ladder import climb, run_all
@@ -96,9 +97,9 @@ def test_points_and_what_is_fitted():
         "ll_combine_ep8",
         "ll_combine_ep64",
     }
-    assert {name for free in FREE for name in free.points} <= fitted and len(FREE) + sum(
-        bool(f.offset) for f in FREE
-    ) <= 4
+    assert {name for free in FREE for name in free.points} <= fitted and len(FREE) <= 4
+    marked = {name for name, setting in load("ib").settings.items() if setting.mark == "fitted"}
+    assert marked == {free.parameter for free in FREE}
     assert point_of("ll", "combine", 128).value == 369 and point_of("normal", "dispatch", 128) is None
     with pytest.raises(BadArgument):
         point_of("ll", "sideways", 8)
@@ -175,6 +176,24 @@ def test_fit_finds_what_made_a_point(monkeypatch):
     assert found["pcie_rate"] == pytest.approx(58, rel=0.01)
 
 
+def test_fit_finds_what_an_operation_has_once(monkeypatch):
+    """Predictions that are all as late as the parameter says, and 3 us early beside it."""
+    from rdmakit.model import calibrate
+
+    points = [p for p in POINTS if p.kernel == "ll"][:4]
+
+    def early(preset, given, jobs=None):
+        return [Comparison(p, p.value - 3 - 10 + preset["kernel_launch"] / 1e6, None) for p in given]
+
+    monkeypatch.setattr(calibrate, "compare", early)
+    free = Free("kernel_launch", 0, 50_000, tuple(p.name for p in points), once=True)
+    said: list[str] = []
+    assert fit(load("ib"), [free], done=said.append)["kernel_launch"] == pytest.approx(13_000)
+    assert said == ["kernel_launch 1.3e+04 ns: 0.0%"]
+    with pytest.raises(BadState, match="out of its bounds"):
+        fit(load("ib"), [replace(free, most=12_000)])
+
+
 # ---- trace
 def test_trace(capsys, tmp_path):
     out = tmp_path / "trace.json"
@@ -244,9 +263,7 @@ def test_sweep(capsys, tmp_path):
     assert figures["value0_gbs"] < figures["value1_gbs"] and figures["value0_gbs_least"] <= figures["value0_gbs_most"]
     rows = list(csv.DictReader(table.open()))
     assert [r["port_rate"] for r in rows] == ["20 Gb/s", "400 Gb/s"]
-    assert float(rows[0]["logical_gbs"]) == pytest.approx(figures["value0_gbs"]) and svg.read_text().startswith(
-        "<svg"
-    )
+    assert float(rows[0]["logical_gbs"]) == pytest.approx(figures["value0_gbs"]) and svg.read_text().startswith("<svg")
     assert main(["sweep", "chunk=2,8", "--preset", "ib", *SMALL, "--jobs", "1"]) == 0
     assert "band" in capsys.readouterr().out
 
