@@ -26,11 +26,12 @@ def add_cluster(p: argparse.ArgumentParser, preset: str = "roce") -> None:
     )
 
 
-def add_work(p: argparse.ArgumentParser, *, channels: int = 10) -> None:
+def add_work(p: argparse.ArgumentParser, *, channels: int = 10, tokens: int | None = None) -> None:
     """--kernel, --op, --tokens, --routing, --channels, --seed."""
     p.add_argument("--kernel", choices=("normal", "ll"), default="normal", help="normal or low latency")
     p.add_argument("--op", choices=("dispatch", "combine"), default="dispatch")
-    p.add_argument("--tokens", type=int, help="of each rank (default 4096, low latency 128)")
+    shown = "4096, low latency 128" if tokens is None else str(tokens)
+    p.add_argument("--tokens", type=int, default=tokens, help=f"of each rank (default {shown})")
     p.add_argument(
         "--routing", choices=("published", "uniform", "recorded", "zipf", "group-limited"), default="published"
     )

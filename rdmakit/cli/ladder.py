@@ -19,8 +19,7 @@ def add_parser(subparsers: Any) -> None:
     """Register `rdmakit ladder`."""
     p = subparsers.add_parser("ladder", help="what each optimisation buys, and where the time goes (modelled)")
     add_cluster(p)
-    add_work(p)
-    p.set_defaults(tokens=1024)
+    add_work(p, tokens=1024)
     p.add_argument("--seeds", type=int, default=1, help="run so many seeds and show the band (default 1)")
     p.add_argument("--jobs", type=int, help="processes (default: all cores)")
     p.add_argument("--svg", metavar="FILE", help="write the waterfall to FILE")
