@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 from rdmakit.cli.cluster import add_cluster, add_work, cluster_of, work_of
+from rdmakit.cli.files import writing
 from rdmakit.cli.progress import Progress
 
 __all__ = ["add_parser", "run"]
@@ -69,20 +70,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def main(args: argparse.Namespace) -> int:
     """Entry of the subcommand."""
-    from rdmakit.errors import BadArgument
     from rdmakit.model.drawing import ladder_waterfall
 
     result = run(args)
     if args.svg:
-        try:
+        with writing():
             ladder_waterfall(result["ladder"]).save(args.svg)
-        except OSError as error:
-            raise BadArgument(
-                "the file cannot be written",
-                value=args.svg,
-                rule=str(error.strerror),
-                remedy="a path in a folder that is there",
-            ) from error
     if args.json:
         print(json.dumps({k: result[k] for k in ("ok", "figures", "config", "busy")}))
     else:

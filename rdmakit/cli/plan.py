@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 from rdmakit.cli.cluster import add_cluster, add_work, cluster_of, work_of
+from rdmakit.cli.files import writing
 
 __all__ = ["add_parser", "run"]
 
@@ -108,10 +109,9 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _write(args: argparse.Namespace, plan: Any) -> None:
-    from rdmakit.errors import BadArgument
     from rdmakit.model.drawing import rank_routes
 
-    try:
+    with writing():
         if args.svg:
             rank_routes(plan, args.rank).save(args.svg)
         if args.flows:
@@ -119,13 +119,6 @@ def _write(args: argparse.Namespace, plan: Any) -> None:
             with open(args.flows, "w", encoding="utf-8") as file:
                 file.write(",".join(names) + "\n")
                 file.writelines(",".join(str(v) for v in row) + "\n" for row in plan.flows.tolist())
-    except OSError as error:
-        raise BadArgument(
-            "the file cannot be written",
-            value=error.filename,
-            rule=str(error.strerror),
-            remedy="a path in a folder that is there",
-        ) from error
 
 
 def _show(result: dict[str, Any], args: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ import json
 from typing import Any
 
 from rdmakit.cli.cluster import add_cluster, add_work, cluster_of, work_of
+from rdmakit.cli.files import writing
 from rdmakit.cli.progress import Progress
 
 __all__ = ["add_parser", "run"]
@@ -95,7 +96,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def main(args: argparse.Namespace) -> int:
     """Entry of the subcommand."""
     from rdmakit import show
-    from rdmakit.errors import BadArgument
 
     result = run(args)
     swept, name = result["swept"], result["name"]
@@ -108,7 +108,7 @@ def main(args: argparse.Namespace) -> int:
         "GB/s",
         title=f"logical GB/s over {name} (modelled, step {args.step})",
     )
-    try:
+    with writing():
         if args.csv:
             with open(args.csv, "w", encoding="utf-8") as file:
                 file.write(",".join([name, *FIELDS, "gbs_least", "gbs_most"]) + "\n")
@@ -117,13 +117,6 @@ def main(args: argparse.Namespace) -> int:
                     file.write(",".join(cells) + "\n")
         if args.svg:
             bars.save(args.svg)
-    except OSError as error:
-        raise BadArgument(
-            "the file cannot be written",
-            value=error.filename,
-            rule=str(error.strerror),
-            remedy="a path in a folder that is there",
-        ) from error
     if args.json:
         print(json.dumps({k: result[k] for k in ("ok", "figures", "config")}))
     else:

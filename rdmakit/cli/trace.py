@@ -11,6 +11,7 @@ import json
 from typing import Any
 
 from rdmakit.cli.cluster import add_cluster, add_work, cluster_of, work_of
+from rdmakit.cli.files import writing
 
 __all__ = ["add_parser", "run"]
 
@@ -49,16 +50,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     assert timeline is not None
     text = timeline.to_json(None if args.of is None else set(args.of), preset.count("gpus_per_host") // preset.nics)
     problems = check_trace(text)
-    try:
-        with open(args.out, "w", encoding="utf-8") as file:
-            file.write(text)
-    except OSError as error:
-        raise BadArgument(
-            "the file cannot be written",
-            value=args.out,
-            rule=str(error.strerror),
-            remedy="a path in a folder that is there",
-        ) from error
+    with writing(), open(args.out, "w", encoding="utf-8") as file:
+        file.write(text)
     counts = {f"{name.replace(' ', '_').lower()}_events": n for name, n in timeline.counts().items()}
     figures = {
         **counts,

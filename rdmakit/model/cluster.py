@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import Any
 
 from rdmakit.emu import World
-from rdmakit.emu.clock import Clock
+from rdmakit.emu.clock import COSTS, Clock
 from rdmakit.ep.wiring import Route, Steer
 from rdmakit.errors import BadArgument
+from rdmakit.model.cluster_rules import check_one_nic
 from rdmakit.model.plan import Plan
 from rdmakit.model.preset import Preset
 
@@ -54,18 +55,8 @@ def clock_of(preset: Preset, *, proxy: bool = False) -> Clock:
     }
     costs = {
         name: round(p[f"gpu_{name}" if not name.startswith("fence") else name])
-        for name in (
-            "load",
-            "store",
-            "atomic",
-            "fence_cta",
-            "fence_gpu",
-            "fence_sys",
-            "mmio",
-            "collective",
-            "barrier",
-            "poll",
-        )
+        for name in COSTS
+        if name != "copy_byte"
     }
     costs["copy_byte"] = per["warp_copy_rate"]
     return Clock(hca, network, costs, round(p["nvlink_rate"]))
@@ -78,13 +69,7 @@ def world_of(preset: Preset, *, proxy: bool = False, seed: int = 0, copy_payload
     >>> world_of(load("ib")).topology.hosts
     4
     """
-    if preset["nics_per_gpu"] > 1:
-        raise BadArgument(
-            "ranks of a world post to one NIC",
-            value=preset.settings["nics_per_gpu"].shown,
-            rule="nics_per_gpu <= 1",
-            remedy="ports = 2 with lag = none is a port for each queue pair",
-        )
+    check_one_nic(preset)
     world = World(
         hosts=preset.count("hosts"),
         gpus_per_host=preset.count("gpus_per_host"),

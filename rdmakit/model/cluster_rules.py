@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from rdmakit.errors import CorruptFile
+from rdmakit.errors import BadArgument, CorruptFile
 
 if TYPE_CHECKING:
     from rdmakit.model.preset import Preset
 
-__all__ = ["check_cluster"]
+__all__ = ["check_cluster", "check_one_nic"]
 
 
 def check_cluster(p: Preset) -> None:
@@ -69,4 +69,15 @@ def check_cluster(p: Preset) -> None:
             "adaptive routing would disorder QPs that take one path",
             "RoCE QPs see adaptive routing as out-of-order packets: multipath = yes",
             "routing = ecmp",
+        )
+
+
+def check_one_nic(p: Preset) -> None:
+    """BadArgument for a cluster that can be described, and whose ranks could not post to all that they have."""
+    if p["nics_per_gpu"] > 1:
+        raise BadArgument(
+            "ranks of a world post to one NIC",
+            value=p.settings["nics_per_gpu"].shown,
+            rule="nics_per_gpu <= 1",
+            remedy="ports = 2 with lag = none is a port for each queue pair",
         )

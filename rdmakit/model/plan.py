@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from rdmakit.errors import BadArgument
 from rdmakit.model.balance import even_ports, spread_paths, spread_ports
+from rdmakit.model.cluster_rules import check_one_nic
 from rdmakit.model.fabric import Network
 from rdmakit.model.hashes import NVSHMEM_SOURCE_PORT, flow_label_of_qpns, lag_port, source_port_of_label
 from rdmakit.model.preset import Preset
@@ -243,13 +244,7 @@ def make_plan(
         raise BadArgument(
             "channels make no plan", value=channels, rule="1 … 1024", remedy="10 is the kernels' default"
         )
-    if preset["nics_per_gpu"] > 1:
-        raise BadArgument(
-            "a rank posts to one NIC",
-            value=preset.settings["nics_per_gpu"].shown,
-            rule="nics_per_gpu <= 1",
-            remedy="ports = 2 with lag = none is a port for each queue pair",
-        )
+    check_one_nic(preset)
     flows = _places(preset, connected_pairs(preset, kernel), channels)
     flows["bytes"] = 1
     if traffic is not None:
