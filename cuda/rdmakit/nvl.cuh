@@ -82,22 +82,26 @@ RDMAKIT_DEVICE void nvl_tell(const NvlRank& nvl, u64 words, u32 to, u64 epoch) {
     store_release<Scope::sys>(nvl_at<u64>(nvl, to, words) + nvl.rank, epoch);
 }
 
-// The last of this operation's blocks to come by.
-RDMAKIT_DEVICE bool nvl_comes_last(const NvlRank& nvl, NvlKind kind) {
+// The last of the grid's blocks to come by, of which `came` counts.
+RDMAKIT_DEVICE bool nvl_comes_last(u32* came) {
     const u32 last = static_cast<u32>(blocks_in_grid()) - 1;
-    return fetch_wrap<Scope::gpu>(&nvl_progress(nvl, kind).finished, last) == last;
+    return fetch_wrap<Scope::gpu>(came, last) == last;
 }
-// All threads of all blocks, at the end: what a block has written is ordered before what the last one tells others, by a
-// release of system scope. True in the block that ends last. `last` is a word of shared memory.
-RDMAKIT_DEVICE bool nvl_last_block(const NvlRank& nvl, NvlKind kind, u32* last) {
+// All threads of all blocks: what a block has written is ordered before what the last one tells others, by a release of system
+// scope. True in the block that comes last. `last` is a word of shared memory.
+RDMAKIT_DEVICE bool nvl_meets_last(u32* came, u32* last) {
     block_sync();
     if (block_rank() == 0) {
         fence<Scope::gpu>();
-        *last = nvl_comes_last(nvl, kind) ? 1 : 0;
+        *last = nvl_comes_last(came) ? 1 : 0;
         fence<Scope::gpu>();
     }
     block_sync();
     return *last != 0;
+}
+// The same, at the end of an operation.
+RDMAKIT_DEVICE bool nvl_last_block(const NvlRank& nvl, NvlKind kind, u32* last) {
+    return nvl_meets_last(&nvl_progress(nvl, kind).finished, last);
 }
 // The last block, all threads: the operation has ended.
 RDMAKIT_DEVICE void nvl_end(const NvlRank& nvl, NvlKind kind, u64 epoch) {
@@ -108,7 +112,7 @@ RDMAKIT_DEVICE void nvl_end(const NvlRank& nvl, NvlKind kind, u64 epoch) {
 // for later kernels.
 RDMAKIT_DEVICE bool nvl_last_quietly(const NvlRank& nvl, NvlKind kind) {
     block_sync();
-    return block_rank() == 0 && nvl_comes_last(nvl, kind);
+    return block_rank() == 0 && nvl_comes_last(&nvl_progress(nvl, kind).finished);
 }
 // All threads of a block: publish an offer to all ranks. A release: what lies there is there.
 RDMAKIT_DEVICE void nvl_offer(const NvlRank& nvl, u64 offers, const NvlOffer& offer, u64 epoch) {

@@ -81,15 +81,7 @@ RDMAKIT_NOINLINE Status nvl_verdict(const NvlRank& nvl, NvlVerdict about, const 
 // All threads of all blocks, when they have sent what they have: true in the block that comes last, for which everything is
 // sent. `last` is a word of shared memory. What is known of a rank then is whole.
 RDMAKIT_DEVICE bool nvl_all_sent(const NvlRank& nvl, u32 operation, u32* last) {
-    const u32 blocks = static_cast<u32>(blocks_in_grid());
-    block_sync();
-    if (block_rank() == 0) {
-        fence<Scope::gpu>();
-        *last = fetch_wrap<Scope::gpu>(&nvl.masks->sent[operation], blocks - 1) == blocks - 1 ? 1 : 0;
-        fence<Scope::gpu>();
-    }
-    block_sync();
-    return *last != 0;
+    return nvl_meets_last(&nvl.masks->sent[operation], last);
 }
 
 }  // namespace rdmakit

@@ -5,10 +5,12 @@ Leans on ep.buffer_base, ep.normal_arguments and ep.internode_arguments (checks)
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from rdmakit.ep.buffer_base import BufferBase, address_of
 from rdmakit.ep.config import Config
+from rdmakit.ep.crossing import Crossing
 from rdmakit.ep.events import EventOverlap
 from rdmakit.ep.internode import LEAST_SMS, Internode
 from rdmakit.ep.internode_arguments import HostsHandle, check_between_hosts, unpack_hosts_handle
@@ -19,6 +21,18 @@ from rdmakit.ep.tensors import Tensor
 from rdmakit.errors import BadArgument
 
 __all__ = ["InternodeCalls"]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """A combine that has begun: `bias` may hold None, `out` and `out_weights` are for its results."""
+
+    hidden: int
+    topk: int
+    bias: tuple[Tensor | None, Tensor | None]
+    crossing: Crossing
+    out: Tensor
+    out_weights: Tensor | None
 
 
 class InternodeCalls(BufferBase):
@@ -108,29 +122,41 @@ class InternodeCalls(BufferBase):
         The sum of each host is rounded to BF16. The channels are those of the handle's dispatch; `config` counts for
         the HCA's SMs. BadState on one host.
         """
-        engine, kinds = check_between_hosts(self, "internode_combine"), self._backend.kinds
+        engine = check_between_hosts(self, "internode_combine")
         num_sms = number_of_sms(self, config, self.num_sms, LEAST_SMS)
         found = unpack_hosts_handle(self, handle)
-        rows, tokens, topk = found.rows, found.route.tokens, 0
+        sums = self._begin_sums(
+            x, found.rows, found.route.tokens, topk_weights, bias, previous_event, async_finish,
+            allocate_on_comm_stream,
+        )  # fmt: skip
+        bias_0, bias_1 = sums.bias
+        engine.combine(
+            found.route, x.data_ptr(), found.rows, sums.hidden, address_of(topk_weights), sums.topk,
+            sums.out.data_ptr(), address_of(sums.out_weights), address_of(bias_0), address_of(bias_1), num_sms,
+            self._stream_address(self._comm_stream),
+        )  # fmt: skip
+        event = sums.crossing.finish((x, topk_weights, bias_0, bias_1, found.plan, sums.out, sums.out_weights))
+        return sums.out, sums.out_weights, event
+
+    def _begin_sums(
+        self, x: Tensor, rows: int, tokens: int, topk_weights: Tensor | None, bias: Any, previous_event: Any,
+        async_finish: bool, allocate_on_comm_stream: bool,
+    ) -> Sums:  # fmt: skip
+        """What a combine begins with, its handle being known: checks, the way to the other stream, room for sums."""
+        kinds, topk = self._backend.kinds, 0
         check_tensor("x", x, self.device, (kinds.bfloat16,), (rows, "hidden"))
         check_rows(self, x, None)
         hidden = int(x.shape[1])
         if topk_weights is not None:
             check_tensor("topk_weights", topk_weights, self.device, (kinds.float32,), (rows, "num_topk"))
             topk = int(topk_weights.shape[1])
-        bias_0, bias_1 = unpack_bias(self, bias, tokens, hidden)
+        biases = unpack_bias(self, bias, tokens, hidden)
         crossing = self._crossing(previous_event, async_finish, allocate_on_comm_stream)
         self._leases.collect(self._comm_stream)
         with crossing.results():
             out = self._empty((tokens, hidden), kinds.bfloat16)
             out_weights = None if topk_weights is None else self._empty((tokens, topk), kinds.float32)
-        engine.combine(
-            found.route, x.data_ptr(), rows, hidden, address_of(topk_weights), topk, out.data_ptr(),
-            address_of(out_weights), address_of(bias_0), address_of(bias_1), num_sms,
-            self._stream_address(self._comm_stream),
-        )  # fmt: skip
-        event = crossing.finish((x, topk_weights, bias_0, bias_1, found.plan, out, out_weights))
-        return out, out_weights, event
+        return Sums(hidden, topk, biases, crossing, out, out_weights)
 
     def _between_hosts(self) -> Internode:
         found: Internode = self.runtime

@@ -21,7 +21,6 @@ from rdmakit.ep.normal_arguments import (
     check_rows,
     check_topk,
     number_of_sms,
-    unpack_bias,
     unpack_handle,
 )
 from rdmakit.ep.tensor_checks import check_positive, check_tensor
@@ -167,31 +166,23 @@ class NormalCalls(InternodeCalls):
             return self.internode_combine(
                 x, handle, topk_weights, bias, config, previous_event, async_finish, allocate_on_comm_stream
             )
-        engine, kinds = self._engine(), self._backend.kinds
+        engine = self._engine()
         num_sms = number_of_sms(self, config, self.num_sms)
         prefix, src_idx, _, positions = unpack_handle(self, handle)
-        rows, tokens, topk = len(src_idx), len(positions), 0
-        check_tensor("x", x, self.device, (kinds.bfloat16,), (rows, "hidden"))
-        check_rows(self, x, None)
-        hidden = int(x.shape[1])
-        if topk_weights is not None:
-            check_tensor("topk_weights", topk_weights, self.device, (kinds.float32,), (rows, "num_topk"))
-            topk = int(topk_weights.shape[1])
-        bias_0, bias_1 = unpack_bias(self, bias, tokens, hidden)
-        crossing = self._crossing(previous_event, async_finish, allocate_on_comm_stream)
-        self._leases.collect(self._comm_stream)
-        with crossing.results():
-            out = self._empty((tokens, hidden), kinds.bfloat16)
-            out_weights = None if topk_weights is None else self._empty((tokens, topk), kinds.float32)
+        rows, tokens = len(src_idx), len(positions)
+        sums = self._begin_sums(
+            x, rows, tokens, topk_weights, bias, previous_event, async_finish, allocate_on_comm_stream
+        )
+        bias_0, bias_1 = sums.bias
         staged = engine.combine(
-            x.data_ptr(), rows, hidden, address_of(topk_weights), topk, positions.data_ptr(), prefix.data_ptr(), tokens,
-            out.data_ptr(), address_of(out_weights), address_of(bias_0), address_of(bias_1), num_sms,
-            self._stream_address(self._comm_stream),
+            x.data_ptr(), rows, sums.hidden, address_of(topk_weights), sums.topk, positions.data_ptr(),
+            prefix.data_ptr(), tokens, sums.out.data_ptr(), address_of(sums.out_weights), address_of(bias_0),
+            address_of(bias_1), num_sms, self._stream_address(self._comm_stream),
         )  # fmt: skip
-        event = crossing.finish((x, topk_weights, bias_0, bias_1, positions, prefix, out, out_weights))
+        event = sums.crossing.finish((x, topk_weights, bias_0, bias_1, positions, prefix, sums.out, sums.out_weights))
         for owner in staged:
             self._leases.lease(owner)
-        return out, out_weights, event
+        return sums.out, sums.out_weights, event
 
     # ---- the steps of dispatch
     def _new_route(

@@ -485,7 +485,7 @@ RDMAKIT_KERNEL use_nvl(RDMAKIT_GRID_CONSTANT NvlRank nvl, Memory m) {
     way.start();
     way.arrive(a);
     m.keep(way.count()).keep(way.token(a)).keep(*way.to(a));
-    m.keep(nvl_last_block(nvl, NvlKind::dispatch, &word)).keep(nvl_comes_last(nvl, NvlKind::layout));
+    m.keep(nvl_last_block(nvl, NvlKind::dispatch, &word)).keep(nvl_comes_last(&word)).keep(nvl_meets_last(&m.any<u32>(2), &word));
     m.keep(nvl_last_quietly(nvl, NvlKind::combine));
     nvl_end(nvl, NvlKind::dispatch, n);
 }
