@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from rdmakit.device.handle import LAYOUT_VERSION, QP_HANDLE, SQ_STATE
+from rdmakit.device.handle import LAYOUT_VERSION, QP_HANDLE, SQ_STATE, struct
 from rdmakit.device.report import REPORT, Report
 from rdmakit.emu.cta_layout import HCA_CQ, HCA_HANDLE, HCA_QP, HCA_SINK, KEY_ENTRY
 from rdmakit.gpu.cuda import cupy
@@ -23,6 +23,7 @@ __all__ = ["BareQueue", "GpuPlatform", "Memory", "Platform"]
 
 Array = np.ndarray[Any, Any]
 KEY, _PD, _ALL_ACCESS = 1 << 8, 1, 0xF
+MEMORY = struct(16, address=(0, "<u8"), key=(8, "<u4"))  # RemoteMemory, LocalMemory: signal.cuh
 _RTS, _REGISTER, _NO_DBR = 3, 2, 3  # HcaQpState, HcaDoorbell
 
 

@@ -14,18 +14,17 @@ import numpy as np
 
 from rdmakit.device.handle import QP_HANDLE, struct
 from rdmakit.errors import BadArgument
-from rdmakit.gpu.bare import KEY, BareQueue, GpuPlatform, Platform, bare_hca, bare_report
+from rdmakit.gpu.bare import KEY, MEMORY, BareQueue, GpuPlatform, Platform, bare_hca, bare_report
 
 __all__ = ["MOST_BYTES", "put_sizes", "sizes_between"]
 
-_MEMORY = struct(16, address=(0, "<u8"), key=(8, "<u4"))  # RemoteMemory, LocalMemory: signal.cuh
 _HANDLE = QP_HANDLE.itemsize
 PUT_END = struct(
     _HANDLE + 96,
     qp=(0, QP_HANDLE),
-    to=(_HANDLE, _MEMORY),
-    word=(_HANDLE + 16, _MEMORY),
-    from_=(_HANDLE + 32, _MEMORY),
+    to=(_HANDLE, MEMORY),
+    word=(_HANDLE + 16, MEMORY),
+    from_=(_HANDLE + 32, MEMORY),
     last_source=(_HANDLE + 48, "<u8"),
     last_data=(_HANDLE + 56, "<u8"),
     mine=(_HANDLE + 64, "<u8"),

@@ -20,19 +20,28 @@ from typing import Any
 import numpy as np
 
 from rdmakit.device.handle import QP_HANDLE, struct
-from rdmakit.gpu.bare import KEY, BareQueue, GpuPlatform, Platform, bare_handles, bare_hca, bare_report, bare_sinks
+from rdmakit.gpu.bare import (
+    KEY,
+    MEMORY,
+    BareQueue,
+    GpuPlatform,
+    Platform,
+    bare_handles,
+    bare_hca,
+    bare_report,
+    bare_sinks,
+)
 from rdmakit.layout import Opcode
 
 __all__ = ["all_processors", "everything", "one_warp", "put_signal", "put_signal_stages", "rate", "shared_queue"]
 
-_MEMORY = struct(16, address=(0, "<u8"), key=(8, "<u4"))  # RemoteMemory, LocalMemory: signal.cuh
 _HANDLE = QP_HANDLE.itemsize
 PING_END = struct(
     _HANDLE + 96,
     qp=(0, QP_HANDLE),
-    to=(_HANDLE, _MEMORY),
-    word=(_HANDLE + 16, _MEMORY),
-    source_memory=(_HANDLE + 32, _MEMORY),
+    to=(_HANDLE, MEMORY),
+    word=(_HANDLE + 16, MEMORY),
+    source_memory=(_HANDLE + 32, MEMORY),
     source=(_HANDLE + 48, "<u8"),
     data=(_HANDLE + 56, "<u8"),
     mine=(_HANDLE + 64, "<u8"),

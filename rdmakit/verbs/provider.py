@@ -7,6 +7,7 @@ rings that a proxy posts from; the objects on top cannot tell.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +56,7 @@ def aligned(nbytes: int, alignment: int = _ALIGNMENT) -> Bytes:
     return raw[begin : begin + nbytes]
 
 
-class VerbsHca:
+class VerbsHca(ABC):
     """Provider over one opened device."""
 
     queues = "none"
@@ -112,11 +113,12 @@ class VerbsHca:
         del self._mrs[lkey]
 
     # ---- queues
+    @abstractmethod
     def create_cq(self, log_entries: int, cqe_bytes: int, collapsed: bool, overrun_ignore: bool, label: str) -> CqQueue:
-        raise NotImplementedError
+        """Its entries where whoever polls reads them."""
 
-    def create_qp(self, request: QpRequest) -> QpQueues:
-        raise NotImplementedError
+    @abstractmethod
+    def create_qp(self, request: QpRequest) -> QpQueues: ...
 
     def destroy_cq(self, cqn: int) -> None:
         self._cqs[cqn].close()
@@ -127,17 +129,17 @@ class VerbsHca:
         for known in (self._qps, self._sports, self._qp_ports):
             known.pop(qpn, None)
 
-    def cq_is_dead(self, cqn: int) -> bool:
-        raise NotImplementedError
+    @abstractmethod
+    def cq_is_dead(self, cqn: int) -> bool: ...
 
     def arm_cq(self, cqn: int, solicited_only: bool) -> None:
         self._cqs[cqn].arm(solicited_only)
 
-    def ring(self, doorbell: int, value: int) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def ring(self, doorbell: int, value: int) -> None: ...
 
-    def receive_posted(self, qpn: int) -> None:
-        """Hardware looks at the record by itself."""
+    @abstractmethod
+    def receive_posted(self, qpn: int) -> None: ...
 
     def progress(self) -> bool:
         """A device works by itself; who waits should let others run meanwhile."""
