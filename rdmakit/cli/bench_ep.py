@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -16,7 +17,9 @@ from typing import Any
 from rdmakit.ep import tensors
 from rdmakit.errors import BadArgument, LaunchError, NotAvailable
 
-__all__ = ["report", "require", "run"]
+__all__ = ["report", "require", "run", "what_failed"]
+
+_TOLD = 1500  # characters of what a rank that failed said
 
 LINK_GBS = 370.0  # what SMs move to or from a peer H100, GB/s: docs/nvlink.md
 # Goals of the operations that have one, in µs, on two H100s in the usual shape.
@@ -52,10 +55,27 @@ def run(arguments: list[str], processes: int) -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "4"})
         if done.returncode or not out.exists():
             raise LaunchError("a rank of the benchmark failed", value=f"exit status {done.returncode}",
-                              rule=(done.stdout + done.stderr)[-1500:],
+                              rule=what_failed(done.stdout + done.stderr),
                               remedy="it needs torch and a GPU for each process")  # fmt: skip
         found: dict[str, Any] = json.loads(out.read_text())
         return found
+
+
+def what_failed(said: str) -> str:
+    """Of all that torchrun and its ranks wrote: the first rank's traceback, or the end where there is none.
+
+    >>> what_failed("[rank1]: Traceback (most recent call last)\\n[rank1]:   File …\\n[rank1]: Full: no room\\nW1130 12:00 ending")
+    'Traceback (most recent call last)\\n  File …\\nFull: no room'
+    """
+    header = re.search(r"^(\[rank\d+\]: )?Traceback \(most recent call last\)", said, re.MULTILINE)
+    if header is None:
+        return said[-_TOLD:]
+    rank = header[1] or ""
+    mine = [line.removeprefix(rank) for line in said[header.start() :].splitlines() if line.startswith(rank)]
+    told = "\n".join(mine)
+    end = re.search(r"^([WEI]\d{4} |Traceback )", told[1:], re.MULTILINE)  # the launcher's own follow
+    told = told[: end.start() + 1].rstrip() if end else told
+    return told if len(told) <= _TOLD else f"{told[: _TOLD // 2]}\n…\n{told[-_TOLD // 2 :]}"
 
 
 def _cell(value: float | None, width: int, digits: int = 1) -> str:

@@ -77,7 +77,7 @@ def _group(ranks: int, options: list[str], out: Path, until: float, end: float) 
         try:
             status = process.wait(max(1.0, min(until + _LAST_CASE_S, end) - begin))
             if status:
-                failed = f"exit status {status}: " + said.read_text(errors="replace")[-1500:]
+                failed = f"exit status {status}: " + bench_ep.what_failed(said.read_text(errors="replace"))
         except subprocess.TimeoutExpired:
             failed = f"ended after {time.time() - begin:.0f} s: its time was up"
         finally:

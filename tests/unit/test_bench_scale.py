@@ -13,7 +13,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from rdmakit.cli import bench_plot, bench_scale, bench_scale_truth, main
+from rdmakit.cli import bench_ep, bench_plot, bench_scale, bench_scale_truth, main
 from rdmakit.cli.bench_record import record
 from rdmakit.cli.bench_scale_plan import Case, busiest, cases, derived, flatness, rank_counts, routing, share
 from rdmakit.cli.bench_scale_truth import NUMPY, combined, factors, ll_combined, ll_places, placed, scaled
@@ -261,6 +261,19 @@ def grouped(tmp_path, monkeypatch, busy, status, seconds):
 def test_a_group_that_fails_says_how(tmp_path, monkeypatch):
     found = grouped(tmp_path, monkeypatch, 0, 3, 60)
     assert "exit status 3" in found["failed"] and "what it says at last" in found["failed"]
+
+
+def test_of_ranks_that_fail_the_first_traceback_is_told():
+    """Torchrun ends with tracebacks of its own, the others with what a rank's death did to them."""
+    first = "[rank1]: Traceback (most recent call last)\n[rank1]:   File x\n[rank1]: rdmakit.errors.HeapFull: no room\n"
+    also = "[rank0]: Traceback (most recent call last)\n[rank0]: RuntimeError: connection closed by peer\n"
+    launcher = "E1130 12:00:00 failed (exitcode: 1)\nTraceback (most recent call last):\nChildFailedError\n"
+    told = bench_ep.what_failed("warming up\n" + first + also + launcher)
+    assert told == "Traceback (most recent call last)\n  File x\nrdmakit.errors.HeapFull: no room"
+    plain = "Traceback (most recent call last):\n  File x\nValueError: 3\n"
+    assert bench_ep.what_failed(plain + launcher) == plain.rstrip()
+    long = bench_ep.what_failed("Traceback (most recent call last):\n" + "  File x\n" * 1000 + "ValueError: the end")
+    assert len(long) < 2000 and long.endswith("ValueError: the end")
 
 
 def test_a_group_whose_time_is_up_is_ended_and_what_it_had_is_kept(tmp_path, monkeypatch):
