@@ -3,7 +3,8 @@
 #include <rdmakit/nvl.cuh>
 
 namespace rdmakit {
-// What the host waits for, in memory of its own: counts, each tagged with the epoch.
+// What the host waits for, in memory of its own: counts, each tagged with the launch's ticket. The epoch would not do: a
+// CUDA graph that is replayed counts it on without the host, which could then not tell counts that it waits for from older.
 struct NvlCounts {
     u64 rows;         // that will come
     u64 experts[1];   // [local experts] rows of each, rounded up to the alignment
@@ -14,7 +15,7 @@ struct NvlNotifyInput {
     i32* positions;                  // out [tokens][ranks]: index among this rank's tokens to that rank, or -1
     i32* prefix;                     // out [ranks][ranks]: tokens of sources up to and including s to d
     NvlCounts* counts;
-    u32 tokens, experts, alignment, unused;
+    u32 tokens, experts, alignment, ticket;
 };
 constexpr u32 kNotifyWarps = 32;
 constexpr u32 kNotifyAbreast = 4;
@@ -128,12 +129,12 @@ RDMAKIT_KERNEL RDMAKIT_LAUNCH_BOUNDS(1024, 1) nvl_notify_dispatch(RDMAKIT_GRID_C
             sum += count(s, d);
             in.prefix[s * ranks + d] = static_cast<i32>(sum);
         }
-        if (d == nvl.rank) store_relaxed<Scope::sys>(&in.counts->rows, nvl_tagged(epoch, sum));
+        if (d == nvl.rank) store_relaxed<Scope::sys>(&in.counts->rows, nvl_tagged(in.ticket, sum));
     }
     for (u32 e = me; e < local_experts; e += step) {
         u32 sum = 0;
         for (u32 s = 0; s < ranks; ++s) sum += count(s, ranks + e);
-        store_relaxed<Scope::sys>(in.counts->experts + e, nvl_tagged(epoch, round_up(sum, in.alignment)));
+        store_relaxed<Scope::sys>(in.counts->experts + e, nvl_tagged(in.ticket, round_up(sum, in.alignment)));
     }
     nvl_end(nvl, NvlKind::notify, epoch);
 }

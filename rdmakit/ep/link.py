@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rdmakit.device.report import REPORT, Report
+from rdmakit.errors import HangError
 
 __all__ = ["Link", "WorldLink"]
 
@@ -109,10 +110,13 @@ class WorldLink:
         ctypes.memset(address, 0, nbytes)
 
     def wait(self, done: Callable[[], bool], what: str) -> None:
-        """Run the world."""
+        """Run the world, after which there is nothing more to come."""
         if not done():
             self.world.run()
         self.report.raise_for_status()
+        if not done():
+            raise HangError(f"{what} did not come", value="the world has run to its end", rule="all ranks take part",
+                            remedy="look whether each has made the call")  # fmt: skip
 
     def close(self) -> None:
         """Arrays belong to the world."""

@@ -77,7 +77,7 @@ LAYOUT_INPUT = _pod(
 )
 NOTIFY_INPUT = _pod(
     *_u64("is_in_rank", "tokens_per_expert", "positions", "prefix", "counts"),
-    *_u32("tokens", "experts", "alignment", "unused"),
+    *_u32("tokens", "experts", "alignment", "ticket"),
 )
 DISPATCH_INPUT = _pod(
     ("here", OFFER),

@@ -82,7 +82,7 @@ class Nvlink(LowLatencyRank):
                               remedy="fewer num_nvl_bytes")  # fmt: skip
         self.pool = Pool(begin, link.heap_bytes - begin)
         self._counts = link.host_memory(8 + 8 * max_experts).view(np.uint64)
-        self._counts_epoch = 0
+        self._ticket = 0  # of the last notify that was launched or captured
         self._scratch = self._own(4 * (max_experts + link.ranks))
         self._local_experts = 0
         self._grids: dict[tuple[int, ...], _Grid] = {}
@@ -123,19 +123,19 @@ class Nvlink(LowLatencyRank):
     ) -> None:  # fmt: skip
         """Exchange counts: positions int32 [tokens, ranks], prefix int32 [ranks, ranks]; `counts()` waits."""
         self._check_experts(experts)
+        self._ticket = (self._ticket + 1) & 0xFFFFFFFF
         pod = np.zeros((), abi.NOTIFY_INPUT)
         pod[()] = (is_in_rank, tokens_per_expert, positions, prefix, int(self._counts.ctypes.data), tokens, experts,
-                   expert_alignment, 0)  # fmt: skip
+                   expert_alignment, self._ticket)  # fmt: skip
         self._local_experts = experts // self.ranks
-        self._counts_epoch += 1
         threads = min(NOTIFY_THREADS, self.link.most_threads)
         self.link.launch("nvl_notify_dispatch", 1, threads, (self.pod[()], pod[()]), stream=stream)
 
     def counts(self) -> tuple[int, list[int]]:
         """Rows that the last notified dispatch brings, and those of each local expert; the host waits for them."""
         words = self._counts[: 1 + self._local_experts]
-        epoch = np.uint64(self._counts_epoch & 0xFFFFFFFF)
-        self.link.wait(lambda: bool((words >> np.uint64(32) == epoch).all()), "the counts of a dispatch")
+        ticket = np.uint64(self._ticket)
+        self.link.wait(lambda: bool((words >> np.uint64(32) == ticket).all()), "the counts of a dispatch")
         rows, *experts = (words & np.uint64(0xFFFFFFFF)).tolist()
         return rows, experts
 

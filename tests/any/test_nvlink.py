@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from moe import make_inputs
 from nvlink_checks import check_low_latency, check_round_trip
 from nvlink_rig import Rig
 
@@ -32,3 +34,30 @@ def test_low_latency(policy, lanes, ranks, halves, seed):
     for turn, (fp8, ue8m0) in enumerate([(False, False), (True, False), (True, True)]):
         tokens = [max(most - 5 * r * (turn + 1), 0) for r in range(ranks)]
         check_low_latency(rig, tokens, most, hidden, 3, 3, seed + turn, fp8=fp8, ue8m0=ue8m0, halves=halves)
+
+
+@pytest.mark.parametrize("policy", ["fast", "explore"])
+def test_counts_are_found_whatever_was_replayed_before(policy, seed):
+    """A CUDA graph launches a captured notify again, with the arguments of its capture, and the host knows nothing of it."""
+    rig, ranks, experts = Rig(2, policy=policy, seed=seed), 2, 8
+    captured, launches = [], [engine.link.launch for engine in rig.engines]
+    for engine, launch in zip(rig.engines, launches, strict=True):
+
+        def record(*args, launch=launch, **options):
+            captured.append((launch, args, options))
+            launch(*args, **options)
+
+        engine.link.launch = record
+    for turn in range(3):
+        _, idx, _ = make_inputs([21 + turn, 9], 128, experts, 3, seed + turn, 0.1)
+        sents = rig.layouts(idx, experts)
+        captured.clear()
+        rig.notify(sents, experts)
+        for r, sent in enumerate(sents):
+            goes = [((i // (experts // ranks) == r) & (i >= 0)).any(1).sum() for i in idx]
+            assert sent.rows == sum(goes)
+            assert sent.experts == [sum(int((i == r * experts // ranks + e).sum()) for i in idx) for e in range(4)]
+        for _ in range(2 * turn + 1):
+            for launch, args, options in list(captured):
+                launch(*args, **options)
+            rig.run()
