@@ -64,8 +64,8 @@ def run(arguments: list[str], processes: int) -> dict[str, Any]:
 def what_failed(said: str) -> str:
     """Of all that torchrun and its ranks wrote: the first rank's traceback, or the end where there is none.
 
-    >>> what_failed("[rank1]: Traceback (most recent call last)\\n[rank1]:   File …\\n[rank1]: Full: no room\\nW1130 12:00 ending")
-    'Traceback (most recent call last)\\n  File …\\nFull: no room'
+    >>> what_failed("[rank1]: Traceback (most recent call last)\\n[rank1]: Full\\nW1130 12:00 ending")
+    'Traceback (most recent call last)\\nFull'
     """
     header = re.search(r"^(\[rank\d+\]: )?Traceback \(most recent call last\)", said, re.MULTILINE)
     if header is None:
@@ -80,6 +80,15 @@ def what_failed(said: str) -> str:
 
 def _cell(value: float | None, width: int, digits: int = 1) -> str:
     return f"{'–' if value is None else format(value, f'.{digits}f'):>{width}}"
+
+
+def _host_of(name: str) -> str:
+    """The figure beside a call's time.
+
+    >>> _host_of("buffer_layout_call_us")
+    'buffer_layout_host_us'
+    """
+    return f"{name.removesuffix('_call_us')}_host_us"
 
 
 def report(result: dict[str, Any]) -> list[str]:
@@ -118,4 +127,11 @@ def report(result: dict[str, Any]) -> list[str]:
             f"{figures[f'{name}_before_us']:.0f} µs, behind it {figures[f'{name}_after_us']:.0f} µs, all three "
             f"{figures[f'{name}_permuted_us']:.0f} µs"
         )
+    lines += ["", "Buffer's calls: µs until one returns while the GPU is busy; µs each, one behind the other"]
+    lines += [
+        f"  {name.removeprefix('buffer_').removesuffix('_call_us'):<16} {_cell(figures.get(_host_of(name)), 7)}"
+        f" {figures[name]:>8.1f}"
+        for name in figures
+        if name.startswith("buffer_") and name.endswith("_call_us")
+    ]
     return lines

@@ -16,6 +16,7 @@ import ml_dtypes
 import numpy as np
 
 from rdmakit.cli.bench_a2a import all_to_all
+from rdmakit.cli.bench_ep_buffer import buffer_calls
 from rdmakit.cli.bench_rank import BenchRank
 from rdmakit.ep import reference
 
@@ -265,6 +266,11 @@ class _Bench(BenchRank):
         goes = [np.stack([(idx[r] // local == d).any(1) for d in range(ranks)], 1) for r in range(ranks)]
         all_to_all(self, "nccl_ll_a2a", given.view(self.torch.bfloat16), goes, partial(self.came, x, goes))
 
+    def buffer(self) -> None:
+        """The same shapes through Buffer."""
+        ll = tuple(part[self.rank] for part in self.inputs(self.args.ll_tokens, self.args.ll_experts))
+        buffer_calls(self, *self.inputs(self.args.tokens, self.args.experts), ll)
+
     def result(self) -> dict[str, Any]:
         """What the parent prints."""
         wrong = [text for texts in self.group.all_gather(self.wrong) for text in texts]
@@ -305,6 +311,7 @@ def main() -> None:
     bench = _Bench(parser.parse_args())
     bench.normal()
     bench.low_latency()
+    bench.buffer()
     result = bench.result()
     if bench.rank == 0:
         bench.args.out.write_text(json.dumps(result))

@@ -5,8 +5,10 @@ Leans on ep.engine, ep.crossing, ep.leases, ep.tensors.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from functools import wraps
+from math import prod
+from typing import Any, TypeVar, cast
 
 from rdmakit.ep.crossing import Crossing
 from rdmakit.ep.engine import Engine, Received
@@ -14,11 +16,25 @@ from rdmakit.ep.leases import Leases
 from rdmakit.ep.tensors import Device, Dtype, Stream, Tensor
 from rdmakit.errors import BadArgument, BadState
 
-__all__ = ["BufferBase", "address_of"]
+__all__ = ["BufferBase", "address_of", "direct"]
 
 BF16_BYTES = 2
 TOPK_BYTES = 12  # of a choice: index and weight
 BLOCK_EXTRA = 1024  # alignment of a block's parts
+
+
+_Call = TypeVar("_Call", bound=Callable[..., Any])
+
+
+def direct(call: _Call) -> _Call:
+    """A call of Buffer's that looks at tensors without asking torch's function modes (`Cuda.direct`)."""
+
+    @wraps(call)
+    def inner(self: BufferBase, *args: Any, **kwargs: Any) -> Any:
+        with self._backend.direct():
+            return call(self, *args, **kwargs)
+
+    return cast("_Call", inner)
 
 
 def address_of(tensor: Tensor | None) -> int:
@@ -74,16 +90,21 @@ class BufferBase:
         scale_bytes = 0 if scales is None else scales.shape[1] * scales.element_size()
         row_room = max(row_bytes + scale_bytes, BF16_BYTES * x.shape[1]) + TOPK_BYTES * topk
         scarce = self.runtime.largest_block < rows * row_room + BLOCK_EXTRA
-        lease = self._leases.lease(received)
+        # All parts share one storage, which keeps the lease.
+        lease, whole = self._leases.lease(received), None
+        if received.nbytes:
+            whole = self._backend.bytes_at(received.address, received.nbytes, self.device, lease)
+        stream = self._stream_address(self._comm_stream)
 
         def result(address: int, shape: tuple[int, ...], kind: Any, copied: bool) -> Tensor:
-            with crossing.results():  # where no row came, or for a copy, it is memory of torch's
-                inside: Tensor = self._backend.wrap(address, shape, kind, self.device, lease)
-                if not copied:
-                    return inside
+            nbytes = prod(shape) * kind.itemsize
+            if nbytes and not copied:
+                inside: Tensor = self._backend.part(whole, address - received.address, shape, kind)
+                return inside
+            with crossing.results():
                 outside = self._empty(shape, kind)
-            with self._backend.use(self._comm_stream):
-                outside.copy_(inside)
+            if nbytes:
+                self.runtime.copy(outside.data_ptr(), address, nbytes, stream)
             return outside
 
         return (

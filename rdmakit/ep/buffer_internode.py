@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from rdmakit.ep.buffer_base import BufferBase, address_of
+from rdmakit.ep.buffer_base import BufferBase, address_of, direct
 from rdmakit.ep.config import Config
 from rdmakit.ep.crossing import Crossing
 from rdmakit.ep.events import EventOverlap
@@ -41,6 +41,7 @@ class InternodeCalls(BufferBase):
     num_sms: int
     _channel_starts: Tensor
 
+    @direct
     def internode_dispatch(
         self, x: Rows, handle: Any = None, num_tokens_per_rank: Tensor | None = None,
         num_tokens_per_rdma_rank: Tensor | None = None, is_token_in_rank: Tensor | None = None,
@@ -60,10 +61,10 @@ class InternodeCalls(BufferBase):
         topk, per_expert = 0, None
         if handle is None:
             check_rows(self, rows_x, scales)
-            check_layout(self, len(rows_x), num_tokens_per_rank, is_token_in_rank, num_tokens_per_expert)
+            check_layout(self, rows_x.shape[0], num_tokens_per_rank, is_token_in_rank, num_tokens_per_expert)
             hosts = (self._hosts,)
             check_tensor("num_tokens_per_rdma_rank", num_tokens_per_rdma_rank, self.device, (kinds.int32,), hosts)
-            topk = check_topk(self, len(rows_x), topk_idx, topk_weights, 0)
+            topk = check_topk(self, rows_x.shape[0], topk_idx, topk_weights, 0)
             check_positive(expert_alignment=expert_alignment)
         else:
             if topk_idx is not None or topk_weights is not None:
@@ -80,7 +81,7 @@ class InternodeCalls(BufferBase):
         sums: tuple[Tensor, ...] = ()
         if handle is None:
             assert is_token_in_rank is not None and num_tokens_per_expert is not None  # check_layout
-            tokens, experts = len(rows_x), len(num_tokens_per_expert)
+            tokens, experts = rows_x.shape[0], num_tokens_per_expert.shape[0]
             channels = engine.channels_for(num_sms)
             with crossing.results():
                 plan = self._empty((engine.pods.plan_words(tokens, channels, experts),), kinds.int32)
@@ -112,6 +113,7 @@ class InternodeCalls(BufferBase):
         )
         return result, recv_idx, recv_weights, per_expert, made, event
 
+    @direct
     def internode_combine(
         self, x: Tensor, handle: Any, topk_weights: Tensor | None = None,
         bias: Tensor | tuple[Tensor, Tensor] | None = None, config: Config | None = None,

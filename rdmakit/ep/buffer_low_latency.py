@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from rdmakit.ep.buffer_base import BufferBase, address_of
+from rdmakit.ep.buffer_base import BufferBase, address_of, direct
 from rdmakit.ep.config import get_low_latency_rdma_size_hint
 from rdmakit.ep.engine import RECEIVE, SEND, Engine
 from rdmakit.ep.events import EventHandle, EventOverlap
@@ -58,6 +58,7 @@ class LowLatencyCalls(BufferBase):
         self._check_room(num_max_dispatch_tokens_per_rank, hidden, num_experts)
         engine.ll_clean(self._stream_address(self._backend.current_stream()))
 
+    @direct
     def low_latency_dispatch(
         self, x: Tensor, topk_idx: Tensor, num_max_dispatch_tokens_per_rank: int, num_experts: int,
         cumulative_local_expert_recv_stats: Tensor | None = None, dispatch_wait_recv_cost_stats: Tensor | None = None,
@@ -121,6 +122,7 @@ class LowLatencyCalls(BufferBase):
         result = out if scales is None else (out, scales.transpose(1, 2))
         return result, count, handle, event, hook
 
+    @direct
     def low_latency_combine(
         self, x: Tensor, topk_idx: Tensor, topk_weights: Tensor, handle: RowsHandle, use_logfmt: bool = False,
         zero_copy: bool = False, async_finish: bool = False, return_recv_hook: bool = False, out: Tensor | None = None,
@@ -145,7 +147,7 @@ class LowLatencyCalls(BufferBase):
         check_tensor("x", x, self.device, (kinds.bfloat16,), (local_experts, self.group_size * max_tokens, hidden))
         topk = int(handle.row_map.shape[2])
         check_tensor("topk_idx", topk_idx, self.device, (kinds.int64,), ("num_tokens", topk))
-        tokens = len(topk_idx)
+        tokens = int(topk_idx.shape[0])
         self._check_sizes(tokens, max_tokens, hidden, FP8_BLOCK)
         check_tensor("topk_weights", topk_weights, self.device, (kinds.float32,), (tokens, topk))
         if out is not None:
@@ -172,6 +174,7 @@ class LowLatencyCalls(BufferBase):
         event, hook = self._launched(launch, stream, held, async_finish, return_recv_hook)
         return combined, event, hook
 
+    @direct
     def get_next_low_latency_combine_buffer(self, handle: RowsHandle) -> Tensor:
         """Where the next `low_latency_combine(…, zero_copy=True)` takes rows from, to be filled by the caller.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from rdmakit.ep.buffer_base import address_of
+from rdmakit.ep.buffer_base import address_of, direct
 from rdmakit.ep.buffer_internode import InternodeCalls
 from rdmakit.ep.config import Config
 from rdmakit.ep.crossing import Crossing
@@ -48,6 +48,7 @@ class NormalCalls(InternodeCalls):
     Where there are several hosts, they are internode_dispatch and internode_combine.
     """
 
+    @direct
     def get_dispatch_layout(
         self, topk_idx: Tensor, num_experts: int, previous_event: EventOverlap | None = None,
         async_finish: bool = False, allocate_on_comm_stream: bool = False,
@@ -79,6 +80,7 @@ class NormalCalls(InternodeCalls):
         event = crossing.finish((topk_idx, per_rank, per_host, per_expert, in_rank))
         return per_rank, per_host, per_expert, in_rank, event
 
+    @direct
     def dispatch(
         self, x: Rows, handle: AnyHandle | None = None, num_tokens_per_rank: Tensor | None = None,
         num_tokens_per_rdma_rank: Tensor | None = None, is_token_in_rank: Tensor | None = None,
@@ -117,10 +119,10 @@ class NormalCalls(InternodeCalls):
         topk, experts, per_expert = 0, 0, None
         if handle is None:
             check_rows(self, rows_x, scales)
-            check_layout(self, len(rows_x), num_tokens_per_rank, is_token_in_rank, num_tokens_per_expert)
-            topk = check_topk(self, len(rows_x), topk_idx, topk_weights, num_worst_tokens)
+            check_layout(self, rows_x.shape[0], num_tokens_per_rank, is_token_in_rank, num_tokens_per_expert)
+            topk = check_topk(self, rows_x.shape[0], topk_idx, topk_weights, num_worst_tokens)
             check_positive(expert_alignment=expert_alignment)
-            experts = 0 if num_tokens_per_expert is None else len(num_tokens_per_expert)
+            experts = 0 if num_tokens_per_expert is None else num_tokens_per_expert.shape[0]
             crossing = self._crossing(previous_event, async_finish, allocate_on_comm_stream)
             route, per_expert = self._new_route(
                 crossing, is_token_in_rank, num_tokens_per_expert, expert_alignment, num_worst_tokens
@@ -132,8 +134,8 @@ class NormalCalls(InternodeCalls):
                                   rule="either handle, or topk_idx and topk_weights",
                                   remedy="leave topk_idx and topk_weights out")  # fmt: skip
             prefix, src_idx, in_rank, positions = unpack_handle(self, handle)
-            route = _Route(prefix, positions, in_rank, len(src_idx))
-            check_rows(self, rows_x, scales, len(positions))
+            route = _Route(prefix, positions, in_rank, src_idx.shape[0])
+            check_rows(self, rows_x, scales, positions.shape[0])
             crossing = self._crossing(previous_event, async_finish, allocate_on_comm_stream)
             self._leases.collect(self._comm_stream)
         results = self._send(
@@ -151,6 +153,7 @@ class NormalCalls(InternodeCalls):
         made = (route.prefix, channel_prefix, self._channel_starts, recv_src_idx, route.in_rank, route.positions)
         return result, recv_idx, recv_weights, per_expert, made, event
 
+    @direct
     def combine(
         self, x: Tensor, handle: AnyHandle, topk_weights: Tensor | None = None,
         bias: Tensor | tuple[Tensor, Tensor] | None = None, config: Config | None = None,
@@ -169,7 +172,7 @@ class NormalCalls(InternodeCalls):
         engine = self._engine()
         num_sms = number_of_sms(self, config, self.num_sms)
         prefix, src_idx, _, positions = unpack_handle(self, handle)
-        rows, tokens = len(src_idx), len(positions)
+        rows, tokens = src_idx.shape[0], positions.shape[0]
         sums = self._begin_sums(
             x, rows, tokens, topk_weights, bias, previous_event, async_finish, allocate_on_comm_stream
         )
@@ -193,8 +196,8 @@ class NormalCalls(InternodeCalls):
         # Before notify, which lets peers write: what the Buffer takes back is theirs to write again.
         self._leases.collect(self._comm_stream)
         with crossing.results():
-            positions, prefix = self._empty((len(in_rank), ranks), int32), self._empty((ranks, ranks), int32)
-        engine.notify(in_rank.data_ptr(), len(in_rank), per_expert.data_ptr(), len(per_expert), alignment,
+            positions, prefix = self._empty((in_rank.shape[0], ranks), int32), self._empty((ranks, ranks), int32)
+        engine.notify(in_rank.data_ptr(), in_rank.shape[0], per_expert.data_ptr(), per_expert.shape[0], alignment,
                       positions.data_ptr(), prefix.data_ptr(), self._stream_address(self._comm_stream))  # fmt: skip
         rows, received = (worst, []) if worst else engine.counts()
         return _Route(prefix, positions, in_rank, rows), received
@@ -212,6 +215,7 @@ class NormalCalls(InternodeCalls):
         received = engine.receive_block(rows, row_bytes, scale_bytes, topk, stream)
         engine.dispatch(
             x.data_ptr(), row_bytes, address_of(packed), scale_bytes, address_of(topk_idx), address_of(topk_weights),
-            topk, experts, len(x), route.positions.data_ptr(), route.prefix.data_ptr(), received, rows, num_sms, stream,
+            topk, experts, x.shape[0], route.positions.data_ptr(), route.prefix.data_ptr(), received, rows, num_sms,
+            stream,
         )  # fmt: skip
         return self._hand_out(crossing, received, rows, x, scales, topk, with_source=not cached)

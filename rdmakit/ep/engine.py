@@ -31,6 +31,14 @@ class Received(Protocol):
     """
 
     @property
+    def address(self) -> int:
+        """All of it: what follows lies within, each aligned to its elements."""
+
+    @property
+    def nbytes(self) -> int:
+        """Of all of it."""
+
+    @property
     def x(self) -> int:
         """`[rows, row_bytes]`."""
 
@@ -81,6 +89,9 @@ class Engine(Protocol):
     @property
     def heap_bytes(self) -> int:
         """Its size."""
+
+    def copy(self, to: int, source: int, nbytes: int, stream: int) -> None:
+        """Queue a copy within this GPU."""
 
     # ---- normal
     def layout(

@@ -55,7 +55,7 @@ def check_rows(buffer: BufferBase, x: Any, scales: Any, tokens: int | str = "num
         raise BadArgument("a row of x cannot be moved", value=f"{row_bytes} bytes",
                           rule=f"a positive multiple of {VECTOR} bytes", remedy="pad hidden")  # fmt: skip
     if scales is not None:
-        check_tensor("scales of x", scales, where, (kinds.float32, kinds.int32), (len(x), "n"), contiguous=False)
+        check_tensor("scales of x", scales, where, (kinds.float32, kinds.int32), (x.shape[0], "n"), contiguous=False)
 
 
 def check_layout(buffer: BufferBase, tokens: int, per_rank: Any, in_rank: Any, per_expert: Any) -> None:
@@ -70,7 +70,7 @@ def check_layout(buffer: BufferBase, tokens: int, per_rank: Any, in_rank: Any, p
     check_tensor("num_tokens_per_rank", per_rank, where, (kinds.int32,), (ranks,))
     check_tensor("is_token_in_rank", in_rank, where, (kinds.bool,), (tokens, ranks))
     check_tensor("num_tokens_per_expert", per_expert, where, (kinds.int32,), ("num_experts",))
-    buffer._local_experts(len(per_expert))
+    buffer._local_experts(per_expert.shape[0])
 
 
 def check_topk(buffer: BufferBase, tokens: int, topk_idx: Any, topk_weights: Any, num_worst_tokens: int) -> int:

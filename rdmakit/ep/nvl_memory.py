@@ -109,6 +109,10 @@ class HeapRank:
         """Its size."""
         return self.link.heap_bytes
 
+    def copy(self, to: int, source: int, nbytes: int, stream: int = 0) -> None:
+        """Queue a copy within this GPU."""
+        self.link.copy(to, source, nbytes, stream)
+
 
 class _Room:
     """`nbytes` of this rank's heap at `address`: goes back when the object does, and holds the heap until then."""

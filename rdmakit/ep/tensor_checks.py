@@ -28,7 +28,7 @@ def check_tensor(
         raise BadArgument(f"{name} has the wrong dtype", value=value.dtype, rule=rule,
                           remedy=f"{name}.to({kinds[0]})")  # fmt: skip
     sizes = tuple(value.shape)
-    if len(sizes) != len(shape) or any(isinstance(e, int) and e != s for e, s in zip(shape, sizes, strict=True)):
+    if len(sizes) != len(shape) or not _fit(sizes, shape):
         wanted = ", ".join(str(extent) for extent in shape)
         raise BadArgument(f"{name} has the wrong shape", value=sizes, rule=f"[{wanted}]",
                           remedy=f"look at where {name} comes from")  # fmt: skip
@@ -38,6 +38,10 @@ def check_tensor(
     if value.device != where:
         raise BadArgument(f"{name} lies on another device", value=value.device, rule=f"{where}, as the Buffer",
                           remedy=f"{name}.to({str(where)!r})")  # fmt: skip
+
+
+def _fit(sizes: Sequence[int], shape: Sequence[int | str]) -> bool:
+    return all(size == extent or isinstance(extent, str) for size, extent in zip(sizes, shape, strict=True))
 
 
 def check_positive(**counts: int) -> None:

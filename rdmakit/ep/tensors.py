@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,16 @@ class Cuda:
                                remedy="install a CUDA build of torch and look at nvidia-smi and CUDA_VISIBLE_DEVICES",
                                )  # fmt: skip
         self.kinds = Kinds()
+        # Neither name is torch's public word: without them calls are right, and slower.
+        self._without_modes: Any = getattr(torch()._C, "DisableTorchFunction", nullcontext)
+        self._raw_stream: Any = getattr(torch()._C, "_cuda_getCurrentRawStream", None)
+        self._streams: dict[tuple[int, int], Stream] = {}  # by device and cudaStream_t
+        self._passed: dict[Stream, Event] = {}  # of each stream that others have waited for
+
+    def direct(self) -> AbstractContextManager[Any]:
+        """Within it, torch's function modes are not asked: a program's default device doubles the time of a call."""
+        found: AbstractContextManager[Any] = self._without_modes()
+        return found
 
     def device(self) -> Device:
         """The current device, with its index."""
@@ -101,7 +111,13 @@ class Cuda:
     # ---- streams and events
     def current_stream(self, where: Device | None = None) -> Stream:
         """torch's current stream of this thread on a device (default: the current one)."""
-        return torch().cuda.current_stream(where)
+        if self._raw_stream is None:
+            return torch().cuda.current_stream(where)
+        index = torch().cuda.current_device() if where is None else where.index
+        here = index, self._raw_stream(index)
+        if here not in self._streams:
+            self._streams[here] = torch().cuda.current_stream(where)
+        return self._streams[here]
 
     def new_stream(self) -> Stream:
         """A stream that the GPU's scheduler prefers: communication goes before computation."""
@@ -128,8 +144,14 @@ class Cuda:
 
     def wait_stream(self, stream: Stream, other: Stream) -> None:
         """What comes next on `stream` waits for all that `other` has been given so far."""
-        if stream != other:
-            stream.wait_stream(other)
+        if stream == other:
+            return
+        # One event serves all waits for a stream: a wait is for what was recorded last when it was queued.
+        event = self._passed.get(other)
+        if event is None:
+            event = self._passed[other] = torch().cuda.Event()
+        event.record(other)
+        stream.wait_event(event)
 
     def keep(self, tensor: Tensor, stream: Stream) -> None:
         """Its memory is not given out again before what the stream has been given so far is done."""
@@ -159,12 +181,15 @@ class Cuda:
         """
         if prod(shape) == 0:
             return self.empty(shape, kind, where)
-        flat = self.bytes_at(address, prod(shape) * int(kind.itemsize), where, owner)
-        return flat.view(kind).view(tuple(shape))
+        return self.part(self.bytes_at(address, prod(shape) * int(kind.itemsize), where, owner), 0, shape, kind)
 
     def bytes_at(self, address: int, nbytes: int, where: Device, owner: object) -> Tensor:
-        """`nbytes` bytes at a device address as uint8 `[nbytes]`."""
+        """`nbytes` bytes at a device address as uint8 `[nbytes]`. Its storage keeps `owner`."""
         return torch().as_tensor(_Range(address, nbytes, owner), device=where)
+
+    def part(self, flat: Tensor, begin: int, shape: Sequence[int], kind: Dtype) -> Tensor:
+        """Elements from byte `begin` of a uint8 tensor on, over the same storage."""
+        return flat.narrow(0, begin, prod(shape) * int(kind.itemsize)).view(kind).view(tuple(shape))
 
 
 @functools.cache

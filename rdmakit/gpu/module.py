@@ -34,6 +34,7 @@ class Kernel:
         self.parameters = texts
         self.raw = raw
         self.sizes = parameter_sizes(raw.kernel.ptr)
+        self._shared_mem = 48 * 1024  # what it may have: more has to be asked for, once
         if len(self.sizes) != len(texts):
             raise LaunchError(
                 f"the parameters of {name} are not understood", value=", ".join(texts),
@@ -75,7 +76,7 @@ class Kernel:
         """Launch it with arguments that `packed` has made; they can be used again."""
         shapes = dim3("grid", grid), dim3("block", block)
         cp = cupy()
-        if shared_mem > 48 * 1024 and self.raw.max_dynamic_shared_size_bytes < shared_mem:
+        if shared_mem > self._shared_mem:
             self._allow(shared_mem)
         try:
             self.raw.kernel(*shapes, packed, int(shared_mem), stream_of(stream))
@@ -84,7 +85,7 @@ class Kernel:
 
     def _allow(self, shared_mem: int) -> None:
         try:
-            self.raw.max_dynamic_shared_size_bytes = int(shared_mem)
+            self.raw.max_dynamic_shared_size_bytes = self._shared_mem = int(shared_mem)
         except cupy().cuda.driver.CUDADriverError as error:
             raise self._refused(error, (), shared_mem) from None
 

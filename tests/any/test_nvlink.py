@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from moe import make_inputs
 from nvlink_checks import check_low_latency, check_round_trip
@@ -38,7 +37,7 @@ def test_low_latency(policy, lanes, ranks, halves, seed):
 
 @pytest.mark.parametrize("policy", ["fast", "explore"])
 def test_counts_are_found_whatever_was_replayed_before(policy, seed):
-    """A CUDA graph launches a captured notify again, with the arguments of its capture, and the host knows nothing of it."""
+    """A CUDA graph launches a captured notify again, with the arguments of its capture, unknown to the host."""
     rig, ranks, experts = Rig(2, policy=policy, seed=seed), 2, 8
     captured, launches = [], [engine.link.launch for engine in rig.engines]
     for engine, launch in zip(rig.engines, launches, strict=True):

@@ -8,7 +8,7 @@ import ctypes
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
 import ml_dtypes
@@ -59,6 +59,9 @@ class Cpu(tensors.Cuda):
         self.log = []
         self.in_graph = False
         self._here = threading.local()
+
+    def direct(self):
+        return nullcontext()
 
     def device(self):
         return torch.device("cpu")
@@ -155,9 +158,12 @@ class Block:
     """What receive_block gives."""
 
     def __init__(self, parts):
-        self.parts = {name: np.full(max(1, nbytes), 0xEE, np.uint8) for name, nbytes in parts.items()}
-        for name, memory in self.parts.items():
-            setattr(self, name, memory.ctypes.data if parts[name] else 0)
+        self.nbytes = sum(-(-nbytes // 8) * 8 for nbytes in parts.values())
+        self.memory = np.full(max(8, self.nbytes), 0xEE, np.uint8)
+        self.address = at = self.memory.ctypes.data
+        for name, nbytes in parts.items():
+            setattr(self, name, at if nbytes else 0)
+            at += -(-nbytes // 8) * 8
 
 
 class NumpyEngine:
@@ -175,6 +181,10 @@ class NumpyEngine:
 
     def exchange(self, value):
         return self.meeting.exchange(self.rank, value)
+
+    def copy(self, to, source, nbytes, stream):
+        self.calls.append(("copy", stream))
+        view(to, np.uint8, nbytes)[:] = view(source, np.uint8, nbytes)
 
     def layout(self, topk_idx, tokens, topk, experts, tokens_per_rank, tokens_per_expert, is_in_rank, stream):
         self.calls.append(("layout", stream))
