@@ -56,6 +56,7 @@ class HostsRig(WorldRig):
         for engine in self.inner.engines:
             engine.link.wait = lambda done, what: done() or self.run_world()
             engine.link.launch = self._one_at_a_time(engine.link.launch, lock)
+            engine.copy = self._behind_what_is_queued(engine.copy)
 
     def make(self, **arguments):
         return super().make(**{"ranks_per_host": self.local, **SIZES, **arguments})

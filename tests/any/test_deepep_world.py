@@ -57,6 +57,7 @@ class WorldRig(Rig):
         for engine in self.inner.engines:
             engine.link.wait = lambda done, what: done() or self.run_world()
             engine.link.launch = self._one_at_a_time(engine.link.launch, lock)
+            engine.copy = self._behind_what_is_queued(engine.copy)
 
     @staticmethod
     def _one_at_a_time(launch, lock):
@@ -65,6 +66,15 @@ class WorldRig(Rig):
                 launch(*arguments, **{**further, "stream": 0})
 
         return locked
+
+    def _behind_what_is_queued(self, copy):
+        """The world's copies are at once, Buffer's are queued."""
+
+        def queued(*arguments):
+            self.run_world()
+            copy(*arguments)
+
+        return queued
 
     def run_world(self):
         """All ranks have queued what they had; rank 0's thread runs it."""
