@@ -75,7 +75,8 @@ class Block:
     scales = 0
 
     def __init__(self, address, rows, row_bytes, topk):
-        self.x = address
+        self.x = self.address = address
+        self.nbytes = rows * (row_bytes + 12 * topk + 4)
         self.topk = self.x + rows * row_bytes
         self.weights = self.topk + 8 * topk * rows
         self.source = self.weights + 4 * topk * rows
