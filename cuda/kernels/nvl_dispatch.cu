@@ -20,6 +20,7 @@ struct NvlDispatchInput {
     u32 chunk_bytes;           // divides row_bytes; a multiple of 16
     u32 row_warps;             // of a block, that move rows; the others move what goes beside them
     u32 pace_ns;               // between two chunks that a warp sends to another rank, at least; 0: as fast as they go
+    u32 by_bulk;               // 1: rows that stay leave by bulk stores, too
 };
 constexpr u32 kNvlSlots = 4;   // of a warp, chunk_bytes each
 constexpr u32 kNvlAhead = 2;   // chunks that are loaded while one is stored
@@ -60,7 +61,8 @@ struct NvlWarp {
 static_assert(sizeof(NvlWarp) <= kNvlWarpBytes, "the host makes room for it");
 
 // The rows that one warp moves, in chunks. Rows to other ranks leave by bulk stores; those that stay are stored by the warp
-// itself, since a bulk store to memory here would wait behind those that the link holds up.
+// itself, since a bulk store to memory here would wait behind those that the link holds up. Where SMs are too few for the
+// link it holds nothing up, and bulk stores, which no warp has to carry out, are faster.
 struct NvlRows {
     const NvlDispatchInput& in;
     const NvlTargets& to;
@@ -86,11 +88,11 @@ struct NvlRows {
             for (u32 d = 0; d < way.ranks; ++d) away += d != self && way.to(i)[d] >= 0 ? 1 : 0;
             pace.wait(away);
             for (u32 d = 0; d < way.ranks; ++d) {
-                if (d != self && way.to(i)[d] >= 0) bulk_store(place(i, d, chunk), slot(j), in.chunk_bytes);
+                if ((d != self || in.by_bulk != 0) && way.to(i)[d] >= 0) bulk_store(place(i, d, chunk), slot(j), in.chunk_bytes);
             }
             bulk_commit();
         }
-        if (way.to(i)[self] < 0) return;
+        if (in.by_bulk != 0 || way.to(i)[self] < 0) return;
         auto* const here = reinterpret_cast<Vec16*>(place(i, self, chunk));
         const auto* const from = reinterpret_cast<const Vec16*>(slot(j));
         charge_copy(in.chunk_bytes);

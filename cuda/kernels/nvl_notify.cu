@@ -11,6 +11,7 @@ struct NvlCounts {
 };
 struct NvlNotifyInput {
     const u8* is_in_rank;            // [tokens][ranks]
+    const i32* tokens_per_rank;      // [ranks]: what is_in_rank comes to
     const i32* tokens_per_expert;    // [experts]
     i32* positions;                  // out [tokens][ranks]: index among this rank's tokens to that rank, or -1
     i32* prefix;                     // out [ranks][ranks]: tokens of sources up to and including s to d
@@ -23,7 +24,6 @@ constexpr u32 kNotifyAbreast = 4;
 struct NvlScan {
     i32 of_warp[kNotifyWarps][kMaxNvlRanks];   // tokens of its run
     i32 before[kNotifyWarps][kMaxNvlRanks];    // tokens before those that it has placed
-    i32 total[kMaxNvlRanks];
 };
 }  // namespace rdmakit
 
@@ -38,6 +38,16 @@ RDMAKIT_KERNEL RDMAKIT_LAUNCH_BOUNDS(1024, 1) nvl_notify_dispatch(RDMAKIT_GRID_C
     const u32 ranks = nvl.ranks, local_experts = in.experts / ranks;
     const u32 warp = static_cast<u32>(warp_id()), warps = static_cast<u32>(warps_in_block());
     if (me == 0) failed = 0;
+
+    // A row of counts: this rank's tokens to each rank, then those for each expert of the rank that reads. First of all, so
+    // that they travel while places are found.
+    const u64 rows = nvl.at.counts + (epoch & 1) * ranks * nvl.at.count_bytes;
+    const u32 words = ranks + local_experts;
+    for (u32 i = me; i < ranks * words; i += step) {
+        const u32 to = i / words, w = i % words;
+        const i32 value = w < ranks ? in.tokens_per_rank[w] : in.tokens_per_expert[to * local_experts + w - ranks];
+        store_relaxed<Scope::sys>(nvl_at<u64>(nvl, to, rows + nvl.rank * nvl.at.count_bytes) + w, nvl_tagged(epoch, static_cast<u32>(value)));
+    }
 
     // Each warp has a run of tokens, and counts those to each rank.
     const u32 begin = static_cast<u32>(static_cast<u64>(in.tokens) * warp / warps);
@@ -70,24 +80,18 @@ RDMAKIT_KERNEL RDMAKIT_LAUNCH_BOUNDS(1024, 1) nvl_notify_dispatch(RDMAKIT_GRID_C
         }
     }
     block_sync();
-    for (u32 r = warp; r < ranks; r += warps) {
+    Status status = Status::ok;
+    for (u32 r = warp; r < ranks; r += warps) {  // what has been told is what the places come to
         i32 all = 0;
         for (u32 w = lane; w < warps; w += kLanes) all += scan.of_warp[w][r];
         all = warp_sum(all);
-        if (lane == 0) scan.total[r] = all;
-    }
-    block_sync();
-
-    // A row of counts: this rank's tokens to each rank, then those for each expert of the rank that reads.
-    const u64 rows = nvl.at.counts + (epoch & 1) * ranks * nvl.at.count_bytes;
-    const u32 words = ranks + local_experts;
-    for (u32 i = me; i < ranks * words; i += step) {
-        const u32 to = i / words, w = i % words;
-        const i32 value = w < ranks ? scan.total[w] : in.tokens_per_expert[to * local_experts + w - ranks];
-        store_relaxed<Scope::sys>(nvl_at<u64>(nvl, to, rows + nvl.rank * nvl.at.count_bytes) + w, nvl_tagged(epoch, static_cast<u32>(value)));
+        if (lane == 0 && all != in.tokens_per_rank[r]) {
+            const Subject who{"tokens_per_rank against is_in_rank", static_cast<u64>(all), 0, r, 0};
+            status = fail(nvl.watch, Status::bad_argument, who, static_cast<u64>(in.tokens_per_rank[r]), 0, 0, 0, 0, Site::here());
+        }
     }
 
-    // While they travel: each token's place, behind those of the runs before.
+    // Each token's place, behind those of the runs before.
     for (u32 r = 0; r < ranks; ++r) {
         i32 before = 0;
         for (u32 w = lane; w < warp; w += kLanes) before += scan.of_warp[w][r];
@@ -114,7 +118,6 @@ RDMAKIT_KERNEL RDMAKIT_LAUNCH_BOUNDS(1024, 1) nvl_notify_dispatch(RDMAKIT_GRID_C
         warp_sync();
     }
     const auto row = [&](u32 source) { return nvl_at<u64>(nvl, nvl.rank, rows + source * nvl.at.count_bytes); };
-    Status status = Status::ok;
     for (u32 i = me; i < ranks * words && status == Status::ok; i += step) {
         const u32 s = i / words;
         u64 seen = 0;
@@ -131,7 +134,7 @@ RDMAKIT_KERNEL RDMAKIT_LAUNCH_BOUNDS(1024, 1) nvl_notify_dispatch(RDMAKIT_GRID_C
         }
         if (d == nvl.rank) store_relaxed<Scope::sys>(&in.counts->rows, nvl_tagged(in.ticket, sum));
     }
-    for (u32 e = me; e < local_experts; e += step) {
+    for (u32 e = step - 1 - me; e < local_experts; e += step) {  // other threads than those of prefixes
         u32 sum = 0;
         for (u32 s = 0; s < ranks; ++s) sum += count(s, ranks + e);
         store_relaxed<Scope::sys>(in.counts->experts + e, nvl_tagged(in.ticket, round_up(sum, in.alignment)));

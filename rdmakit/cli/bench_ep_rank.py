@@ -70,6 +70,7 @@ class _Bench(BenchRank):
             engine.notify(
                 is_in_rank.data_ptr(),
                 tokens,
+                per_rank.data_ptr(),
                 per_expert.data_ptr(),
                 experts,
                 1,

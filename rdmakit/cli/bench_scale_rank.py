@@ -114,8 +114,8 @@ class ScaleRank(BenchRank):
         def counts() -> None:
             engine.layout(choices.data_ptr(), tokens, TOPK, experts, per_rank.data_ptr(), per_expert.data_ptr(),
                           is_in_rank.data_ptr(), at)  # fmt: skip
-            engine.notify(is_in_rank.data_ptr(), tokens, per_expert.data_ptr(), experts, 1, positions.data_ptr(),
-                          prefix.data_ptr(), at)  # fmt: skip
+            engine.notify(is_in_rank.data_ptr(), tokens, per_rank.data_ptr(), per_expert.data_ptr(), experts, 1,
+                          positions.data_ptr(), prefix.data_ptr(), at)  # fmt: skip
 
         counts()
         rows, each = engine.counts()

@@ -125,7 +125,8 @@ class NormalCalls(InternodeCalls):
             experts = 0 if num_tokens_per_expert is None else num_tokens_per_expert.shape[0]
             crossing = self._crossing(previous_event, async_finish, allocate_on_comm_stream)
             route, per_expert = self._new_route(
-                crossing, is_token_in_rank, num_tokens_per_expert, expert_alignment, num_worst_tokens
+                crossing, is_token_in_rank, num_tokens_per_rank, num_tokens_per_expert, expert_alignment,
+                num_worst_tokens,
             )
         else:
             if topk_idx is not None or topk_weights is not None:
@@ -189,7 +190,7 @@ class NormalCalls(InternodeCalls):
 
     # ---- the steps of dispatch
     def _new_route(
-        self, crossing: Crossing, in_rank: Any, per_expert: Any, alignment: int, worst: int
+        self, crossing: Crossing, in_rank: Any, per_rank: Any, per_expert: Any, alignment: int, worst: int
     ) -> tuple[_Route, list[int]]:
         """Exchange counts. The host waits for them, unless it knows the worst case."""
         engine, int32, ranks = self._engine(), self._backend.kinds.int32, self.group_size
@@ -197,8 +198,9 @@ class NormalCalls(InternodeCalls):
         self._leases.collect(self._comm_stream)
         with crossing.results():
             positions, prefix = self._empty((in_rank.shape[0], ranks), int32), self._empty((ranks, ranks), int32)
-        engine.notify(in_rank.data_ptr(), in_rank.shape[0], per_expert.data_ptr(), per_expert.shape[0], alignment,
-                      positions.data_ptr(), prefix.data_ptr(), self._stream_address(self._comm_stream))  # fmt: skip
+        engine.notify(in_rank.data_ptr(), in_rank.shape[0], per_rank.data_ptr(), per_expert.data_ptr(),
+                      per_expert.shape[0], alignment, positions.data_ptr(), prefix.data_ptr(),
+                      self._stream_address(self._comm_stream))  # fmt: skip
         rows, received = (worst, []) if worst else engine.counts()
         return _Route(prefix, positions, in_rank, rows), received
 

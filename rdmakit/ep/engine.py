@@ -105,15 +105,15 @@ class Engine(Protocol):
         """
 
     def notify(
-        self, is_in_rank: int, tokens: int, tokens_per_expert: int, experts: int, expert_alignment: int,
-        positions: int, prefix: int, stream: int,
+        self, is_in_rank: int, tokens: int, tokens_per_rank: int, tokens_per_expert: int, experts: int,
+        expert_alignment: int, positions: int, prefix: int, stream: int,
     ) -> None:  # fmt: skip
         """Exchange counts, so that every rank knows the row of each of its tokens. Collective.
 
-        In: `is_in_rank`, `tokens_per_expert` as `layout` writes them. Out: `positions` int32 `[tokens, ranks]`, the
-        place of a token among this rank's tokens to that rank, or -1; `prefix` int32 `[ranks, ranks]`, inclusive over
-        sources: `prefix[s, d]` tokens of sources <= s go to d. `counts` tells the host; the counts of local experts
-        are rounded up to multiples of `expert_alignment`.
+        In: `is_in_rank`, `tokens_per_rank`, `tokens_per_expert` as `layout` writes them. Out: `positions` int32
+        `[tokens, ranks]`, the place of a token among this rank's tokens to that rank, or -1; `prefix` int32
+        `[ranks, ranks]`, inclusive over sources: `prefix[s, d]` tokens of sources <= s go to d. `counts` tells the
+        host; the counts of local experts are rounded up to multiples of `expert_alignment`.
         """
 
     def counts(self) -> tuple[int, list[int]]:

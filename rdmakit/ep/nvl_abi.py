@@ -76,13 +76,14 @@ LAYOUT_INPUT = _pod(
     *_u32("tokens", "topk_count", "experts", "ranks"),
 )
 NOTIFY_INPUT = _pod(
-    *_u64("is_in_rank", "tokens_per_expert", "positions", "prefix", "counts"),
+    *_u64("is_in_rank", "tokens_per_rank", "tokens_per_expert", "positions", "prefix", "counts"),
     *_u32("tokens", "experts", "alignment", "ticket"),
 )
 DISPATCH_INPUT = _pod(
     ("here", OFFER),
     *_u64("x", "scales", "topk", "weights", "positions", "prefix"),
-    *_u32("tokens", "row_bytes", "scale_words", "topk_count", "experts", "rows", "chunk_bytes", "row_warps", "pace_ns"),
+    *_u32("tokens", "row_bytes", "scale_words", "topk_count", "experts", "rows", "chunk_bytes", "row_warps"),
+    *_u32("pace_ns", "by_bulk"),
 )
 COMBINE_INPUT = _pod(
     ("here", OFFER),

@@ -25,6 +25,7 @@ __all__ = ["Nvlink", "chunk_of", "connect"]
 # Chunks of rows that a dispatch moves, and bytes that all its warps together have under way to other ranks: more only
 # queue up at the link, and rows that stay on their rank wait in the same queues (docs/nvlink.md).
 DISPATCH_CHUNK, WINDOW = 8192, 700 << 10
+SM_GBS = 51  # what one SM moves: with too few of them for the link, they are what rows wait for, not the link
 COMBINE_CHUNK = 4096  # bytes: for each of a warp's chunks all ranks' rows lie side by side in shared memory
 WORD_WARPS = 4  # of a block, that move choices, weights and scales, or add weights up
 SLOTS, STAGES = 4, 2  # kNvlSlots of nvl_dispatch.cu, kNvlStages of nvl_combine.cu
@@ -118,15 +119,18 @@ class Nvlink(LowLatencyRank):
         )
 
     def notify(
-        self, is_in_rank: int, tokens: int, tokens_per_expert: int, experts: int, expert_alignment: int, positions: int,
-        prefix: int, stream: int = 0,
+        self, is_in_rank: int, tokens: int, tokens_per_rank: int, tokens_per_expert: int, experts: int,
+        expert_alignment: int, positions: int, prefix: int, stream: int = 0,
     ) -> None:  # fmt: skip
-        """Exchange counts: positions int32 [tokens, ranks], prefix int32 [ranks, ranks]; `counts()` waits."""
+        """Exchange counts: positions int32 [tokens, ranks], prefix int32 [ranks, ranks]; `counts()` waits.
+
+        The report says when `tokens_per_rank` is not what `is_in_rank` comes to.
+        """
         self._check_experts(experts)
         self._ticket = (self._ticket + 1) & 0xFFFFFFFF
         pod = np.zeros((), abi.NOTIFY_INPUT)
-        pod[()] = (is_in_rank, tokens_per_expert, positions, prefix, int(self._counts.ctypes.data), tokens, experts,
-                   expert_alignment, self._ticket)  # fmt: skip
+        pod[()] = (is_in_rank, tokens_per_rank, tokens_per_expert, positions, prefix, int(self._counts.ctypes.data),
+                   tokens, experts, expert_alignment, self._ticket)  # fmt: skip
         self._local_experts = experts // self.ranks
         threads = min(NOTIFY_THREADS, self.link.most_threads)
         self.link.launch("nvl_notify_dispatch", 1, threads, (self.pod[()], pod[()]), stream=stream)
@@ -157,9 +161,10 @@ class Nvlink(LowLatencyRank):
         heap = self.link.heaps[self.rank]
         here = tuple(address - heap for address in received.addresses)
         pace = int(grid.blocks * grid.row_warps * grid.chunk / self.link.pace_gbs) if self.link.pace_gbs else 0
+        by_bulk = grid.blocks * SM_GBS < 2 * self.link.pace_gbs
         pod = np.zeros((), abi.DISPATCH_INPUT)
         pod[()] = (here, x, scales, topk_idx, topk_weights, positions, prefix, tokens, row_bytes, scale_bytes // 4,
-                   topk, experts, rows if topk else 0, grid.chunk, grid.row_warps, pace)  # fmt: skip
+                   topk, experts, rows if topk else 0, grid.chunk, grid.row_warps, pace, by_bulk)  # fmt: skip
         self._launch_rows("dispatch_nvl", grid, pod, stream)
 
     def combine(

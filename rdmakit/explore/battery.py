@@ -74,6 +74,7 @@ BATTERY: list[tuple[str, dict[str, Any]]] = [
     ("nvl-normal", {"changed": True}),
     ("nvl-normal", {"changed": True, "blocks": 2, "turns": 2}),
     ("nvl-normal", {"tokens": 9, "changed": True}),
+    ("nvl-normal", {"changed": True, "pace": 350, "turns": 2}),
     ("nvl-low-latency", {}),
     ("nvl-low-latency", {"blocks": 2}),
     ("nvl-low-latency", {"turns": 3, "tokens": 1}),

@@ -121,6 +121,7 @@ class Rig:
             engine.notify(
                 address(sent.is_in_rank),
                 sent.tokens,
+                address(sent.tokens_per_rank),
                 address(sent.tokens_per_expert),
                 experts,
                 alignment,

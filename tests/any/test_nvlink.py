@@ -7,6 +7,8 @@ from moe import make_inputs
 from nvlink_checks import check_low_latency, check_round_trip
 from nvlink_rig import Rig
 
+from rdmakit.errors import LaunchError
+
 RUNS = [
     *((policy, 1, ranks) for policy in ("fast", "timed", "explore") for ranks in (1, 2, 4)),
     ("fast", 32, 2),
@@ -22,6 +24,27 @@ def test_round_trip(policy, lanes, ranks, fp8, seed):
         tokens = [max(37 - 19 * r * (turn + 1), 0) for r in range(ranks)]
         room = 5 + sum(tokens) if turn else 0
         check_round_trip(rig, tokens, 256, 4 * ranks, 3, seed + turn, fp8=fp8, room=room)
+
+
+@pytest.mark.parametrize("pace", [20.0, 350.0], ids=["paced", "by bulk"])
+@pytest.mark.parametrize("policy", ["fast", "timed", "explore"])
+def test_a_link_of_known_pace(pace, policy, seed):
+    """Rows to others wait for their time; with few SMs for such a link, rows that stay are stored in bulk, too."""
+    rig = Rig(2, policy=policy, seed=seed)
+    for engine in rig.engines:
+        engine.link.pace_gbs = pace
+    check_round_trip(rig, [29, 11], 256, 8, 3, seed)
+    check_round_trip(rig, [3, 40], 256, 8, 3, seed + 1, fp8=True)
+
+
+def test_counts_that_are_not_what_goes_are_told(seed):
+    """A caller who changes the result of get_dispatch_layout is told, by the rank that has it wrong."""
+    rig = Rig(2, seed=seed)
+    _, idx, _ = make_inputs([17, 9], 128, 8, 3, seed, 0.1)
+    sents = rig.layouts(idx, 8)
+    sents[1].tokens_per_rank[0] += 1
+    with pytest.raises(LaunchError, match="tokens_per_rank against is_in_rank"):
+        rig.notify(sents, 8)
 
 
 @pytest.mark.parametrize(("policy", "lanes", "ranks"), RUNS)

@@ -94,11 +94,11 @@ class Copies:
         self.free = [self.memory.data.ptr + self.SLOT * slot for slot in range(self.SLOTS)]
         cupy.cuda.Device().synchronize()
 
-    def _copy(self, to, source, nbytes, stream):
+    def copy(self, to, source, nbytes, stream):
         if nbytes:
             cupy.cuda.runtime.memcpyAsync(to, source, nbytes, DEVICE_TO_DEVICE, stream)
 
-    def notify(self, in_rank, tokens, per_expert, experts, alignment, positions, prefix, stream):
+    def notify(self, in_rank, tokens, per_rank, per_expert, experts, alignment, positions, prefix, stream):
         self.rows = tokens
 
     def counts(self):
@@ -116,13 +116,13 @@ class Copies:
 
     def dispatch(self, x, row_bytes, scales, scale_bytes, topk_idx, topk_weights, topk, experts, tokens, positions,
                  prefix, received, rows, num_sms, stream):  # fmt: skip
-        self._copy(received.x, x, tokens * row_bytes, stream)
-        self._copy(received.topk, topk_idx, 8 * topk * tokens, stream)
-        self._copy(received.weights, topk_weights, 4 * topk * tokens, stream)
+        self.copy(received.x, x, tokens * row_bytes, stream)
+        self.copy(received.topk, topk_idx, 8 * topk * tokens, stream)
+        self.copy(received.weights, topk_weights, 4 * topk * tokens, stream)
 
     def combine(self, x, rows, hidden, topk_weights, topk, positions, prefix, tokens, out, out_weights, bias_0, bias_1,
                 num_sms, stream):  # fmt: skip
-        self._copy(out, x, 2 * hidden * tokens, stream)
+        self.copy(out, x, 2 * hidden * tokens, stream)
         return []
 
     def close(self):

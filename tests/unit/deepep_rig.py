@@ -196,9 +196,11 @@ class NumpyEngine:
         view(tokens_per_rank, np.int32, self.ranks)[:] = in_rank.sum(0)
         view(tokens_per_expert, np.int32, experts)[:] = [(idx == expert).sum() for expert in range(experts)]
 
-    def notify(self, is_in_rank, tokens, tokens_per_expert, experts, expert_alignment, positions, prefix, stream):
+    def notify(self, is_in_rank, tokens, tokens_per_rank, tokens_per_expert, experts, expert_alignment, positions,
+               prefix, stream):  # fmt: skip
         self.calls.append(("notify", stream))
         in_rank = view(is_in_rank, bool, tokens, self.ranks)
+        assert (view(tokens_per_rank, np.int32, self.ranks) == in_rank.sum(0)).all()
         place = view(positions, np.int32, tokens, self.ranks)
         place[:] = np.where(in_rank, in_rank.cumsum(0) - 1, -1)
         all_counts = self.exchange((in_rank.sum(0), view(tokens_per_expert, np.int32, experts).copy()))

@@ -57,6 +57,7 @@ class Ranks:
         self.engines = []
         for rank in range(self.ranks):
             link = WorldLink(self.world, rank, heaps, blocks=self.blocks, warps=warps, most_threads=64)
+            link.pace_gbs = float(scene.options.get("pace", 0))
             shrink = bool(scene.options.get("shrink", False))
             self.engines.append(
                 Nvlink(link, low_latency_bytes=low_latency, max_experts=64, enable_shrink=shrink)
@@ -100,7 +101,8 @@ def _at(array: Any) -> int:
 @scenario("nvl-normal", "normal dispatch and combine between two GPUs over NVLink", tags=("ep",))
 def normal(scene: Scene) -> None:
     """Options: ranks=2, tokens=2, experts=1 a rank, blocks=1, warps=1 that move rows, turns=1, changed=False (experts
-    change the rows, before and after they are combined), host=False (a host waits for the counts), routing (a seed).
+    change the rows, before and after they are combined), host=False (a host waits for the counts), routing (a seed),
+    pace=0 (GB/s of a link for which blocks are too few: rows that stay are stored in bulk).
     """
     at = Ranks(scene)
     shape = at.tokens, at.ranks
@@ -115,7 +117,8 @@ def normal(scene: Scene) -> None:
             goes, positions = at.out("who goes where", shape, np.bool_), at.out("positions", shape, np.int32)
             prefix = at.out("prefix", (at.ranks, at.ranks), np.int32)
             engine.layout(_at(at.idx[rank]), at.tokens, TOPK, at.experts, _at(per_rank), _at(per_expert), _at(goes))
-            engine.notify(_at(goes), at.tokens, _at(per_expert), at.experts, 1, _at(positions), _at(prefix))
+            sums = _at(per_rank), _at(per_expert)
+            engine.notify(_at(goes), at.tokens, *sums, at.experts, 1, _at(positions), _at(prefix))
             places.append((positions, prefix))
             if scene.options.get("host", False):
                 want = wanted[rank]
