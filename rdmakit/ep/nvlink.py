@@ -26,7 +26,6 @@ __all__ = ["Nvlink", "chunk_of", "connect"]
 # queue up at the link, and rows that stay on their rank wait in the same queues (docs/nvlink.md).
 DISPATCH_CHUNK, WINDOW = 8192, 700 << 10
 SM_GBS = 51  # what one SM moves: with too few of them for the link, they are what rows wait for, not the link
-FEW_SMS_CHUNK, FEW_SMS_WINDOW = 8192, 700 << 10
 COMBINE_CHUNK = 4096  # bytes: for each of a warp's chunks all ranks' rows lie side by side in shared memory
 WORD_WARPS = 4  # of a block, that move choices, weights and scales, or add weights up
 SLOTS, STAGES = 4, 2  # kNvlSlots of nvl_dispatch.cu, kNvlStages of nvl_combine.cu
@@ -159,8 +158,7 @@ class Nvlink(LowLatencyRank):
         """Send rows of `row_bytes` (and `scale_bytes` of scales) to where the ranks receive; `topk` 0: no choices."""
         others = min(WORD_WARPS, self.link.warps)
         few = min(num_sms, self.link.blocks) * SM_GBS < 2 * self.link.pace_gbs
-        chunk, window = (FEW_SMS_CHUNK, FEW_SMS_WINDOW) if few else (DISPATCH_CHUNK, WINDOW)
-        grid = self._grid(row_bytes, chunk, SLOTS, others, num_sms, window)
+        grid = self._grid(row_bytes, DISPATCH_CHUNK, SLOTS, others, num_sms, WINDOW)
         heap = self.link.heaps[self.rank]
         here = tuple(address - heap for address in received.addresses)
         pace = int(grid.blocks * grid.row_warps * grid.chunk / self.link.pace_gbs) if self.link.pace_gbs else 0
