@@ -1,5 +1,5 @@
 // preload.cpp — what a process asks of /dev/infiniband/uverbsN is answered here: LD_PRELOAD, no root, no kernel module.
-// Leans on kernel.hpp. Device files exist for every class/infiniband_verbs entry of the tree at SYSFS_PATH, which
+// Leans on open_device.hpp. Device files exist for every class/infiniband_verbs entry of the tree at SYSFS_PATH, which
 // libibverbs reads by itself. Everything else goes to the C library untouched.
 #include <dlfcn.h>
 #include <fcntl.h>
@@ -22,7 +22,7 @@
 #include <mutex>
 #include <string>
 
-#include "kernel.hpp"
+#include "open_device.hpp"
 
 #define RDMAKIT_PRELOAD extern "C" __attribute__((visibility("default")))
 
@@ -216,7 +216,7 @@ RDMAKIT_PRELOAD ssize_t write(int fd, const void* bytes, size_t size) {
     static const auto real = next<ssize_t (*)(int, const void*, size_t)>("write");
     if (!is_ours(fd)) return real(fd, bytes, size);
     const std::shared_ptr<OpenDevice> device = device_of(fd);
-    const int error = device ? device->command(static_cast<const unsigned char*>(bytes), size) : EBADF;
+    const int error = device ? device->write(static_cast<const unsigned char*>(bytes), size) : EBADF;
     if (std::getenv("RDMAKIT_UVERBS_TRACE") != nullptr) {
         unsigned command = 0;
         std::memcpy(&command, bytes, size < sizeof command ? size : sizeof command);

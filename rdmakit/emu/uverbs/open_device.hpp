@@ -1,27 +1,37 @@
-// kernel.hpp — one open /dev/infiniband/uverbsN: the objects that it holds, and the commands that make them.
-// Leans on machine.hpp and on the kernel's own ABI headers, rdma/ib_user_verbs.h and rdma/mlx5-abi.h (linux-libc-dev).
-// Commands come by write(2), as kernels before 4.14 took them: libibverbs falls back to that when ioctl(2) says ENOTTY.
+// open_device.hpp — one open /dev/infiniband/uverbsN: the objects that it holds, and the commands that make them.
+// Leans on machine.hpp, event_file.hpp, command.hpp. *_commands.cpp have the commands, one file for each kind of object;
+// they include the kernel's own ABI headers, rdma/*.h of linux-libc-dev.
 #pragma once
 #include <map>
 
+#include "command.hpp"
 #include "event_file.hpp"
 
 namespace rdmakit::uverbs {
+
+constexpr u32 kPage = 4096;
+constexpr u32 kBfregsPerUar = 2;  // of four in a page, those that are no fast path (MLX5_NUM_NON_FP_BFREGS_PER_UAR)
+constexpr u32 kCompVectors = 1;
+
+inline u32 log2_ceil(u32 value) {
+    u32 log = 0;
+    while ((1u << log) < value) ++log;
+    return log;
+}
 
 class OpenDevice final : public Listener {
   public:
     explicit OpenDevice(Hca* hca) : hca_(hca) {}
     ~OpenDevice() override;
 
-    // A whole command; 0 or an errno.
-    int command(const u8* bytes, std::size_t size);
+    // A whole command as write(2) brings it; 0 or an errno.
+    int write(const u8* bytes, std::size_t size);
     // A UAR page for an mmap at this offset; null if there is none.
     void* map(u64 offset);
     bool owns(const void* page) const;
     void event(AsyncEvent event) override;
 
   private:
-    struct In;
     using Count = std::shared_ptr<u32>;  // of events that the application has read
     struct CqRecord {
         u64 user_handle = 0;
@@ -35,20 +45,22 @@ class OpenDevice final : public Listener {
         u32 max_send_wr = 0, max_recv_wr = 0, max_send_sge = 0, max_recv_sge = 0, max_inline = 0;
     };
 
-    int get_context(In& in);
-    int query_device(In& in, bool extended);
-    int query_port(In& in);
-    int alloc_pd(In& in);
-    int dealloc_pd(In& in);
-    int reg_mr(In& in);
-    int dereg_mr(In& in);
-    int create_channel(In& in);
-    int create_cq(In& in, bool extended);
-    int destroy_cq(In& in);
-    int create_qp(In& in, bool extended);
-    int modify_qp(In& in);
-    int query_qp(In& in);
-    int destroy_qp(In& in);
+    int run(u32 number, bool extended, Command& command);
+
+    int get_context(Command& in);
+    int query_device(Command& in, bool extended);
+    int query_port(Command& in);
+    int alloc_pd(Command& in);
+    int dealloc_pd(Command& in);
+    int reg_mr(Command& in);
+    int dereg_mr(Command& in);
+    int create_channel(Command& in);
+    int create_cq(Command& in, bool extended);
+    int destroy_cq(Command& in);
+    int create_qp(Command& in, bool extended);
+    int modify_qp(Command& in);
+    int query_qp(Command& in);
+    int destroy_qp(Command& in);
     void* uar(u32 index);
 
     Hca* const hca_;
