@@ -129,7 +129,9 @@ struct AddressVector {
     u32 port_num = 1;
 };
 
-// struct ibv_qp_attr
+constexpr u32 kDriversLagPort = ~0u;
+
+// struct ibv_qp_attr, and behind it what only commands to the device itself say
 struct QpModify {
     QpState qp_state = QpState::reset, cur_qp_state = QpState::reset;
     u32 path_mtu = 5;  // enum ibv_mtu
@@ -139,6 +141,8 @@ struct QpModify {
     u32 max_rd_atomic = 16, max_dest_rd_atomic = 16;
     u32 min_rnr_timer = 12, timeout = 14, retry_cnt = 7, rnr_retry = 7;
     bool en_sqd_async_notify = false;
+    u32 udp_source_port = 0;          // with AV; 0: from the flow label
+    u32 lag_port = kDriversLagPort;   // RESET to INIT of a bond; 0: none; by default as the kernel's driver assigns it
 };
 
 struct QpCounters {

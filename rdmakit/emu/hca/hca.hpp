@@ -54,6 +54,8 @@ class Hca {
     // key is both lkey and rkey. iova is what WQEs call the first byte; reg_mr uses the address itself.
     Status reg_mr(u32 pd, void* address, u64 length, u32 access, u32* key);
     Status reg_mr_iova(u32 pd, void* address, u64 length, u64 iova, u32 access, u32* key);
+    // Whoever creates an mkey by command chooses its low byte.
+    Status create_mkey(u32 pd, void* address, u64 length, u64 iova, u32 access, u8 low_byte, u32* key);
     Status dereg_mr(u32 key);
     // New range and rights under the same index: the key's low byte changes, so the old key is dead.
     Status rereg_mr(u32 key, u32 pd, void* address, u64 length, u32 access, u32* new_key);
@@ -79,6 +81,10 @@ class Hca {
     // mlx5dv_query_qp_lag_port / mlx5dv_modify_qp_lag_port: EOPNOTSUPP where libmlx5 says so.
     Status query_qp_lag_port(u32 qpn, u32* configured, u32* active) const;
     Status modify_qp_lag_port(u32 qpn, u32 port);
+    // What the device itself does when told (qpc.lag_tx_port_affinity), 0: none. Without a bond it takes no notice.
+    Status set_lag_port(u32 qpn, u32 port);
+    // What of a bond carries packets whose affinity is `port`.
+    u32 active_lag_port(u32 port) const;
 
     // ---- doorbells ----------------------------------------------------------------------------------------------
     Status alloc_uar(UarPage* page);
@@ -127,6 +133,7 @@ class Hca {
 
     // memory_region.cpp
     Status check_registration(u32 pd, void* address, u64 length, u64 iova, u32 access) const;
+    Status enter_region(u32 pd, void* address, u64 length, u64 iova, u32 access, const u8* low_byte, u32* key);
 
     // modify_qp.cpp, port.cpp
     void reset_queues(QueuePair& qp);

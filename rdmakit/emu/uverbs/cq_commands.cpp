@@ -76,7 +76,7 @@ int OpenDevice::destroy_cq(Command& in) {
     Machine::here().remove_cq(hca_, cqn);
     ib_uverbs_destroy_cq_resp out = {};
     if (found->second.channel) found->second.channel->take_back(found->second.completions.get());
-    async_->take_back(found->second.errors.get());
+    if (async_) async_->take_back(found->second.errors.get());
     out.comp_events_reported = *found->second.completions;
     out.async_events_reported = *found->second.errors;
     cqs_.erase(found);

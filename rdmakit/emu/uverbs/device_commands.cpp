@@ -21,21 +21,28 @@ constexpr u32 kVendor = 0x02c9, kPart = 4129;
 
 int OpenDevice::get_context(Command& in) {
     if (async_) return EINVAL;
-    const auto asked = in.take_driver<mlx5_ib_alloc_ucontext_req_v2>(sizeof(ib_uverbs_get_context));
-    if (asked.flags & MLX5_IB_ALLOC_UCTX_DEVX) return EINVAL;  // libmlx5 asks again without
-    bfregs_ = (asked.total_num_bfregs + kBfregsPerUar - 1) / kBfregsPerUar * kBfregsPerUar;
-    if (bfregs_ == 0 || asked.num_low_latency_bfregs > bfregs_ - 1) return EINVAL;
-
+    ib_uverbs_get_context_resp core = {};
+    if (const int error = open_context(in, sizeof(ib_uverbs_get_context), sizeof core)) return error;
     async_ = EventFile::create();
     if (!async_) return EMFILE;
-    ib_uverbs_get_context_resp core = {};
     core.async_fd = static_cast<u32>(async_->fd());
     core.num_comp_vectors = kCompVectors;
+    in.give(core);
+    return 0;
+}
+
+int OpenDevice::open_context(Command& in, std::size_t core_request, std::size_t core_response) {
+    if (opened_) return EINVAL;
+    const auto asked = in.take_driver<mlx5_ib_alloc_ucontext_req_v2>(core_request);
+    // libmlx5 that asks for UAR pages one by one has none numbered beforehand (kernel mlx5_ib_alloc_ucontext).
+    const bool dynamic = asked.lib_caps & MLX5_LIB_CAP_DYN_UAR;
+    bfregs_ = (asked.total_num_bfregs + kBfregsPerUar - 1) / kBfregsPerUar * kBfregsPerUar;
+    if (bfregs_ == 0 || asked.num_low_latency_bfregs > bfregs_ - 1) return EINVAL;
     const HcaConfig& config = hca_->config();
     mlx5_ib_alloc_ucontext_resp driver = {};
     driver.qp_tab_size = 1u << 18;
     driver.bf_reg_size = kBfregBytes;
-    driver.tot_bfregs = bfregs_;
+    driver.tot_bfregs = dynamic ? 0 : bfregs_;
     driver.cache_line_size = 64;
     driver.max_sq_desc_sz = 1024;
     driver.max_rq_desc_sz = 512;
@@ -45,36 +52,16 @@ int OpenDevice::get_context(Command& in) {
     driver.response_length = static_cast<u32>(sizeof driver);
     driver.log_uar_size = 12;
     driver.num_uars_per_page = 1;
-    in.give(core);
-    in.give_driver(driver, sizeof core);
+    in.give_driver(driver, core_response);
+    if (asked.flags & MLX5_IB_ALLOC_UCTX_DEVX) devx_.allow();
+    opened_ = true;
     Machine::here().listen(hca_, this);
     return 0;
 }
 
-void* OpenDevice::uar(u32 index) {
-    const auto known = uars_.find(index);
-    if (known != uars_.end()) return known->second;
-    UarPage page;
-    if (!hca_->alloc_uar(&page).ok()) return nullptr;
-    uars_[index] = page.page;
-    uar_ids_[index] = page.index;
-    Machine::here().watch(hca_, page.page);
-    return page.page;
-}
-
-// The offset is the page's index with a command above it (rdma-core providers/mlx5/mlx5.c get_uar_mmap_offset).
 void* OpenDevice::map(u64 offset) {
-    const u64 page = offset / kPage, command = page >> 8 & 0xff;
-    constexpr u64 kRegular = 0, kWriteCombining = 2, kUncached = 3;
-    if (command != kRegular && command != kWriteCombining && command != kUncached) return nullptr;
     const std::lock_guard<std::recursive_mutex> hold(Machine::here().lock());
-    return uar(static_cast<u32>(page & 0xff) | static_cast<u32>(page >> 16 & 0xff) << 8);
-}
-
-bool OpenDevice::owns(const void* page) const {
-    for (const auto& [index, mapped] : uars_)
-        if (mapped == page) return true;
-    return false;
+    return uars_.map(offset);
 }
 
 int OpenDevice::query_device(Command& in, bool extended) {

@@ -117,6 +117,11 @@ void Machine::watch(Hca* hca, void* page) {
     pages_.push_back({hca, words});
 }
 
+void Machine::unwatch(const void* page) {
+    pages_.erase(std::remove_if(pages_.begin(), pages_.end(), [page](const Page& known) { return known.words == page; }),
+                 pages_.end());
+}
+
 void Machine::add_qp(Hca* hca, u32 qpn, void* page) { ringers_.push_back({hca, qpn, page}); }
 
 void Machine::remove_qp(Hca* hca, u32 qpn) {

@@ -31,6 +31,7 @@ class Machine final : public Environment {
     void forget(Listener* listener);
     // Doorbells written to this page of `hca` are looked for from now on.
     void watch(Hca* hca, void* page);
+    void unwatch(const void* page);
     // Everything of this machine, HCAs included, is used by one thread at a time.
     std::recursive_mutex& lock() { return lock_; }
     // A QP that rings in this page; when a register there has been written its record is looked at as well, since in

@@ -5,10 +5,16 @@
 
 namespace rdmakit::uverbs {
 
+OpenDevice::OpenDevice(Hca* hca)
+    : hca_(hca), uars_(hca), devx_(hca, uars_, [this](u32 number, bool queue_pair) {
+          return queue_pair ? qps_.count(number) != 0 : cqs_.count(number) != 0;
+      }) {}
+
 OpenDevice::~OpenDevice() {
     Machine& machine = Machine::here();
     const std::lock_guard<std::recursive_mutex> hold(machine.lock());
     machine.forget(this);
+    devx_.close();
     for (const auto& [qpn, record] : qps_) {
         machine.remove_qp(hca_, qpn);
         hca_->destroy_qp(qpn);
@@ -19,9 +25,11 @@ OpenDevice::~OpenDevice() {
     }
     for (const auto& [key, live] : mrs_) hca_->dereg_mr(key);
     for (const auto& [pd, live] : pds_) hca_->dealloc_pd(pd);
+    uars_.close();
 }
 
 void OpenDevice::event(AsyncEvent event) {
+    if (!async_) return;
     if (event.type == AsyncEventType::completion) {
         const auto cq = cqs_.find(event.number);
         if (cq == cqs_.end() || !cq->second.channel) return;

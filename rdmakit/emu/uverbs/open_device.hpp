@@ -1,15 +1,16 @@
 // open_device.hpp — one open /dev/infiniband/uverbsN: the objects that it holds, and the commands that make them.
-// Leans on machine.hpp, event_file.hpp, command.hpp. *_commands.cpp have the commands, one file for each kind of object;
+// Leans on machine.hpp, event_file.hpp, command.hpp, devx.hpp. *_commands.cpp have the commands, one file for each kind of object;
 // they include the kernel's own ABI headers, rdma/*.h of linux-libc-dev.
 #pragma once
 #include <map>
 
 #include "command.hpp"
+#include "devx.hpp"
 #include "event_file.hpp"
+#include "uar_pages.hpp"
 
 namespace rdmakit::uverbs {
 
-constexpr u32 kPage = 4096;
 constexpr u32 kBfregsPerUar = 2;  // of four in a page, those that are no fast path (MLX5_NUM_NON_FP_BFREGS_PER_UAR)
 constexpr u32 kCompVectors = 1;
 
@@ -21,14 +22,16 @@ inline u32 log2_ceil(u32 value) {
 
 class OpenDevice final : public Listener {
   public:
-    explicit OpenDevice(Hca* hca) : hca_(hca) {}
+    explicit OpenDevice(Hca* hca);
     ~OpenDevice() override;
 
     // A whole command as write(2) brings it; 0 or an errno.
     int write(const u8* bytes, std::size_t size);
+    // RDMA_VERBS_IOCTL, whose argument is a struct ib_uverbs_ioctl_hdr; 0 or an errno.
+    int ioctl(void* argument);
     // A UAR page for an mmap at this offset; null if there is none.
     void* map(u64 offset);
-    bool owns(const void* page) const;
+    bool owns(const void* page) const { return uars_.owns(page); }
     void event(AsyncEvent event) override;
 
   private:
@@ -46,8 +49,10 @@ class OpenDevice final : public Listener {
     };
 
     int run(u32 number, bool extended, Command& command);
+    int run(u32 object, u32 method, Attributes& attributes);
 
     int get_context(Command& in);
+    int open_context(Command& in, std::size_t core_request, std::size_t core_response);
     int query_device(Command& in, bool extended);
     int query_port(Command& in);
     int alloc_pd(Command& in);
@@ -61,17 +66,30 @@ class OpenDevice final : public Listener {
     int modify_qp(Command& in);
     int query_qp(Command& in);
     int destroy_qp(Command& in);
-    void* uar(u32 index);
+
+    // ioctl_methods.cpp
+    int invoke_write(Attributes& in);
+    int ioctl_get_context(Attributes& in);
+    int alloc_async(Attributes& in);
+    int ioctl_query_port(Attributes& in);
+    int ioctl_dealloc_pd(Attributes& in);
+    int ioctl_dereg_mr(Attributes& in);
+    int ioctl_query_mr(Attributes& in);
+    int ioctl_create_cq(Attributes& in);
+    int ioctl_destroy_cq(Attributes& in);
+    int ioctl_create_qp(Attributes& in);
+    int ioctl_destroy_qp(Attributes& in);
 
     Hca* const hca_;
     std::shared_ptr<EventFile> async_;
+    bool opened_ = false;
     Count port_events_ = std::make_shared<u32>(0);
-    std::map<u32, void*> uars_;    // libmlx5's index → page
-    std::map<u32, u32> uar_ids_;   // libmlx5's index → the HCA's
     std::map<u32, CqRecord> cqs_;
     std::map<u32, QpRecord> qps_;
     std::map<u32, bool> pds_, mrs_;
     u32 bfregs_ = 0, next_bfreg_ = 0;
+    UarPages uars_;
+    Devx devx_;
 };
 
 }  // namespace rdmakit::uverbs

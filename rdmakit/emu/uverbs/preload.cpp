@@ -4,6 +4,7 @@
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <linux/netlink.h>
+#include <rdma/rdma_user_ioctl_cmds.h>
 #include <stdarg.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -234,7 +235,15 @@ RDMAKIT_PRELOAD int ioctl(int fd, unsigned long request, ...) {
     void* const argument = va_arg(list, void*);
     va_end(list);
     if (!is_ours(fd)) return real(fd, request, argument);
-    errno = ENOTTY;  // a kernel without RDMA_VERBS_IOCTL: libibverbs writes its commands then
+    const std::shared_ptr<OpenDevice> device = device_of(fd);
+    const int error = request != RDMA_VERBS_IOCTL ? ENOTTY : device ? device->ioctl(argument) : EBADF;
+    if (request == RDMA_VERBS_IOCTL && std::getenv("RDMAKIT_UVERBS_TRACE") != nullptr) {
+        const ib_uverbs_ioctl_hdr* const header = static_cast<const ib_uverbs_ioctl_hdr*>(argument);
+        std::fprintf(stderr, "uverbs: object 0x%x method 0x%x, %u attributes: %s\n", header->object_id,
+                     header->method_id, header->num_attrs, error ? std::strerror(error) : "ok");
+    }
+    if (error == 0) return 0;
+    errno = error;
     return -1;
 }
 

@@ -14,6 +14,7 @@ namespace {
 
 constexpr u32 kMaxInline = 512;
 constexpr u32 kQpTypeRc = 2;
+constexpr u32 kNoBfreg = 1u << 31;  // MLX5_IB_INVALID_BFREG
 
 }  // namespace
 
@@ -64,18 +65,22 @@ int OpenDevice::create_qp(Command& in, bool extended) {
 
     QpRecord record;
     record.user_handle = asked.user_handle;
-    if (driver.flags & MLX5_QP_FLAG_BFREG_INDEX) {
-        record.bfreg = driver.bfreg_index;
+    const UarPage* page = nullptr;
+    if (driver.flags & MLX5_QP_FLAG_UAR_PAGE_INDEX) {
+        page = uars_.find(driver.bfreg_index);
+        if (page == nullptr) return EINVAL;
+        record.bfreg = kNoBfreg;
     } else {
         // bfreg 0 takes plain doorbells only; the others in turn, as mlx5_ib spreads queue pairs over them.
-        record.bfreg = bfregs_ > 1 ? 1 + next_bfreg_++ % (bfregs_ - 1) : 0;
+        const u32 next = bfregs_ > 1 ? 1 + next_bfreg_++ % (bfregs_ - 1) : 0;
+        record.bfreg = driver.flags & MLX5_QP_FLAG_BFREG_INDEX ? driver.bfreg_index : next;
+        page = uars_.numbered(record.bfreg / kBfregsPerUar);
+        if (page == nullptr) return ENOMEM;
     }
-    const u32 page = record.bfreg / kBfregsPerUar;
-    if (uar(page) == nullptr) return ENOMEM;
-    attr.uar = uar_ids_[page];
+    attr.uar = page->index;
     u32 qpn = 0;
     if (const Status status = hca_->create_qp(attr, &qpn); !status.ok()) return status.code;
-    Machine::here().add_qp(hca_, qpn, uars_[page]);
+    Machine::here().add_qp(hca_, qpn, page->page);
     record.max_send_wr = asked.max_send_wr;
     record.max_recv_wr = asked.max_recv_wr;
     record.max_send_sge = asked.max_send_sge;
@@ -184,7 +189,7 @@ int OpenDevice::destroy_qp(Command& in) {
     if (const Status status = hca_->destroy_qp(qpn); !status.ok()) return status.code;
     Machine::here().remove_qp(hca_, qpn);
     ib_uverbs_destroy_qp_resp out = {};
-    async_->take_back(found->second.events.get());
+    if (async_) async_->take_back(found->second.events.get());
     out.events_reported = *found->second.events;
     qps_.erase(found);
     in.give(out);
