@@ -109,7 +109,7 @@ int OpenDevice::query_port(Command& in) {
     ib_uverbs_query_port_resp out = {};
     const bool up = hca_->port_up(asked.port_num);
     out.max_msg_sz = 1u << 30;
-    out.gid_tbl_len = 4;  // as the tree has
+    out.gid_tbl_len = kGidEntries;
     out.pkey_tbl_len = 1;
     out.state = up ? 4 : 1;  // ACTIVE, DOWN
     out.max_mtu = 5;

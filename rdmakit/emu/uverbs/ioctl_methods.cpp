@@ -48,6 +48,7 @@ int OpenDevice::run(u32 object, u32 number, Attributes& attributes) {
         case method(UVERBS_OBJECT_DEVICE, UVERBS_METHOD_INVOKE_WRITE): return invoke_write(attributes);
         case method(UVERBS_OBJECT_DEVICE, UVERBS_METHOD_GET_CONTEXT): return ioctl_get_context(attributes);
         case method(UVERBS_OBJECT_DEVICE, UVERBS_METHOD_QUERY_PORT): return ioctl_query_port(attributes);
+        case method(UVERBS_OBJECT_DEVICE, UVERBS_METHOD_QUERY_GID_ENTRY): return query_gid_entry(attributes);
         case method(UVERBS_OBJECT_ASYNC_EVENT, UVERBS_METHOD_ASYNC_EVENT_ALLOC): return alloc_async(attributes);
         case method(UVERBS_OBJECT_PD, UVERBS_METHOD_PD_DESTROY): return ioctl_dealloc_pd(attributes);
         case method(UVERBS_OBJECT_MR, UVERBS_METHOD_MR_DESTROY): return ioctl_dereg_mr(attributes);
@@ -105,6 +106,24 @@ int OpenDevice::ioctl_query_port(Attributes& in) {
     Command command = wrap(request, &answer.legacy_resp);
     if (const int error = query_port(command)) return error;
     in.put(UVERBS_ATTR_QUERY_PORT_RESP, answer);
+    return 0;
+}
+
+int OpenDevice::query_gid_entry(Attributes& in) {
+    if (const int error = in.check({UVERBS_ATTR_QUERY_GID_ENTRY_PORT, UVERBS_ATTR_QUERY_GID_ENTRY_GID_INDEX,
+                                    UVERBS_ATTR_QUERY_GID_ENTRY_FLAGS, UVERBS_ATTR_QUERY_GID_ENTRY_RESP_ENTRY}))
+        return error;
+    const u32 port = in.get<u32>(UVERBS_ATTR_QUERY_GID_ENTRY_PORT);
+    const u32 index = in.get<u32>(UVERBS_ATTR_QUERY_GID_ENTRY_GID_INDEX);
+    if (in.get<u32>(UVERBS_ATTR_QUERY_GID_ENTRY_FLAGS) != 0 || port < 1 || port > hca_->ib_ports()) return EINVAL;
+    const Gid* const gid = Machine::here().gid(hca_, port, index);
+    if (gid == nullptr) return index < kGidEntries ? ENODATA : EINVAL;
+    ib_uverbs_gid_entry entry = {};
+    std::memcpy(entry.gid, gid->raw, sizeof entry.gid);
+    entry.gid_index = index;
+    entry.port_num = port;
+    entry.gid_type = hca_->config().roce ? IB_UVERBS_GID_TYPE_ROCE_V2 : IB_UVERBS_GID_TYPE_IB;
+    in.put(UVERBS_ATTR_QUERY_GID_ENTRY_RESP_ENTRY, entry);
     return 0;
 }
 

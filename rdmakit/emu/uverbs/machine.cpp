@@ -8,6 +8,8 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
+#include <sstream>
 #include <thread>
 
 namespace rdmakit::uverbs {
@@ -64,6 +66,19 @@ bool parse_gid(const std::string& text, Gid* gid) {
     return any;
 }
 
+// Ports of a bond, and who chooses among them, from the network device of the first (tree.py).
+void read_bond(const std::string& net, HcaConfig* config) {
+    for (const std::string& netdev : entries(net)) {
+        std::istringstream slaves(read_file(net + "/" + netdev + "/master/bonding/slaves"));
+        const u32 count = static_cast<u32>(std::distance(std::istream_iterator<std::string>(slaves), {}));
+        if (count < 2) continue;
+        config->ports = count;
+        config->lag = read_file(net + "/" + netdev + "/compat/devlink/lag_port_select_mode") == "hash"
+                          ? LagMode::hash
+                          : LagMode::queue_affinity;
+    }
+}
+
 }  // namespace
 
 Machine& Machine::here() {
@@ -78,13 +93,16 @@ Machine::Machine() {
         std::snprintf(config.name, sizeof config.name, "%s", name.c_str());
         const std::vector<std::string> ports = entries(root + "/" + name + "/ports");
         config.ports = static_cast<u32>(ports.size());
+        read_bond(root + "/" + name + "/device/net", &config);
         config.roce = read_file(root + "/" + name + "/ports/1/link_layer") != "InfiniBand";
         hcas_.push_back(std::make_unique<Hca>(*this, fabric_, config));
         for (u32 port = 1; port <= hcas_.back()->ib_ports(); ++port) {
             const std::string gids = root + "/" + name + "/ports/" + std::to_string(port) + "/gids";
             for (const std::string& index : entries(gids)) {
                 Gid gid;
+                const u32 at = static_cast<u32>(std::strtoul(index.c_str(), nullptr, 10));
                 if (!parse_gid(read_file(gids + "/" + index), &gid)) continue;
+                gids_[{hcas_.back().get(), port, at}] = gid;
                 const Status status = hcas_.back()->add_address(port, gid);
                 if (!status.ok()) std::fprintf(stderr, "rdmakit uverbs: %s: %s\n", name.c_str(), status.message);
             }
@@ -96,6 +114,11 @@ Hca* Machine::find(const std::string& name) {
     for (const auto& hca : hcas_)
         if (name == hca->config().name) return hca.get();
     return nullptr;
+}
+
+const Gid* Machine::gid(const Hca* hca, u32 port, u32 index) const {
+    const auto found = gids_.find({hca, port, index});
+    return found == gids_.end() ? nullptr : &found->second;
 }
 
 void Machine::listen(Hca* hca, Listener* listener) {

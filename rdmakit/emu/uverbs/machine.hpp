@@ -2,9 +2,11 @@
 // Leans on emu/hca. What libmlx5 writes to a UAR page is plain memory here; a thread looks at it and hands it to the HCA.
 #pragma once
 #include <atomic>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "../hca/fabric.hpp"
@@ -27,6 +29,8 @@ class Machine final : public Environment {
     static Machine& here();
 
     Hca* find(const std::string& name);
+    // Null where the table has none.
+    const Gid* gid(const Hca* hca, u32 port, u32 index) const;
     void listen(Hca* hca, Listener* listener);
     void forget(Listener* listener);
     // Doorbells written to this page of `hca` are looked for from now on.
@@ -83,6 +87,7 @@ class Machine final : public Environment {
     std::recursive_mutex lock_;
     Fabric fabric_;
     std::vector<std::unique_ptr<Hca>> hcas_;
+    std::map<std::tuple<const Hca*, u32, u32>, Gid> gids_;  // by HCA, port, index
     std::vector<Page> pages_;
     std::vector<Ringer> ringers_;
     std::vector<Armed> armed_;

@@ -13,6 +13,7 @@ namespace rdmakit::uverbs {
 
 constexpr u32 kBfregsPerUar = 2;  // of four in a page, those that are no fast path (MLX5_NUM_NON_FP_BFREGS_PER_UAR)
 constexpr u32 kCompVectors = 1;
+constexpr u32 kGidEntries = 4;  // as the tree has
 
 inline u32 log2_ceil(u32 value) {
     u32 log = 0;
@@ -72,6 +73,7 @@ class OpenDevice final : public Listener {
     int ioctl_get_context(Attributes& in);
     int alloc_async(Attributes& in);
     int ioctl_query_port(Attributes& in);
+    int query_gid_entry(Attributes& in);
     int ioctl_dealloc_pd(Attributes& in);
     int ioctl_dereg_mr(Attributes& in);
     int ioctl_query_mr(Attributes& in);
