@@ -74,6 +74,7 @@ struct HcaConfig {
     u32 max_log_cqes = 22;
     u32 max_recv_sge = 32;
     u32 max_qps = 1u << 18;
+    u32 first_qpn = 0, last_qpn = 0xffffff;  // 0: begins anywhere
     u32 max_mrs = 1u << 20;
     u32 max_rd_atomic = 16;
     u32 rnr_turns = 32;                // untimed: calls of work() that one RNR timer lasts

@@ -44,7 +44,7 @@ Status Hca::create_qp(const QpAttr& attr, u32* qpn) {
         reinterpret_cast<u64>(attr.dbrec) % 8)
         return refuse(EINVAL, "queue buffers must be 64-byte and the doorbell record 8-byte aligned");
     if (live_qps_ >= config_.max_qps) return refuse(ENOMEM, "all %u QPs of this device are in use", config_.max_qps);
-    if (qpn_base_ + qps_.size() > 0xffffff) return refuse(ENOMEM, "this device has given out all its QP numbers");
+    if (qpn_base_ + qps_.size() > config_.last_qpn) return refuse(ENOMEM, "this device has given out all its QP numbers");
 
     auto qp = std::make_unique<QueuePair>();
     QpAttr& create = qp->info.create;

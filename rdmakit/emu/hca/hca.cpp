@@ -37,7 +37,7 @@ Hca::Hca(Environment& environment, Fabric& fabric, const HcaConfig& config)
       timed_(environment.timed()),
       stepwise_(environment.stepwise()),
       weak_(environment.weak()),
-      qpn_base_(0x100 + static_cast<u32>(environment.random(0x8000))),
+      qpn_base_(config_.first_qpn != 0 ? config_.first_qpn : 0x100 + static_cast<u32>(environment.random(0x8000))),
       memory_(std::make_unique<MemoryRegions>(2 + static_cast<u32>(environment.random(254)),
                                               static_cast<u32>(environment.random(256)), config_.max_mrs)),
       ports_(std::make_unique<Ports>(config_)),

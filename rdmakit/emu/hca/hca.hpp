@@ -29,6 +29,7 @@ class EventPool;
 struct HcaSnapshot;
 struct HcaStep;
 struct Request;
+struct RemoteAnswer;
 class MemoryRegions;
 class Ports;
 enum class EventKind : u32;
@@ -102,6 +103,10 @@ class Hca {
     // Executes up to `budget` WQEs; returns how many. Calls ready() at its end if some can still be done, or if a
     // finite retry counts down.
     u32 work(u32 budget);
+    // Untimed, with peers in other processes: execute what came from there, for the same HCA `from` as seen from here;
+    // and go on with what was sent there. `data`: what a request brings, what an answer brings.
+    RemoteAnswer serve(const RemoteRequest& request, std::vector<u8>& data, Hca& from);
+    void answered(const RemoteAnswer& answer, std::vector<u8>& data);
     // Stepwise: appends what can be done next, the calmest first; takes one of them; who does it, to the memory model.
     void next_steps(std::vector<HcaStep>& out);
     void take(const HcaStep& step);
@@ -160,6 +165,10 @@ class Hca {
     void survive(QueuePair& qp, Transfer& transfer, Hca& peer, u32 packets);
     void finish(QueuePair& qp, Transfer& transfer, const Outcome& outcome);
     void fail(QueuePair& qp, const DecodedWqe& wqe, Syndrome syndrome);
+
+    // remote.cpp
+    bool is_remote(const QueuePair& qp) const;
+    void send_away(QueuePair& qp, Transfer& transfer);
 
     // sequence.cpp
     bool many_paths(const QueuePair& qp) const;

@@ -1,5 +1,5 @@
 // machine.hpp — the emulated HCAs of one process, as the kernel would drive them: who is there, who rings, who is told.
-// Leans on emu/hca. What libmlx5 writes to a UAR page is plain memory here; a thread looks at it and hands it to the HCA.
+// Leans on emu/hca and wire.hpp. What libmlx5 writes to a UAR page is plain memory here; a thread looks at it and hands it to the HCA.
 #pragma once
 #include <atomic>
 #include <map>
@@ -11,6 +11,8 @@
 
 #include "../hca/fabric.hpp"
 #include "../hca/hca.hpp"
+#include "../hca/remote.hpp"
+#include "wire.hpp"
 
 namespace rdmakit::uverbs {
 
@@ -27,6 +29,11 @@ class Machine final : public Environment {
   public:
     // HCAs as the tree at SYSFS_PATH lists them in class/infiniband: their names, ports and GIDs.
     static Machine& here();
+    static Machine* if_any();
+    // The child of a fork: this machine stays its parent's, and here() makes another.
+    void leave();
+    // Counters that others read are as they stand now.
+    void publish();
 
     Hca* find(const std::string& name);
     // Null where the table has none.
@@ -55,6 +62,8 @@ class Machine final : public Environment {
     void ready(Hca&) override { work_ = true; }
     bool copy_payload() override { return true; }
     void async_event(Hca& hca, AsyncEvent event) override;
+    bool elsewhere(u32 qpn) override { return wire_.number() != Wire::kAlone && qpn >> kQpnBits != wire_.number(); }
+    bool carry(Hca& from, Hca& to, const RemoteRequest& request, const std::vector<u8>& data) override;
 
   private:
     Machine();
@@ -83,8 +92,21 @@ class Machine final : public Environment {
     void arm(const Page& page);
     void ring_others(const Page& page);
     void execute();
+    void tell();
+
+    // between_processes.cpp
+    static constexpr u32 kQpnBits = 15;  // of a QP number; above them is its process's number
+    struct Pending {
+        u32 ticket, process;
+        u64 since_ns;
+    };
+    u32 index_of(const Hca& hca) const;
+    bool move_wire();
+    void take(u32 from, const u8* message, std::size_t bytes);
+    void give_up(u64 now_ns);
 
     std::recursive_mutex lock_;
+    Wire wire_;
     Fabric fabric_;
     std::vector<std::unique_ptr<Hca>> hcas_;
     std::map<std::tuple<const Hca*, u32, u32>, Gid> gids_;  // by HCA, port, index
@@ -94,6 +116,8 @@ class Machine final : public Environment {
     std::vector<Hearing> listeners_;
     std::vector<std::pair<Hca*, AsyncEvent>> events_;
     u64 random_ = 0x9e3779b97f4a7c15ull;
+    std::map<std::pair<Hca*, u32>, Pending> pending_;  // by HCA and QP number: requests that another process has
+    u64 last_turn_ns_ = 0, last_check_ns_ = 0;
     bool work_ = false;
     bool started_ = false;
 };

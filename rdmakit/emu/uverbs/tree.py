@@ -70,6 +70,7 @@ def write_tree(root: Path, nics: list[Nic]) -> None:
     """Make `root` a /sys with these devices; both a link-local and an IPv4 GID of RoCE v2 on each port."""
     verbs, infiniband = root / "class/infiniband_verbs", root / "class/infiniband"
     _write(verbs / "abi_version", "6")
+    (root / "wire").touch()  # processes meet there (wire.hpp)
     for number, nic in enumerate(nics):
         pci = root / f"devices/pci0000:00/0000:{number + 1:02x}:00.0"
         for name, text in (
