@@ -96,7 +96,7 @@ void Machine::give_up(u64 now_ns) {
     for (auto at = pending_.begin(); at != pending_.end();) {
         const Pending pending = at->second;
         const bool alive = wire_.alive(pending.process);
-        if (alive && now_ns - pending.since_ns < kPatienceNs) {
+        if (alive && now_ns < pending.since_ns + kPatienceNs) {
             ++at;
             continue;
         }
