@@ -96,7 +96,7 @@ def test_in_hash_mode_the_udp_source_port_decides(bonded, ends, rng):
         near.lag_port = 1
     used = set()
     for udp_source_port in rng.choice(np.arange(0xC000, 0x10000), 12, replace=False):
-        near.udp_source_port = int(udp_source_port)
+        near.udp_sport = int(udp_source_port)
         before = sent(bonded[0])
         copy(ends, rng)
         grown = [after - b for after, b in zip(sent(bonded[0]), before, strict=True)]
