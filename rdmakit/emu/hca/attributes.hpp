@@ -103,8 +103,18 @@ struct CqInfo {
     u32 arm_sequence = 0;
 };
 
+struct SrqAttr {
+    u32 pd = 0;
+    u32 log_wqes = 0;
+    u32 stride = 32;        // bytes of a WQE: 16 for the link, 16 for each scatter entry; a power of two
+    u32 limit = 0;
+    void* buffer = nullptr; // stride << log_wqes bytes, 64-byte aligned, its list linked
+    u32* dbrec = nullptr;
+};
+
 struct QpAttr {
     u32 pd = 0, send_cq = 0, recv_cq = 0;
+    u32 srq = 0;                // receives come from there; 0: from a queue of its own
     u32 log_sq_bbs = 7;         // send queue, in WQEBBs of 64 bytes
     u32 log_rq_wqes = 0;        // receive queue, in WQEs; meaningful if max_recv_sge > 0
     u32 max_recv_sge = 0;       // 0: no receive queue

@@ -26,6 +26,8 @@ enum class AsyncEventType : u32 {
     port_error = 7,          // IBV_EVENT_PORT_ERR
     doorbell_split = 8,      // a 4-byte store to a doorbell register
     communication_established = 9,  // IBV_EVENT_COMM_EST: a request arrived in RTR
+    srq_limit_reached = 10,  // IBV_EVENT_SRQ_LIMIT_REACHED
+    last_wqe_reached = 11,   // IBV_EVENT_QP_LAST_WQE_REACHED: in ERR, takes no more from its SRQ
 };
 
 struct AsyncEvent {

@@ -8,6 +8,7 @@
 #include "event_pool.hpp"
 #include "memory_region.hpp"
 #include "port.hpp"
+#include "shared_receive_queue.hpp"
 #include "uar.hpp"
 
 namespace rdmakit::emu {
@@ -43,6 +44,7 @@ Hca::Hca(Environment& environment, Fabric& fabric, const HcaConfig& config)
       ports_(std::make_unique<Ports>(config_)),
       pds_(1),   // number 0 is nobody's, as for CQs
       cqs_(1),
+      srqs_(1),
       events_(std::make_unique<EventPool>()) {
     UarPage first;
     alloc_uar(&first);

@@ -20,6 +20,7 @@ namespace rdmakit::emu {
 
 struct QueuePair;
 struct CompletionQueue;
+struct SharedReceiveQueue;
 struct Transfer;
 struct Outcome;
 struct Pieces;
@@ -60,6 +61,9 @@ class Hca {
     Status dereg_mr(u32 key);
     // New range and rights under the same index: the key's low byte changes, so the old key is dead.
     Status rereg_mr(u32 key, u32 pd, void* address, u64 length, u32 access, u32* new_key);
+    Status rereg_mr_iova(u32 key, u32 pd, void* address, u64 length, u64 iova, u32 access, u32* new_key);
+    // Only other rights, or another PD, under the same key.
+    Status change_mr(u32 key, u32 pd, u32 access);
     Status query_mr(u32 key, MrInfo* info) const;
     u32 live_mrs() const;
 
@@ -70,6 +74,12 @@ class Hca {
     // One `completion` event at the next CQE (a solicited one, or an error, if solicited_only). Fires at once if
     // CQEs that the record does not show as consumed are there.
     Status arm_cq(u32 cqn, bool solicited_only);
+
+    // ---- shared receive queues --------------------------------------------------------------------------------
+    Status create_srq(const SrqAttr& attr, u32* srqn);
+    Status destroy_srq(u32 srqn);  // EBUSY while a QP draws from it
+    Status set_srq_limit(u32 srqn, u32 limit);
+    u32 srq_limit(u32 srqn) const;
 
     // ---- queue pairs --------------------------------------------------------------------------------------------
     static u32 rq_stride_bytes(u32 max_recv_sge);
@@ -131,6 +141,7 @@ class Hca {
         const u32 index = qpn - qpn_base_;
         return index < qps_.size() ? qps_[index].get() : nullptr;
     }
+    SharedReceiveQueue* find_srq(u32 srqn) const { return srqn < srqs_.size() ? srqs_[srqn].get() : nullptr; }
     CompletionQueue* find_cq(u32 cqn) const { return cqn < cqs_.size() ? cqs_[cqn].get() : nullptr; }
 
   private:
@@ -186,6 +197,7 @@ class Hca {
     Outcome atomic(QueuePair& qp, const DecodedWqe& wqe);
     Outcome send(QueuePair& qp, Transfer& transfer, QueuePair& source);
     bool receive_ready(QueuePair& qp, Outcome& outcome);
+    u32 take_receive(QueuePair& qp);
     Outcome consume_receive(QueuePair& qp, const DecodedWqe& wqe, u32 source_qpn, CqeOpcode opcode,
                             const Pieces* scattered);
     Outcome refuse_receive(QueuePair& qp, Syndrome local, Syndrome nak);
@@ -287,6 +299,7 @@ class Hca {
     struct Uar;
     std::vector<Pd> pds_;
     std::vector<std::unique_ptr<CompletionQueue>> cqs_;
+    std::vector<std::unique_ptr<SharedReceiveQueue>> srqs_;
     std::vector<std::unique_ptr<QueuePair>> qps_;
     std::vector<std::unique_ptr<Uar>> uars_;
     std::vector<u32> stalled_;   // QP numbers, in the order in which they began to wait

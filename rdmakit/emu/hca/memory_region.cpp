@@ -35,6 +35,12 @@ bool MemoryRegions::remove(u32 key) {
     return true;
 }
 
+void MemoryRegions::change(u32 key, u32 access, u32 pd) {
+    if (!find(key)) return;
+    entries_[key >> 8].access = access;
+    entries_[key >> 8].pd = pd;
+}
+
 const KeyEntry* MemoryRegions::find(u32 key) const {
     const u32 index = key >> 8;
     if (index >= entries_.size()) return nullptr;
@@ -103,12 +109,27 @@ Status Hca::dereg_mr(u32 key) {
 }
 
 Status Hca::rereg_mr(u32 key, u32 pd, void* address, u64 length, u32 access, u32* new_key) {
+    return rereg_mr_iova(key, pd, address, length, reinterpret_cast<u64>(address), access, new_key);
+}
+
+Status Hca::rereg_mr_iova(u32 key, u32 pd, void* address, u64 length, u64 iova, u32 access, u32* new_key) {
     const KeyEntry* entry = memory_->find(key);
     if (!entry) return refuse(EINVAL, "key 0x%x names no registered MR (deregistered before?)", key);
-    const Status status = check_registration(pd, address, length, reinterpret_cast<u64>(address), access);
+    const Status status = check_registration(pd, address, length, iova, access);
     if (!status.ok()) return status;
     dereg_mr(key);
-    return reg_mr(pd, address, length, access, new_key);  // takes the index just freed
+    return reg_mr_iova(pd, address, length, iova, access, new_key);  // takes the index just freed
+}
+
+Status Hca::change_mr(u32 key, u32 pd, u32 access) {
+    const KeyEntry* entry = memory_->find(key);
+    if (!entry) return refuse(EINVAL, "key 0x%x names no registered MR (deregistered before?)", key);
+    const Status status = check_registration(pd, reinterpret_cast<void*>(entry->base), entry->len, entry->addr, access);
+    if (!status.ok()) return status;
+    --pds_[entry->pd].users;
+    ++pds_[pd].users;
+    memory_->change(key, access, pd);
+    return {};
 }
 
 Status Hca::query_mr(u32 key, MrInfo* info) const {

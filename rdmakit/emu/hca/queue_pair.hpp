@@ -7,6 +7,7 @@
 #include "fabric.hpp"
 #include "payload.hpp"
 #include "replay.hpp"
+#include "shared_receive_queue.hpp"
 
 namespace rdmakit::emu {
 
@@ -83,6 +84,7 @@ struct QueuePairState {
     u32 rq_mask = 0, rq_stride = 0;
     CompletionQueue* send_cq = nullptr;
     CompletionQueue* recv_cq = nullptr;
+    SharedReceiveQueue* srq = nullptr;
     const void* uar_page = nullptr;
 
     Fabric::Endpoint peer;       // resolved at RTR
@@ -128,6 +130,7 @@ struct QueuePair : QueuePairState {
     }
     // Receive WQEs that the record shows and that are not consumed; over the ring's size if the record makes no sense.
     u32 receives_available() const {
+        if (srq) return srq->available();
         return rq ? receives_available(swap_bytes(__atomic_load_n(&info.create.dbrec[kDbrecReceive], __ATOMIC_ACQUIRE))) : 0;
     }
     u32 receives_available(u32 posted) const {

@@ -47,7 +47,7 @@ int OpenDevice::open_context(Command& in, std::size_t core_request, std::size_t 
     driver.max_sq_desc_sz = 1024;
     driver.max_rq_desc_sz = 512;
     driver.max_send_wqebb = 1u << config.max_log_sq_bbs;
-    driver.max_recv_wr = 1u << config.max_log_rq_wqes;
+    driver.max_recv_wr = driver.max_srq_recv_wr = 1u << config.max_log_rq_wqes;
     driver.num_ports = static_cast<u16>(hca_->ib_ports());
     driver.response_length = static_cast<u32>(sizeof driver);
     driver.log_uar_size = 12;
@@ -85,6 +85,9 @@ int OpenDevice::query_device(Command& in, bool extended) {
     out.max_qp_rd_atom = out.max_qp_init_rd_atom = config.max_rd_atomic;
     out.max_res_rd_atom = config.max_rd_atomic * config.max_qps;
     out.atomic_cap = 1;  // IB_ATOMIC_HCA
+    out.max_srq = 1u << 20;
+    out.max_srq_wr = (1u << config.max_log_rq_wqes) - 1;
+    out.max_srq_sge = kMaxSge;
     out.max_pkeys = 1;
     out.local_ca_ack_delay = 16;
     out.phys_port_cnt = static_cast<u8>(hca_->ib_ports());

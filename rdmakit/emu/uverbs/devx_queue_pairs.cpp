@@ -10,7 +10,7 @@ namespace {
 
 constexpr u32 kLogSge = 4;  // strides are counted in scatter entries of 16 bytes
 constexpr u32 kMaxInline = 512;
-constexpr u32 kRqRegular = 0, kRqNone = 3;  // qpc.rq_type
+constexpr u32 kRqRegular = 0, kRqShared = 1, kRqNone = 3;  // qpc.rq_type
 
 // ibv_qp_state → qpc.state
 u32 device_state(QpState state) {
@@ -35,7 +35,8 @@ Devx::Verdict Devx::create_qp(const Box& in, u32* number) {
     const auto refuse = [&](const char* why) { return verdict("CREATE_QP", {EINVAL, why}); };
     if (asked(prm::qpc::kTransport) != 0) return refuse("RC alone (qpc.st 0)");
     const u32 rq_type = asked(prm::qpc::kRqType);
-    if (rq_type != kRqRegular && rq_type != kRqNone) return refuse("a receive queue of its own, or none: there are no SRQs");
+    if (rq_type != kRqRegular && rq_type != kRqShared && rq_type != kRqNone)
+        return refuse("a receive queue of its own, a shared one, or none (qpc.rq_type)");
     if (asked(prm::qpc::kNoSq) != 0) return refuse("a queue pair without a send queue");
     const UarPage* const uar = uars_.find(asked(prm::qpc::kUarPage));
     if (uar == nullptr) return refuse("no such UAR page in this context");
@@ -51,6 +52,7 @@ Devx::Verdict Devx::create_qp(const Box& in, u32* number) {
     attr.scatter_to_cqe_requester = asked(prm::qpc::kCsReq) != 0;
     attr.scatter_to_cqe_responder = asked(prm::qpc::kCsRes) != 0;
     attr.uar = uar->index;
+    if (rq_type == kRqShared) attr.srq = asked(prm::qpc::kSrqn);
     u64 rq_bytes = 0;
     if (rq_type == kRqRegular) {
         attr.log_rq_wqes = asked(prm::qpc::kLogRqSize);

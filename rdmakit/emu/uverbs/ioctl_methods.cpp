@@ -150,9 +150,9 @@ int OpenDevice::ioctl_query_mr(Attributes& in) {
                                                                    UVERBS_ATTR_QUERY_MR_RESP_LENGTH,
                                                                    UVERBS_ATTR_QUERY_MR_RESP_IOVA}))
         return error;
-    const u32 key = in.handle(UVERBS_ATTR_QUERY_MR_HANDLE);
+    const auto found = mrs_.find(in.handle(UVERBS_ATTR_QUERY_MR_HANDLE));
     MrInfo info;
-    if (mrs_.count(key) == 0 || !hca_->query_mr(key, &info).ok()) return EINVAL;
+    if (found == mrs_.end() || !hca_->query_mr(found->second, &info).ok()) return EINVAL;
     in.put(UVERBS_ATTR_QUERY_MR_RESP_LKEY, info.key);
     in.put(UVERBS_ATTR_QUERY_MR_RESP_RKEY, info.key);
     in.put(UVERBS_ATTR_QUERY_MR_RESP_LENGTH, info.length);
@@ -200,9 +200,9 @@ int OpenDevice::ioctl_create_qp(Attributes& in) {
             {UVERBS_ATTR_CREATE_QP_HANDLE, UVERBS_ATTR_CREATE_QP_USER_HANDLE, UVERBS_ATTR_CREATE_QP_CAP,
              UVERBS_ATTR_CREATE_QP_TYPE, UVERBS_ATTR_CREATE_QP_RESP_QP_NUM},
             {UVERBS_ATTR_CREATE_QP_PD_HANDLE, UVERBS_ATTR_CREATE_QP_SEND_CQ_HANDLE, UVERBS_ATTR_CREATE_QP_RECV_CQ_HANDLE,
-             UVERBS_ATTR_CREATE_QP_FLAGS, UVERBS_ATTR_CREATE_QP_EVENT_FD, UVERBS_ATTR_CREATE_QP_RESP_CAP,
+             UVERBS_ATTR_CREATE_QP_SRQ_HANDLE, UVERBS_ATTR_CREATE_QP_FLAGS, UVERBS_ATTR_CREATE_QP_EVENT_FD, UVERBS_ATTR_CREATE_QP_RESP_CAP,
              UVERBS_ATTR_UHW_IN, UVERBS_ATTR_UHW_OUT}))
-        return error == EPROTONOSUPPORT ? EOPNOTSUPP : error;  // of SRQ, XRC and the like this device knows nothing
+        return error == EPROTONOSUPPORT ? EOPNOTSUPP : error;  // of XRC and the like this device knows nothing
     const auto cap = in.get<ib_uverbs_qp_cap>(UVERBS_ATTR_CREATE_QP_CAP);
     u32 flags = in.get<u32>(UVERBS_ATTR_CREATE_QP_FLAGS);
     ib_uverbs_ex_create_qp request = {};
@@ -210,6 +210,8 @@ int OpenDevice::ioctl_create_qp(Attributes& in) {
     request.pd_handle = in.handle(UVERBS_ATTR_CREATE_QP_PD_HANDLE);
     request.send_cq_handle = in.handle(UVERBS_ATTR_CREATE_QP_SEND_CQ_HANDLE);
     request.recv_cq_handle = in.handle(UVERBS_ATTR_CREATE_QP_RECV_CQ_HANDLE);
+    request.is_srq = in.has(UVERBS_ATTR_CREATE_QP_SRQ_HANDLE);
+    request.srq_handle = in.handle(UVERBS_ATTR_CREATE_QP_SRQ_HANDLE);
     request.max_send_wr = cap.max_send_wr;
     request.max_recv_wr = cap.max_recv_wr;
     request.max_send_sge = cap.max_send_sge;

@@ -23,7 +23,8 @@ OpenDevice::~OpenDevice() {
         machine.remove_cq(hca_, cqn);
         hca_->destroy_cq(cqn);
     }
-    for (const auto& [key, live] : mrs_) hca_->dereg_mr(key);
+    for (const auto& [srqn, record] : srqs_) hca_->destroy_srq(srqn);
+    for (const auto& [handle, key] : mrs_) hca_->dereg_mr(key);
     for (const auto& [pd, live] : pds_) hca_->dealloc_pd(pd);
     uars_.close();
 }
@@ -57,6 +58,14 @@ void OpenDevice::event(AsyncEvent event) {
         count = cq->second.errors;
         return true;
     };
+    const auto of_srq = [&](u32 type) {
+        const auto srq = srqs_.find(event.number);
+        if (srq == srqs_.end()) return false;
+        told.element = srq->second.user_handle;
+        told.event_type = type;
+        count = srq->second.events;
+        return true;
+    };
     const auto of_port = [&](u32 type) {
         told.element = event.number;
         told.event_type = type;
@@ -70,6 +79,8 @@ void OpenDevice::event(AsyncEvent event) {
         case AsyncEventType::qp_access_error: known = of_qp(3); break;
         case AsyncEventType::communication_established: known = of_qp(4); break;
         case AsyncEventType::sq_drained: known = of_qp(5); break;
+        case AsyncEventType::srq_limit_reached: known = of_srq(15); break;
+        case AsyncEventType::last_wqe_reached: known = of_qp(16); break;
         case AsyncEventType::port_active: known = of_port(9); break;
         case AsyncEventType::port_error: known = of_port(10); break;
         case AsyncEventType::completion:

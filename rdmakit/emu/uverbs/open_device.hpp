@@ -42,6 +42,11 @@ class OpenDevice final : public Listener {
         std::shared_ptr<EventFile> channel;
         Count completions = std::make_shared<u32>(0), errors = std::make_shared<u32>(0);
     };
+    struct SrqRecord {
+        u64 user_handle = 0;
+        Count events = std::make_shared<u32>(0);
+        u32 max_wr = 0, max_sge = 0;
+    };
     struct QpRecord {
         u64 user_handle = 0;
         Count events = std::make_shared<u32>(0);
@@ -60,9 +65,14 @@ class OpenDevice final : public Listener {
     int dealloc_pd(Command& in);
     int reg_mr(Command& in);
     int dereg_mr(Command& in);
+    int rereg_mr(Command& in);
     int create_channel(Command& in);
     int create_cq(Command& in, bool extended);
     int destroy_cq(Command& in);
+    int create_srq(Command& in, bool extended);
+    int modify_srq(Command& in);
+    int query_srq(Command& in);
+    int destroy_srq(Command& in);
     int create_qp(Command& in, bool extended);
     int modify_qp(Command& in);
     int query_qp(Command& in);
@@ -88,7 +98,9 @@ class OpenDevice final : public Listener {
     Count port_events_ = std::make_shared<u32>(0);
     std::map<u32, CqRecord> cqs_;
     std::map<u32, QpRecord> qps_;
-    std::map<u32, bool> pds_, mrs_;
+    std::map<u32, bool> pds_;
+    std::map<u32, u32> mrs_;  // handle → key, which changes when a region is registered anew
+    std::map<u32, SrqRecord> srqs_;
     u32 bfregs_ = 0, next_bfreg_ = 0;
     UarPages uars_;
     Devx devx_;

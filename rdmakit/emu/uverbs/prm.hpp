@@ -70,7 +70,7 @@ constexpr Bits kUarPage{0x68, 24}, kUserIndex{0x88, 24}, kRemoteQpn{0xa8, 24};
 constexpr Bits kLogSraMax{0x388, 3}, kRetryCount{0x38d, 3}, kRnrRetry{0x390, 3}, kNextSendPsn{0x3c8, 24};
 constexpr Bits kCqnSnd{0x3e8, 24}, kLogRraMax{0x488, 3}, kRre{0x490, 1}, kRwe{0x491, 1}, kRae{0x492, 1};
 constexpr Bits kMinRnrNak{0x4a3, 5}, kNextRcvPsn{0x4a8, 24}, kCqnRcv{0x4e8, 24}, kDbrAddr{0x500, 64};
-constexpr Bits kRqType{0x565, 3}, kHwSqCounter{0x5a0, 16}, kSwSqCounter{0x5b0, 16}, kHwRqCounter{0x5c0, 32};
+constexpr Bits kRqType{0x565, 3}, kSrqn{0x568, 24}, kHwSqCounter{0x5a0, 16}, kSwSqCounter{0x5b0, 16}, kHwRqCounter{0x5c0, 32};
 constexpr Bits kSwRqCounter{0x5e0, 32}, kCsReq{0x630, 8}, kCsRes{0x638, 8}, kDbrUmemValid{0x683, 1}, kDbrUmemId{0x720, 32};
 }  // namespace qpc
 // The primary address path, within the QP context.

@@ -31,7 +31,8 @@ int OpenDevice::create_qp(Command& in, bool extended) {
         core_size = sizeof legacy;
     }
     const auto driver = in.take_driver<mlx5_ib_create_qp>(core_size);
-    if (asked.qp_type != kQpTypeRc || asked.is_srq) return EOPNOTSUPP;
+    if (asked.qp_type != kQpTypeRc) return EOPNOTSUPP;
+    if (asked.is_srq && srqs_.count(asked.srq_handle) == 0) return EINVAL;
     if (pds_.count(asked.pd_handle) == 0 || cqs_.count(asked.send_cq_handle) == 0 ||
         cqs_.count(asked.recv_cq_handle) == 0)
         return EINVAL;
@@ -44,6 +45,7 @@ int OpenDevice::create_qp(Command& in, bool extended) {
     attr.pd = asked.pd_handle;
     attr.send_cq = asked.send_cq_handle;
     attr.recv_cq = asked.recv_cq_handle;
+    attr.srq = asked.is_srq ? asked.srq_handle : 0;
     attr.log_sq_bbs = log2_ceil(driver.sq_wqe_count);
     attr.max_inline = std::max(asked.max_inline_data, kMaxInline);
     attr.sq_sig_all = asked.sq_sig_all != 0;

@@ -60,9 +60,15 @@ int OpenDevice::run(u32 number, bool extended, Command& in) {
         case IB_USER_VERBS_CMD_DEALLOC_PD: return dealloc_pd(in);
         case IB_USER_VERBS_CMD_REG_MR: return reg_mr(in);
         case IB_USER_VERBS_CMD_DEREG_MR: return dereg_mr(in);
+        case IB_USER_VERBS_CMD_REREG_MR: return rereg_mr(in);
         case IB_USER_VERBS_CMD_CREATE_COMP_CHANNEL: return create_channel(in);
         case IB_USER_VERBS_CMD_CREATE_CQ: return create_cq(in, false);
         case IB_USER_VERBS_CMD_DESTROY_CQ: return destroy_cq(in);
+        case IB_USER_VERBS_CMD_CREATE_SRQ: return create_srq(in, false);
+        case IB_USER_VERBS_CMD_CREATE_XSRQ: return create_srq(in, true);
+        case IB_USER_VERBS_CMD_MODIFY_SRQ: return modify_srq(in);
+        case IB_USER_VERBS_CMD_QUERY_SRQ: return query_srq(in);
+        case IB_USER_VERBS_CMD_DESTROY_SRQ: return destroy_srq(in);
         case IB_USER_VERBS_CMD_CREATE_QP: return create_qp(in, false);
         case IB_USER_VERBS_CMD_MODIFY_QP: return modify_qp(in);
         case IB_USER_VERBS_CMD_QUERY_QP: return query_qp(in);
