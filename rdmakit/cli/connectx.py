@@ -18,17 +18,17 @@ __all__ = ["add_parser", "main"]
 
 def main(args: argparse.Namespace) -> int:
     """Run it and wait; returns its exit status."""
-    from rdmakit.emu.uverbs import preloaded
+    from rdmakit.emu.uverbs import default_nics, preloaded
 
     command = args.program[1:] if args.program[:1] == ["--"] else args.program
     if not command:
         raise BadArgument(
             "nothing to run",
             value="",
-            rule="rdmakit connectx [--nics N] -- COMMAND …",
+            rule="rdmakit connectx [--nics N] [--lag MODE] -- COMMAND …",
             remedy="for example: rdmakit connectx -- ibv_devinfo",
         )
-    with preloaded(args.nics) as environment:
+    with preloaded(default_nics(args.nics, args.lag)) as environment:
         try:
             status = subprocess.run(command, env=environment, stdout=sys.stderr if args.json else None).returncode
         except OSError as error:
@@ -39,7 +39,7 @@ def main(args: argparse.Namespace) -> int:
                 remedy="apt-get install ibverbs-utils has ibv_devinfo and its like",
             ) from None
     if args.json:
-        config = {"command": command, "nics": args.nics}
+        config = {"command": command, "nics": args.nics, "lag": args.lag}
         print(json.dumps({"ok": status == 0, "figures": {"status": status}, "config": config}))
     return status
 
@@ -52,6 +52,9 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         description="libibverbs and libmlx5 find emulated NICs, mlx5_0 and so on, in the one process that is run.",
     )
     parser.add_argument("--nics", type=int, default=2, help="how many (default 2)")
+    parser.add_argument(
+        "--lag", default="none", choices=("none", "hash", "affinity"), help="bond two ports into each NIC (default none)"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     parser.add_argument("program", nargs=argparse.REMAINDER, help="the command and its arguments, after --")
     parser.set_defaults(func=main)

@@ -1,21 +1,21 @@
 """The distribution's libibverbs and libmlx5 on emulated HCAs: tests/rdma, the examples, rdma-core's own tests."""
 
 import ctypes.util
-import gzip
 import re
 import shutil
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
+import rdma_core_suite
 
-from rdmakit.emu.uverbs import Nic, library, preloaded
+from rdmakit.emu.uverbs import Nic, default_nics, library, preloaded
 from rdmakit.errors import BadArgument, NotAvailable
 
 ROOT = Path(__file__).resolve().parents[2]
-SUITE = Path("/usr/share/doc/rdma-core/tests")  # Debian's python3-pyverbs
-SYSTEM_PYTHON = "/usr/bin/python3"
 
 try:
     library()
@@ -37,10 +37,15 @@ def run(command, nics=2, **more):
                               capture_output=True, text=True, timeout=200, **more)  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "tests/rdma").glob("test_*.py")))
-def test_the_suite_for_real_devices(name, run_seed):
+FOR_REAL_DEVICES = [(path.name, "none") for path in sorted((ROOT / "tests/rdma").glob("test_*.py"))]
+FOR_REAL_DEVICES.remove(("test_lag_ports.py", "none"))
+FOR_REAL_DEVICES += [("test_lag_ports.py", lag) for lag in ("hash", "affinity")]
+
+
+@pytest.mark.parametrize(("name", "lag"), FOR_REAL_DEVICES)
+def test_the_suite_for_real_devices(name, lag, run_seed):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--seed={run_seed}"]
-    done = run([*command, f"tests/rdma/{name}"], cwd=ROOT)
+    done = run([*command, f"tests/rdma/{name}"], nics=default_nics(2, lag), cwd=ROOT)
     counted = re.search(r"(\d+) passed", done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert counted or "apt-get install" in done.stdout, done.stdout
@@ -49,7 +54,7 @@ def test_the_suite_for_real_devices(name, run_seed):
 def example(name):
     found = shutil.which(name)
     if found is None:
-        pytest.skip(f"no {name}: apt-get install ibverbs-utils")
+        pytest.skip(f"no {name}: apt-get install ibverbs-utils perftest")
     return found
 
 
@@ -75,28 +80,17 @@ def test_ibv_devinfo_shows_a_connectx():
 @pytest.fixture(scope="module")
 def suite(tmp_path_factory):
     """rdma-core's own tests, unpacked."""
-    if not SUITE.exists():
+    if not rdma_core_suite.SUITE.exists():
         pytest.skip("no rdma-core tests: apt-get install python3-pyverbs")
-    folder = tmp_path_factory.mktemp("rdma-core")
-    shutil.copytree(SUITE, folder / "tests")
-    for packed in (folder / "tests").glob("*.gz"):
-        packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
-    return folder
+    return rdma_core_suite.unpack(tmp_path_factory.mktemp("rdma-core") / "suite")
 
 
-# Module of rdma-core 44's tests → how many of its tests run and pass here, at least.
-PASSES = {
-    "atomic": 7, "cq": 3, "cq_events": 1, "cqex": 3, "device": 13, "mlx5_raw_wqe": 1, "mr": 1, "pd": 4,
-    "qp": 9, "qpex": 9,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("module", sorted(PASSES))
-def test_rdma_cores_own_tests(suite, module):
-    command = [SYSTEM_PYTHON, "tests/run_tests.py", f"tests.test_{module}", "-v", "--dev", "mlx5_0"]
-    done = run(command, nics=1, cwd=suite)
-    passed = len(re.findall(r"\.\.\. ok$", done.stderr, re.MULTILINE))
-    assert done.returncode == 0 and passed >= PASSES[module], done.stderr
+@pytest.mark.parametrize(("module", "lag", "passes"), rdma_core_suite.published())
+def test_what_the_page_says_of_rdma_cores_own_tests(suite, module, lag, passes):
+    if module in rdma_core_suite.NEEDS_SCAPY and not rdma_core_suite.scapy_folder():
+        pytest.skip("rdma-core's tests of commands need scapy: pip install scapy")
+    result = rdma_core_suite.run_module(suite, module, lag)
+    assert result.passed >= passes, result.output
 
 
 def test_a_number_of_nics_that_cannot_be():
@@ -113,6 +107,74 @@ def test_the_command_runs_a_program_and_returns_its_status():
     assert done.returncode == 41, done.stderr
     done = subprocess.run([sys.executable, "-m", "rdmakit", "connectx"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "nothing to run" in done.stderr
+
+
+def test_bonds_that_cannot_be():
+    with pytest.raises(BadArgument, match="active-backup"):
+        Nic("mlx5_bond_0", ("10.0.0.1",), lag="active-backup")
+    with pytest.raises(BadArgument, match="one address"):
+        Nic("mlx5_bond_0", ("10.0.0.1", "10.0.1.1"), lag="hash")
+
+
+def two_processes(program, *options, nics=2):
+    """A server on the first NIC, a client on the second, which meet over TCP on a port of this test's own."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = [example(program), "-p", port, *options]
+    with preloaded(nics) as environment:
+        server = subprocess.Popen([*command, "-d", "mlx5_0"], env=environment, stdout=subprocess.PIPE,
+                                  stderr=subprocess.STDOUT, text=True)  # fmt: skip
+        try:
+            for _ in range(100):  # until the server listens, or has ended
+                client = subprocess.run([*command, "-d", "mlx5_1", "127.0.0.1"], env=environment, capture_output=True,
+                                        text=True, timeout=100)  # fmt: skip
+                if client.returncode == 0 or server.poll() is not None or "connect" not in client.stdout + client.stderr:
+                    break
+                time.sleep(0.1)
+            said, _ = server.communicate(timeout=30)
+        finally:
+            server.kill()
+            server.wait()
+        counted = counter_of(environment, "mlx5_1", "port_xmit_data"), counter_of(environment, "mlx5_0", "port_rcv_data")
+    assert client.returncode == 0 and server.returncode == 0, (client.stdout, client.stderr, said)
+    return client.stdout, [4 * words for words in counted]
+
+
+def counter_of(environment, device, name):
+    path = f"{environment['SYSFS_PATH']}/class/infiniband/{device}/ports/1/counters/{name}"
+    return int(subprocess.run(["cat", path], env=environment, capture_output=True, text=True, check=True).stdout)
+
+
+def test_two_processes_play_ping_pong():
+    said, (sent, received) = two_processes("ibv_rc_pingpong", "-e", "-n", "200", "-s", "4096", "-g", "1")
+    assert "200 iters in" in said
+    assert 200 * 4096 <= sent == received < 1.1 * 200 * 4096
+
+
+@pytest.mark.parametrize("program", ["ib_write_bw", "ib_read_bw", "ib_send_bw", "ib_atomic_bw"])
+def test_perftest_between_two_processes(program):
+    size = [] if program == "ib_atomic_bw" else ["-s", "65536"]
+    said, (sent, received) = two_processes(program, "-x", "1", "-F", "-n", "200", *size)
+    assert re.search(rf"^ {size[1] if size else 8}\s+200\s", said, re.MULTILINE), said
+    assert sent == received
+    if program in ("ib_write_bw", "ib_send_bw"):
+        assert sent >= 200 * 65536
+
+
+def test_counters_are_read_as_files_by_any_program():
+    with preloaded(1) as environment:
+        assert counter_of(environment, "mlx5_0", "port_xmit_data") == 0
+        write = (
+            "import numpy as np, rdmakit; from rdmakit.device import connected_pair\n"
+            "with rdmakit.open('mlx5_0') as a, rdmakit.open('mlx5_0') as b:\n"
+            "    near, far = connected_pair(a, b); here = near.pd.register(np.ones(100_000, np.uint8))\n"
+            "    there = far.pd.register(np.zeros(100_000, np.uint8), 'local_write|remote_write')\n"
+            "    near.post_write(here, there.remote())\n"
+            "    near.send_cq.wait()\n"
+        )
+        subprocess.run([sys.executable, "-c", write], env={**environment, "PYTHONPATH": str(ROOT)}, check=True)
+        assert 100_000 <= 4 * counter_of(environment, "mlx5_0", "port_xmit_data") < 110_000  # of a process that has ended
 
 
 def test_posting_by_the_array_is_checked_and_compared():

@@ -74,6 +74,7 @@ struct HcaConfig {
     u32 max_log_cqes = 22;
     u32 max_recv_sge = 32;
     u32 max_qps = 1u << 18;
+    u32 first_qpn = 0, last_qpn = 0xffffff;  // 0: begins anywhere
     u32 max_mrs = 1u << 20;
     u32 max_rd_atomic = 16;
     u32 rnr_turns = 32;                // untimed: calls of work() that one RNR timer lasts
@@ -102,8 +103,18 @@ struct CqInfo {
     u32 arm_sequence = 0;
 };
 
+struct SrqAttr {
+    u32 pd = 0;
+    u32 log_wqes = 0;
+    u32 stride = 32;        // bytes of a WQE: 16 for the link, 16 for each scatter entry; a power of two
+    u32 limit = 0;
+    void* buffer = nullptr; // stride << log_wqes bytes, 64-byte aligned, its list linked
+    u32* dbrec = nullptr;
+};
+
 struct QpAttr {
     u32 pd = 0, send_cq = 0, recv_cq = 0;
+    u32 srq = 0;                // receives come from there; 0: from a queue of its own
     u32 log_sq_bbs = 7;         // send queue, in WQEBBs of 64 bytes
     u32 log_rq_wqes = 0;        // receive queue, in WQEs; meaningful if max_recv_sge > 0
     u32 max_recv_sge = 0;       // 0: no receive queue
@@ -129,7 +140,9 @@ struct AddressVector {
     u32 port_num = 1;
 };
 
-// struct ibv_qp_attr
+constexpr u32 kDriversLagPort = ~0u;
+
+// struct ibv_qp_attr, and behind it what only commands to the device itself say
 struct QpModify {
     QpState qp_state = QpState::reset, cur_qp_state = QpState::reset;
     u32 path_mtu = 5;  // enum ibv_mtu
@@ -139,6 +152,8 @@ struct QpModify {
     u32 max_rd_atomic = 16, max_dest_rd_atomic = 16;
     u32 min_rnr_timer = 12, timeout = 14, retry_cnt = 7, rnr_retry = 7;
     bool en_sqd_async_notify = false;
+    u32 udp_source_port = 0;          // with AV; 0: from the flow label
+    u32 lag_port = kDriversLagPort;   // RESET to INIT of a bond; 0: none; by default as the kernel's driver assigns it
 };
 
 struct QpCounters {

@@ -27,6 +27,9 @@ Status Hca::create_qp(const QpAttr& attr, u32* qpn) {
     CompletionQueue* const send_cq = find_cq(attr.send_cq);
     CompletionQueue* const recv_cq = find_cq(attr.recv_cq);
     if (!send_cq || !recv_cq) return refuse(EINVAL, "no CQ 0x%x", send_cq ? attr.recv_cq : attr.send_cq);
+    SharedReceiveQueue* const srq = attr.srq != 0 ? find_srq(attr.srq) : nullptr;
+    if (attr.srq != 0 && !srq) return refuse(EINVAL, "no SRQ 0x%x", attr.srq);
+    if (srq && attr.max_recv_sge != 0) return refuse(EINVAL, "a receive queue of its own besides SRQ 0x%x", attr.srq);
     if (attr.uar >= uars_.size() || !uars_[attr.uar]) return refuse(EINVAL, "no UAR page %u", attr.uar);
     if (attr.log_sq_bbs > config_.max_log_sq_bbs)
         return refuse(EINVAL, "send queue of 2^%u WQEBBs: this device has at most 2^%u", attr.log_sq_bbs,
@@ -44,7 +47,7 @@ Status Hca::create_qp(const QpAttr& attr, u32* qpn) {
         reinterpret_cast<u64>(attr.dbrec) % 8)
         return refuse(EINVAL, "queue buffers must be 64-byte and the doorbell record 8-byte aligned");
     if (live_qps_ >= config_.max_qps) return refuse(ENOMEM, "all %u QPs of this device are in use", config_.max_qps);
-    if (qpn_base_ + qps_.size() > 0xffffff) return refuse(ENOMEM, "this device has given out all its QP numbers");
+    if (qpn_base_ + qps_.size() > config_.last_qpn) return refuse(ENOMEM, "this device has given out all its QP numbers");
 
     auto qp = std::make_unique<QueuePair>();
     QpAttr& create = qp->info.create;
@@ -82,6 +85,8 @@ Status Hca::create_qp(const QpAttr& attr, u32* qpn) {
     }
     qp->send_cq = send_cq;
     qp->recv_cq = recv_cq;
+    qp->srq = srq;
+    if (srq) ++srq->users;
     qp->uar_page = uars_[attr.uar]->page.get();
     qp->info.uar_register = static_cast<u8*>(uars_[attr.uar]->page.get()) + kUarDoorbellOffset;
     qp->info.qpn = qpn_base_ + static_cast<u32>(qps_.size());
@@ -102,6 +107,7 @@ Status Hca::destroy_qp(u32 qpn) {
     moving_.erase(std::remove(moving_.begin(), moving_.end(), qp), moving_.end());
     --qp->send_cq->info.users;
     --qp->recv_cq->info.users;
+    if (qp->srq) --qp->srq->users;
     --uars_[qp->info.create.uar]->users;
     --pds_[qp->info.create.pd].users;
     --live_qps_;

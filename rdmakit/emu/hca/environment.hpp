@@ -2,6 +2,7 @@
 // Leans on faults.hpp and on cuda/rdmakit/config.cuh for its number types. The scheduler implements it; tests implement a small one.
 #pragma once
 #include <cstddef>
+#include <vector>
 
 #include "../explore/clocks.hpp"
 #include "faults.hpp"
@@ -10,6 +11,7 @@ namespace rdmakit::emu {
 
 class Hca;
 class WeakMemory;
+struct RemoteRequest;
 
 // Asynchronous events, named as IBV_EVENT_* (man ibv_get_async_event). `completion` is the completion channel's event
 // of an armed CQ; `doorbell_split` has no verbs counterpart (a real HCA would act on half a doorbell, undefined).
@@ -24,6 +26,8 @@ enum class AsyncEventType : u32 {
     port_error = 7,          // IBV_EVENT_PORT_ERR
     doorbell_split = 8,      // a 4-byte store to a doorbell register
     communication_established = 9,  // IBV_EVENT_COMM_EST: a request arrived in RTR
+    srq_limit_reached = 10,  // IBV_EVENT_SRQ_LIMIT_REACHED
+    last_wqe_reached = 11,   // IBV_EVENT_QP_LAST_WQE_REACHED: in ERR, takes no more from its SRQ
 };
 
 struct AsyncEvent {
@@ -58,6 +62,12 @@ class Environment {
     // False: messages of more than cpu::kControlBytes are checked, counted and completed but not copied.
     virtual bool copy_payload() = 0;
     virtual void async_event(Hca& hca, AsyncEvent event) = 0;
+
+    // ---- where queue pairs are in other processes (remote.hpp); untimed only
+    virtual bool elsewhere(u32 /*qpn*/) { return false; }
+    // Takes a request, and the bytes it brings, to the same HCA `to` in the process of its destination. False if that
+    // process is gone. Sooner or later Hca::answered is called.
+    virtual bool carry(Hca& /*from*/, Hca& /*to*/, const RemoteRequest&, const std::vector<u8>& /*data*/) { return false; }
 
     // ---- where the legs of a message are steps of their own (stepwise.cpp); asked when an HCA is made
     virtual bool stepwise() { return false; }

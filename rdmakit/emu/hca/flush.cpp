@@ -11,6 +11,7 @@ void Hca::enter_error(QueuePair& qp) {
     qp.info.state = QpState::err;
     ports_->remove(qp);
     qp.stalled = false;
+    qp.away = 0;
     ++qp.epoch;  // responses under way find nobody
     if (qp.timed) qp.timed->restart(qp.completed);
     if (qp.flight) qp.flight->requests.clear();
@@ -43,6 +44,10 @@ void Hca::flush_sends(QueuePair& qp) {
 }
 
 void Hca::flush_receives(QueuePair& qp) {
+    if (qp.srq) {  // its WQEs are everybody's
+        report(AsyncEventType::last_wqe_reached, qp.info.qpn);
+        return;
+    }
     const u32 posted = qp.receives_available();
     const u32 there = smaller(posted, qp.rq_mask + 1);
     for (u32 i = 0; i < there; ++i) {

@@ -8,6 +8,7 @@
 #include "event_pool.hpp"
 #include "memory_region.hpp"
 #include "port.hpp"
+#include "shared_receive_queue.hpp"
 #include "uar.hpp"
 
 namespace rdmakit::emu {
@@ -37,12 +38,13 @@ Hca::Hca(Environment& environment, Fabric& fabric, const HcaConfig& config)
       timed_(environment.timed()),
       stepwise_(environment.stepwise()),
       weak_(environment.weak()),
-      qpn_base_(0x100 + static_cast<u32>(environment.random(0x8000))),
+      qpn_base_(config_.first_qpn != 0 ? config_.first_qpn : 0x100 + static_cast<u32>(environment.random(0x8000))),
       memory_(std::make_unique<MemoryRegions>(2 + static_cast<u32>(environment.random(254)),
                                               static_cast<u32>(environment.random(256)), config_.max_mrs)),
       ports_(std::make_unique<Ports>(config_)),
       pds_(1),   // number 0 is nobody's, as for CQs
       cqs_(1),
+      srqs_(1),
       events_(std::make_unique<EventPool>()) {
     UarPage first;
     alloc_uar(&first);

@@ -20,6 +20,7 @@ namespace rdmakit::emu {
 
 struct QueuePair;
 struct CompletionQueue;
+struct SharedReceiveQueue;
 struct Transfer;
 struct Outcome;
 struct Pieces;
@@ -29,6 +30,7 @@ class EventPool;
 struct HcaSnapshot;
 struct HcaStep;
 struct Request;
+struct RemoteAnswer;
 class MemoryRegions;
 class Ports;
 enum class EventKind : u32;
@@ -54,9 +56,14 @@ class Hca {
     // key is both lkey and rkey. iova is what WQEs call the first byte; reg_mr uses the address itself.
     Status reg_mr(u32 pd, void* address, u64 length, u32 access, u32* key);
     Status reg_mr_iova(u32 pd, void* address, u64 length, u64 iova, u32 access, u32* key);
+    // Whoever creates an mkey by command chooses its low byte.
+    Status create_mkey(u32 pd, void* address, u64 length, u64 iova, u32 access, u8 low_byte, u32* key);
     Status dereg_mr(u32 key);
     // New range and rights under the same index: the key's low byte changes, so the old key is dead.
     Status rereg_mr(u32 key, u32 pd, void* address, u64 length, u32 access, u32* new_key);
+    Status rereg_mr_iova(u32 key, u32 pd, void* address, u64 length, u64 iova, u32 access, u32* new_key);
+    // Only other rights, or another PD, under the same key.
+    Status change_mr(u32 key, u32 pd, u32 access);
     Status query_mr(u32 key, MrInfo* info) const;
     u32 live_mrs() const;
 
@@ -67,6 +74,12 @@ class Hca {
     // One `completion` event at the next CQE (a solicited one, or an error, if solicited_only). Fires at once if
     // CQEs that the record does not show as consumed are there.
     Status arm_cq(u32 cqn, bool solicited_only);
+
+    // ---- shared receive queues --------------------------------------------------------------------------------
+    Status create_srq(const SrqAttr& attr, u32* srqn);
+    Status destroy_srq(u32 srqn);  // EBUSY while a QP draws from it
+    Status set_srq_limit(u32 srqn, u32 limit);
+    u32 srq_limit(u32 srqn) const;
 
     // ---- queue pairs --------------------------------------------------------------------------------------------
     static u32 rq_stride_bytes(u32 max_recv_sge);
@@ -79,6 +92,10 @@ class Hca {
     // mlx5dv_query_qp_lag_port / mlx5dv_modify_qp_lag_port: EOPNOTSUPP where libmlx5 says so.
     Status query_qp_lag_port(u32 qpn, u32* configured, u32* active) const;
     Status modify_qp_lag_port(u32 qpn, u32 port);
+    // What the device itself does when told (qpc.lag_tx_port_affinity), 0: none. Without a bond it takes no notice.
+    Status set_lag_port(u32 qpn, u32 port);
+    // What of a bond carries packets whose affinity is `port`.
+    u32 active_lag_port(u32 port) const;
 
     // ---- doorbells ----------------------------------------------------------------------------------------------
     Status alloc_uar(UarPage* page);
@@ -96,6 +113,10 @@ class Hca {
     // Executes up to `budget` WQEs; returns how many. Calls ready() at its end if some can still be done, or if a
     // finite retry counts down.
     u32 work(u32 budget);
+    // Untimed, with peers in other processes: execute what came from there, for the same HCA `from` as seen from here;
+    // and go on with what was sent there. `data`: what a request brings, what an answer brings.
+    RemoteAnswer serve(const RemoteRequest& request, std::vector<u8>& data, Hca& from);
+    void answered(const RemoteAnswer& answer, std::vector<u8>& data);
     // Stepwise: appends what can be done next, the calmest first; takes one of them; who does it, to the memory model.
     void next_steps(std::vector<HcaStep>& out);
     void take(const HcaStep& step);
@@ -120,6 +141,7 @@ class Hca {
         const u32 index = qpn - qpn_base_;
         return index < qps_.size() ? qps_[index].get() : nullptr;
     }
+    SharedReceiveQueue* find_srq(u32 srqn) const { return srqn < srqs_.size() ? srqs_[srqn].get() : nullptr; }
     CompletionQueue* find_cq(u32 cqn) const { return cqn < cqs_.size() ? cqs_[cqn].get() : nullptr; }
 
   private:
@@ -127,6 +149,7 @@ class Hca {
 
     // memory_region.cpp
     Status check_registration(u32 pd, void* address, u64 length, u64 iova, u32 access) const;
+    Status enter_region(u32 pd, void* address, u64 length, u64 iova, u32 access, const u8* low_byte, u32* key);
 
     // modify_qp.cpp, port.cpp
     void reset_queues(QueuePair& qp);
@@ -154,6 +177,10 @@ class Hca {
     void finish(QueuePair& qp, Transfer& transfer, const Outcome& outcome);
     void fail(QueuePair& qp, const DecodedWqe& wqe, Syndrome syndrome);
 
+    // remote.cpp
+    bool is_remote(const QueuePair& qp) const;
+    void send_away(QueuePair& qp, Transfer& transfer);
+
     // sequence.cpp
     bool many_paths(const QueuePair& qp) const;
     Outcome respond(QueuePair& qp, Transfer& transfer, Hca& from, QueuePair& source);
@@ -170,6 +197,7 @@ class Hca {
     Outcome atomic(QueuePair& qp, const DecodedWqe& wqe);
     Outcome send(QueuePair& qp, Transfer& transfer, QueuePair& source);
     bool receive_ready(QueuePair& qp, Outcome& outcome);
+    u32 take_receive(QueuePair& qp);
     Outcome consume_receive(QueuePair& qp, const DecodedWqe& wqe, u32 source_qpn, CqeOpcode opcode,
                             const Pieces* scattered);
     Outcome refuse_receive(QueuePair& qp, Syndrome local, Syndrome nak);
@@ -271,6 +299,7 @@ class Hca {
     struct Uar;
     std::vector<Pd> pds_;
     std::vector<std::unique_ptr<CompletionQueue>> cqs_;
+    std::vector<std::unique_ptr<SharedReceiveQueue>> srqs_;
     std::vector<std::unique_ptr<QueuePair>> qps_;
     std::vector<std::unique_ptr<Uar>> uars_;
     std::vector<u32> stalled_;   // QP numbers, in the order in which they began to wait

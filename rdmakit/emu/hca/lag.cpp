@@ -17,8 +17,22 @@ Status Hca::query_qp_lag_port(u32 qpn, u32* configured, u32* active) const {
     if (qp->info.lag_affinity == 0)
         return refuse(EOPNOTSUPP, "QP 0x%x has no port affinity (hash mode, or still in RESET)", qpn);
     *configured = qp->info.lag_affinity;
-    *active = ports_->usable(qp->info.lag_affinity);
-    if (*active == 0) *active = *configured;
+    *active = active_lag_port(*configured);
+    return {};
+}
+
+u32 Hca::active_lag_port(u32 port) const {
+    const u32 usable = ports_->usable(port);
+    return usable != 0 ? usable : port;
+}
+
+Status Hca::set_lag_port(u32 qpn, u32 port) {
+    QueuePair* qp = find_qp(qpn);
+    if (!qp) return refuse(EINVAL, "no QP 0x%x", qpn);
+    if (config_.lag == LagMode::none) return {};
+    if (port > config_.ports) return refuse(EINVAL, "LAG port %u: choose 1 to %u, or 0 for none", port, config_.ports);
+    qp->info.lag_affinity = port;
+    reroute(*qp);
     return {};
 }
 
@@ -32,9 +46,7 @@ Status Hca::modify_qp_lag_port(u32 qpn, u32 port) {
     if (qp.state() != QpState::rts)
         return refuse(EINVAL, "QP 0x%x is in %s: its LAG port can be changed in RTS only", qpn,
                       qp_state_name(qp.state()));
-    qp.info.lag_affinity = port;
-    reroute(qp);
-    return {};
+    return set_lag_port(qpn, port);
 }
 
 Status Hca::modify_qp_udp_sport(u32 qpn, u32 source_port) {

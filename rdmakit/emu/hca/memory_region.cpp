@@ -10,7 +10,7 @@ namespace rdmakit::emu {
 MemoryRegions::MemoryRegions(u32 skip, u32 variant, u32 limit)
     : entries_(larger(skip, 2u), KeyEntry{}), variant_(variant & 0xff), limit_(limit) {}
 
-u32 MemoryRegions::add(u64 iova, u64 length, u64 base, u32 access, u32 pd) {
+u32 MemoryRegions::add(u64 iova, u64 length, u64 base, u32 access, u32 pd, const u8* low_byte) {
     u32 index = static_cast<u32>(entries_.size());
     if (free_.empty()) {
         if (live_ >= limit_) return 0;
@@ -21,7 +21,7 @@ u32 MemoryRegions::add(u64 iova, u64 length, u64 base, u32 access, u32 pd) {
         free_.pop_back();
     }
     KeyEntry& entry = entries_[index];
-    const u32 key = (index << 8) | ((entry.key + 1) & 0xff);
+    const u32 key = (index << 8) | (low_byte != nullptr ? *low_byte : (entry.key + 1) & 0xff);
     entry = KeyEntry{iova, length, base, key, access, pd, KeyState::live};
     ++live_;
     return key;
@@ -33,6 +33,12 @@ bool MemoryRegions::remove(u32 key) {
     free_.push_back(key >> 8);
     --live_;
     return true;
+}
+
+void MemoryRegions::change(u32 key, u32 access, u32 pd) {
+    if (!find(key)) return;
+    entries_[key >> 8].access = access;
+    entries_[key >> 8].pd = pd;
 }
 
 const KeyEntry* MemoryRegions::find(u32 key) const {
@@ -77,9 +83,17 @@ Status Hca::check_registration(u32 pd, void* address, u64 length, u64 iova, u32 
 }
 
 Status Hca::reg_mr_iova(u32 pd, void* address, u64 length, u64 iova, u32 access, u32* key) {
+    return enter_region(pd, address, length, iova, access, nullptr, key);
+}
+
+Status Hca::create_mkey(u32 pd, void* address, u64 length, u64 iova, u32 access, u8 low_byte, u32* key) {
+    return enter_region(pd, address, length, iova, access, &low_byte, key);
+}
+
+Status Hca::enter_region(u32 pd, void* address, u64 length, u64 iova, u32 access, const u8* low_byte, u32* key) {
     const Status status = check_registration(pd, address, length, iova, access);
     if (!status.ok()) return status;
-    *key = memory_->add(iova, length, reinterpret_cast<u64>(address), access, pd);
+    *key = memory_->add(iova, length, reinterpret_cast<u64>(address), access, pd, low_byte);
     if (*key == 0) return refuse(ENOMEM, "all %u MRs of this device are in use", config_.max_mrs);
     ++pds_[pd].users;
     return {};
@@ -95,12 +109,27 @@ Status Hca::dereg_mr(u32 key) {
 }
 
 Status Hca::rereg_mr(u32 key, u32 pd, void* address, u64 length, u32 access, u32* new_key) {
+    return rereg_mr_iova(key, pd, address, length, reinterpret_cast<u64>(address), access, new_key);
+}
+
+Status Hca::rereg_mr_iova(u32 key, u32 pd, void* address, u64 length, u64 iova, u32 access, u32* new_key) {
     const KeyEntry* entry = memory_->find(key);
     if (!entry) return refuse(EINVAL, "key 0x%x names no registered MR (deregistered before?)", key);
-    const Status status = check_registration(pd, address, length, reinterpret_cast<u64>(address), access);
+    const Status status = check_registration(pd, address, length, iova, access);
     if (!status.ok()) return status;
     dereg_mr(key);
-    return reg_mr(pd, address, length, access, new_key);  // takes the index just freed
+    return reg_mr_iova(pd, address, length, iova, access, new_key);  // takes the index just freed
+}
+
+Status Hca::change_mr(u32 key, u32 pd, u32 access) {
+    const KeyEntry* entry = memory_->find(key);
+    if (!entry) return refuse(EINVAL, "key 0x%x names no registered MR (deregistered before?)", key);
+    const Status status = check_registration(pd, reinterpret_cast<void*>(entry->base), entry->len, entry->addr, access);
+    if (!status.ok()) return status;
+    --pds_[entry->pd].users;
+    ++pds_[pd].users;
+    memory_->change(key, access, pd);
+    return {};
 }
 
 Status Hca::query_mr(u32 key, MrInfo* info) const {

@@ -14,8 +14,10 @@ class MemoryRegions {
     MemoryRegions(u32 skip, u32 variant, u32 limit);
     // 0 if the table is full. The index freed last is used first: a stale key is then as likely as possible to name
     // a live entry, and must be caught by its variant.
-    u32 add(u64 iova, u64 length, u64 base, u32 access, u32 pd);
+    u32 add(u64 iova, u64 length, u64 base, u32 access, u32 pd, const u8* low_byte = nullptr);
     bool remove(u32 key);
+    // Other rights, another PD: the key stays (as UMR does it).
+    void change(u32 key, u32 access, u32 pd);
     // Null if the key names no live region.
     const KeyEntry* find(u32 key) const;
     KeyTable table() const { return KeyTable{entries_.data(), static_cast<u32>(entries_.size())}; }

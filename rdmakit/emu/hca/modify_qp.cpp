@@ -30,6 +30,8 @@ Status Hca::check_attributes(const QueuePair& qp, const QpModify& attr, u32 mask
         return refuse(EINVAL, "min_rnr_timer and timeout have 5 bits");
     if (over(kQpAttrRetryCnt, attr.retry_cnt, 7) || over(kQpAttrRnrRetry, attr.rnr_retry, 7))
         return refuse(EINVAL, "retry_cnt and rnr_retry have 3 bits");
+    if (config_.lag != LagMode::none && attr.lag_port != kDriversLagPort && attr.lag_port > config_.ports)
+        return refuse(EINVAL, "LAG port %u: choose 1 to %u, or 0 for none", attr.lag_port, config_.ports);
     if (mask & kQpAttrAltPath) return refuse(EOPNOTSUPP, "alternate paths are not supported on this device");
     if (mask & kQpAttrAv) {
         if (attr.ah.port_num < 1 || attr.ah.port_num > ib_ports())
@@ -38,6 +40,7 @@ Status Hca::check_attributes(const QueuePair& qp, const QpModify& attr, u32 mask
         if (config_.roce && !attr.ah.is_global)
             return refuse(EINVAL, "RoCE needs a global route: set ah.is_global and dgid");
         if (attr.ah.flow_label > 0xfffff) return refuse(EINVAL, "a flow label has 20 bits");
+        if (attr.udp_source_port > 0xffff) return refuse(EINVAL, "a UDP port has 16 bits");
         // The kernel resolves a RoCE destination to a MAC address before RTR, and times out if nobody answers.
         if (config_.roce && !fabric_.find(attr.ah, true).hca)
             return refuse(ETIMEDOUT, "QP 0x%x: no port answers to its destination GID", qp.info.qpn);
@@ -78,7 +81,9 @@ void Hca::apply_attributes(QueuePair& qp, const QpModify& attr, u32 mask) {
         qp.peer = fabric_.find(attr.ah, config_.roce);
         qp.header_octets = packet_overhead(config_.roce, attr.ah);
         const u32 label = attr.ah.flow_label ? attr.ah.flow_label : flow_label_of_qpns(qp.info.qpn, set.dest_qp_num);
-        qp.info.udp_source_port = config_.roce ? flow_label_to_source_port(label) : 0;
+        qp.info.udp_source_port = !config_.roce             ? 0
+                                  : attr.udp_source_port ? attr.udp_source_port
+                                                         : flow_label_to_source_port(label);
     }
 }
 
@@ -88,6 +93,7 @@ void Hca::reset_queues(QueuePair& qp) {
     qp.rnr_tries = qp.timeouts = qp.turns_left = 0;
     qp.stalled = qp.stalled_on_receiver = false;
     qp.communicated = qp.draining = false;
+    qp.away = 0;
     qp.peer = {};
     qp.info.udp_source_port = qp.info.lag_affinity = 0;
     ++qp.epoch;
@@ -100,7 +106,8 @@ void Hca::reset_queues(QueuePair& qp) {
 
 // SQD: what was sent is completed, nothing more is sent. The event comes once, when the last completion is there.
 void Hca::drained(QueuePair& qp) {
-    if (!qp.draining || qp.state() != QpState::sqd || qp.completed != qp.issued) return;
+    if (!qp.draining || qp.state() != QpState::sqd || qp.completed != qp.issued || qp.away != 0)
+        return;
     qp.draining = false;
     if (qp.info.attr.en_sqd_async_notify) report(AsyncEventType::sq_drained, qp.info.qpn);
 }
@@ -137,12 +144,16 @@ Status Hca::modify_qp(u32 qpn, const QpModify& attr, u32 mask) {
     }
     qp.info.state = to;
     if (to == QpState::reset) reset_queues(qp);
-    // mlx5_ib gives a bonded QP its port when it leaves RESET, unless the ports are chosen by hash and the device can
-    // bypass that (port_select_flow_table_bypass).
-    if (from == QpState::reset && to == QpState::init && config_.ports > 1 &&
-        (config_.lag == LagMode::queue_affinity ||
-         (config_.lag == LagMode::hash && !config_.port_select_flow_table_bypass)))
-        qp.info.lag_affinity = ports_->next_affinity();
+    if (from == QpState::reset && to == QpState::init) {
+        if (attr.lag_port != kDriversLagPort) {
+            qp.info.lag_affinity = config_.lag == LagMode::none ? 0 : attr.lag_port;
+        } else if (config_.ports > 1 && (config_.lag == LagMode::queue_affinity ||
+                                         (config_.lag == LagMode::hash && !config_.port_select_flow_table_bypass))) {
+            // mlx5_ib gives a bonded QP its port when it leaves RESET, unless the ports are chosen by hash and the device
+            // can bypass that (port_select_flow_table_bypass).
+            qp.info.lag_affinity = ports_->next_affinity();
+        }
+    }
     choose_route(qp);
     if (to == QpState::sqd) {
         ports_->remove(qp);

@@ -7,6 +7,7 @@
 #include "fabric.hpp"
 #include "payload.hpp"
 #include "replay.hpp"
+#include "shared_receive_queue.hpp"
 
 namespace rdmakit::emu {
 
@@ -83,6 +84,7 @@ struct QueuePairState {
     u32 rq_mask = 0, rq_stride = 0;
     CompletionQueue* send_cq = nullptr;
     CompletionQueue* recv_cq = nullptr;
+    SharedReceiveQueue* srq = nullptr;
     const void* uar_page = nullptr;
 
     Fabric::Endpoint peer;       // resolved at RTR
@@ -102,6 +104,10 @@ struct QueuePairState {
     bool communicated = false;  // COMM_EST was reported
     bool draining = false;      // in SQD, SQ_DRAINED still to come
 
+    u32 away = 0;         // ticket of the request that another process has; 0: none
+    u32 last_ticket = 0;
+    DecodedWqe away_wqe{};
+
     bool queued = false;  // is in the list of the port `queued_at`
     u32 queued_at = 0;
     QueuePair* previous = nullptr;
@@ -120,10 +126,11 @@ struct QueuePair : QueuePairState {
     QpState state() const { return info.state; }
     u64 sq_entries() const { return 1ull << sq.log_bbs; }
     bool has_work() const {
-        return info.state == QpState::rts && !stalled && issued != producer && !(timed && timed->blocked);
+        return info.state == QpState::rts && !stalled && away == 0 && issued != producer && !(timed && timed->blocked);
     }
     // Receive WQEs that the record shows and that are not consumed; over the ring's size if the record makes no sense.
     u32 receives_available() const {
+        if (srq) return srq->available();
         return rq ? receives_available(swap_bytes(__atomic_load_n(&info.create.dbrec[kDbrecReceive], __ATOMIC_ACQUIRE))) : 0;
     }
     u32 receives_available(u32 posted) const {

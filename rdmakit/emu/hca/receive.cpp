@@ -11,8 +11,11 @@ namespace rdmakit::emu {
 // Is a receive WQE there? If not, the outcome says what to answer.
 bool Hca::receive_ready(QueuePair& qp, Outcome& outcome) {
     const u32 available =
-        qp.rq ? qp.receives_available(read_record(qp, &qp.info.create.dbrec[kDbrecReceive], false)) : 0;
-    if (qp.rq && available > qp.rq_mask + 1) {  // the record is further ahead than the ring is long
+        qp.srq  ? qp.srq->available()
+        : qp.rq ? qp.receives_available(read_record(qp, &qp.info.create.dbrec[kDbrecReceive], false))
+                : 0;
+    const u32 most = qp.srq ? 1u << qp.srq->attr.log_wqes : qp.rq_mask + 1;
+    if (available > most) {  // the record is further ahead than the ring is long
         report(AsyncEventType::qp_fatal, qp.info.qpn);
         enter_error(qp);
         outcome = {Outcome::refused, Syndrome::remote_op};
@@ -28,9 +31,8 @@ bool Hca::receive_ready(QueuePair& qp, Outcome& outcome) {
 Outcome Hca::refuse_receive(QueuePair& qp, Syndrome local, Syndrome nak) {
     ++counters_.errors;
     ++qp.info.counters.errors;
-    const ErrorCqe cqe = error_cqe(CqeOpcode::responder_error, qp.info.qpn, 0, qp.info.create.user_index,
-                                   static_cast<u32>(qp.rq_consumed) & 0xffff, local);
-    ++qp.rq_consumed;
+    const u32 of = qp.srq ? qp.srq->srqn : qp.info.create.user_index;
+    const ErrorCqe cqe = error_cqe(CqeOpcode::responder_error, qp.info.qpn, 0, of, take_receive(qp), local);
     if (!push_cqe(qp, *qp.recv_cq, &cqe, nullptr)) report(AsyncEventType::qp_fatal, qp.info.qpn);
     enter_error(qp);
     return {Outcome::refused, nak};
@@ -40,8 +42,8 @@ Outcome Hca::consume_receive(QueuePair& qp, const DecodedWqe& wqe, u32 source_qp
                              const Pieces* scattered) {
     if (!late_writes_.empty()) land(qp.info.qpn);  // a completion ensures that all data before it is visible
     const u32 imm = opcode == CqeOpcode::responder_send ? 0 : wqe.imm;
-    Cqe cqe = responder_cqe(opcode, qp.info.qpn, source_qpn, qp.info.create.user_index,
-                            static_cast<u32>(qp.rq_consumed) & 0xffff, static_cast<u32>(wqe.bytes), imm,
+    const u32 of = qp.srq ? qp.srq->srqn : qp.info.create.user_index;
+    Cqe cqe = responder_cqe(opcode, qp.info.qpn, source_qpn, of, take_receive(qp), static_cast<u32>(wqe.bytes), imm,
                             wqe.fm_ce_se & kSolicited, environment_.now_ps() / 1000);
     u8 preceding[64] = {};
     u32 scatter = 0;
@@ -50,7 +52,6 @@ Outcome Hca::consume_receive(QueuePair& qp, const DecodedWqe& wqe, u32 source_qp
         gather_pieces(*scattered, scatter == kCqeScatter32 ? reinterpret_cast<u8*>(&cqe) : preceding, wqe.bytes);
         cqe.op_own |= static_cast<u8>(scatter);
     }
-    ++qp.rq_consumed;
     ++qp.info.counters.receive_wqes;
     if (push_cqe(qp, *qp.recv_cq, &cqe, scatter == kCqeScatter64 ? preceding : nullptr)) return {};
     report(AsyncEventType::qp_fatal, qp.info.qpn);
@@ -65,14 +66,16 @@ Outcome Hca::send(QueuePair& qp, Transfer& transfer, QueuePair& source) {
 
     Pieces target;
     u64 left = wqe.bytes;
-    const u8* list = qp.rq + static_cast<u64>(static_cast<u32>(qp.rq_consumed) & qp.rq_mask) * qp.rq_stride;
+    const u8* list = qp.srq ? qp.srq->wqe() + SharedReceiveQueue::kLinkBytes
+                            : qp.rq + static_cast<u64>(static_cast<u32>(qp.rq_consumed) & qp.rq_mask) * qp.rq_stride;
+    const u32 entries = qp.srq ? qp.srq->max_sge() : qp.info.create.max_recv_sge;
     std::vector<u8> fetched;
     if (weak_ != nullptr) {
         fetched.resize(qp.rq_stride);
         weak_->dma_read(qp.flight->responder, fetched.data(), list, qp.rq_stride, "fetches a receive WQE", Order::relaxed);
         list = fetched.data();
     }
-    for (u32 i = 0; i < qp.info.create.max_recv_sge && left != 0; ++i) {
+    for (u32 i = 0; i < entries && left != 0; ++i) {
         const DataSeg& entry = reinterpret_cast<const DataSeg*>(list)[i];
         const u32 lkey = swap_bytes(entry.lkey);
         if (lkey == kInvalidLkey) break;

@@ -53,6 +53,10 @@ void Hca::step(QueuePair& qp) {
         fail(qp, transfer.wqe, fault);
         return;
     }
+    if (is_remote(qp) && !stays_at_home(transfer.wqe.opcode)) {
+        send_away(qp, transfer);
+        return;
+    }
     const u32 epoch = qp.epoch;
     const Outcome outcome = depart(qp, transfer) ? deliver(qp, transfer) : Outcome{Outcome::lost};
     if (qp.epoch != epoch) return;  // connected to itself, and its own request took it to ERR: already flushed

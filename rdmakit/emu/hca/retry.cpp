@@ -35,7 +35,8 @@ void Hca::stall(QueuePair& qp, const DecodedWqe& wqe, bool receiver_not_ready) {
     qp.stalled = true;
     qp.stalled_on_receiver = receiver_not_ready;
     // An RNR NAK although a receive WQE is there (a fault): nobody will say that there is one, only the timer is left.
-    const bool until_told = for_ever && !(receiver_not_ready && worth_trying(qp));
+    // From another process nobody tells either.
+    const bool until_told = for_ever && !is_remote(qp) && !(receiver_not_ready && worth_trying(qp));
     qp.turns_left =
         until_told ? 0 : larger(1u, receiver_not_ready ? config_.rnr_turns : config_.retry_turns);
     if (!qp.in_stalled_list) stalled_.push_back(qp.info.qpn);
@@ -52,7 +53,7 @@ void Hca::turn_stalled() {
     for (std::size_t i = 0; i < stalled_.size(); ++i) {
         QueuePair* const qp = find_qp(stalled_[i]);
         if (!qp) continue;
-        if (qp->stalled && qp->stalled_on_receiver && worth_trying(*qp)) qp->stalled = false;
+        if (qp->stalled && qp->stalled_on_receiver && !is_remote(*qp) && worth_trying(*qp)) qp->stalled = false;
         if (qp->stalled && qp->turns_left != 0 && --qp->turns_left == 0) qp->stalled = false;
         if (qp->stalled) {
             stalled_[kept++] = stalled_[i];

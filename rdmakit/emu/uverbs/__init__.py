@@ -39,15 +39,17 @@ def library() -> Path:
     )
 
 
-def default_nics(count: int) -> list[Nic]:
-    """`mlx5_0` … with one port each, at 10.0.0.1, 10.0.1.1, …
+def default_nics(count: int, lag: str = "none") -> list[Nic]:
+    """`mlx5_0` … with one port each, at 10.0.0.1, 10.0.1.1, …; with `lag` ("hash", "affinity") `mlx5_bond_0` …, each a
+    bond of two ports.
 
     >>> default_nics(2)[1]
-    Nic(name='mlx5_1', addresses=('10.0.1.1',), numa_node=0)
+    Nic(name='mlx5_1', addresses=('10.0.1.1',), numa_node=0, lag='none')
     """
     if not 1 <= count <= _MOST:
         raise BadArgument("no such number of NICs", value=count, rule=f"1 … {_MOST}", remedy="choose fewer")
-    return [Nic(f"mlx5_{number}", (f"10.0.{number}.1",)) for number in range(count)]
+    name = "mlx5" if lag == "none" else "mlx5_bond"
+    return [Nic(f"{name}_{number}", (f"10.0.{number}.1",), lag=lag) for number in range(count)]
 
 
 @contextmanager

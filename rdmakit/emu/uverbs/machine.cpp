@@ -1,7 +1,7 @@
 #include "machine.hpp"
 
-#include <dirent.h>
 #include <sched.h>
+#include <sys/prctl.h>
 #include <time.h>
 
 #include <algorithm>
@@ -9,6 +9,9 @@
 #include <cstdlib>
 #include <cstring>
 #include <thread>
+
+#include "counters.hpp"
+#include "sysfs.hpp"
 
 namespace rdmakit::uverbs {
 namespace {
@@ -21,33 +24,13 @@ constexpr u32 kOffsets[] = {0x20, 0x800, 0x900, 0xa00, 0xb00};
 constexpr u64 kTaken = ~0ull;
 constexpr u32 kTakenWord = ~0u;
 
-std::string sysfs() {
-    const char* path = std::getenv("SYSFS_PATH");
-    return path != nullptr ? path : "/sys";
-}
+// Retries: one turn of Hca::work is 20 µs, so that the usual time-out (14: 67 ms) is as long as the manual says.
+constexpr u64 kTurnNs = 20'000;
+constexpr u32 kRetryTurns = 3300;
+constexpr u64 kCheckNs = 5'000'000;
+constexpr u32 kSpins = 20, kQuiet = 20'000;
 
-std::string read_file(const std::string& path) {
-    std::string text;
-    if (std::FILE* file = std::fopen(path.c_str(), "r")) {
-        char buffer[256];
-        const std::size_t n = std::fread(buffer, 1, sizeof buffer, file);
-        text.assign(buffer, n);
-        std::fclose(file);
-    }
-    while (!text.empty() && text.back() == '\n') text.pop_back();
-    return text;
-}
-
-std::vector<std::string> entries(const std::string& path) {
-    std::vector<std::string> found;
-    if (DIR* directory = opendir(path.c_str())) {
-        while (const dirent* entry = readdir(directory))
-            if (entry->d_name[0] != '.') found.push_back(entry->d_name);
-        closedir(directory);
-    }
-    std::sort(found.begin(), found.end());
-    return found;
-}
+std::atomic<Machine*> current{nullptr};
 
 // "0000:…:0001" → 16 bytes; false if it is no GID, or zero.
 bool parse_gid(const std::string& text, Gid* gid) {
@@ -64,27 +47,67 @@ bool parse_gid(const std::string& text, Gid* gid) {
     return any;
 }
 
+// Ports of a bond, and who chooses among them, from the network device of the first (tree.py).
+void read_bond(const std::string& net, HcaConfig* config) {
+    const std::vector<std::string> netdevs = sysfs::bonded(net);
+    if (netdevs.empty()) return;
+    config->ports = static_cast<u32>(netdevs.size());
+    config->lag = sysfs::read(net + "/" + netdevs[0] + "/compat/devlink/lag_port_select_mode") == "hash"
+                      ? LagMode::hash
+                      : LagMode::queue_affinity;
+}
+
+u64 monotonic_ns() {
+    timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return static_cast<u64>(now.tv_sec) * 1'000'000'000ull + static_cast<u64>(now.tv_nsec);
+}
+
 }  // namespace
 
 Machine& Machine::here() {
-    static Machine* const machine = new Machine();  // libibverbs may close devices after static destructors
+    static std::mutex making;
+    const std::lock_guard<std::mutex> hold(making);
+    Machine* machine = current.load(std::memory_order_acquire);
+    if (machine == nullptr) {
+        machine = new Machine();  // for good: libibverbs may close devices after static destructors
+        current.store(machine, std::memory_order_release);
+    }
     return *machine;
 }
 
-Machine::Machine() {
-    const std::string root = sysfs() + "/class/infiniband";
-    for (const std::string& name : entries(root)) {
+Machine* Machine::if_any() { return current.load(std::memory_order_acquire); }
+
+void Machine::leave() {
+    wire_.leave();
+    current.store(nullptr, std::memory_order_release);
+}
+
+Machine::Machine() : wire_(sysfs::root() + "/wire") {
+    if (wire_.number() != Wire::kAlone) random_ += wire_.number() * 0x632be59bd9b4e019ull;
+    const std::string root = sysfs::root() + "/class/infiniband";
+    for (const std::string& name : sysfs::entries(root)) {
         HcaConfig config;
         std::snprintf(config.name, sizeof config.name, "%s", name.c_str());
-        const std::vector<std::string> ports = entries(root + "/" + name + "/ports");
+        const std::vector<std::string> ports = sysfs::entries(root + "/" + name + "/ports");
         config.ports = static_cast<u32>(ports.size());
-        config.roce = read_file(root + "/" + name + "/ports/1/link_layer") != "InfiniBand";
+        read_bond(root + "/" + name + "/device/net", &config);
+        config.roce = sysfs::read(root + "/" + name + "/ports/1/link_layer") != "InfiniBand";
+        config.retry_turns = kRetryTurns;
+        if (wire_.number() != Wire::kAlone) {
+            const u32 first = wire_.number() << kQpnBits;
+            config.first_qpn = first + 0x100 + static_cast<u32>(random(0x1000));
+            config.last_qpn = first + (1u << kQpnBits) - 1;
+            config.max_qps = config.last_qpn - config.first_qpn + 1;
+        }
         hcas_.push_back(std::make_unique<Hca>(*this, fabric_, config));
         for (u32 port = 1; port <= hcas_.back()->ib_ports(); ++port) {
             const std::string gids = root + "/" + name + "/ports/" + std::to_string(port) + "/gids";
-            for (const std::string& index : entries(gids)) {
+            for (const std::string& index : sysfs::entries(gids)) {
                 Gid gid;
-                if (!parse_gid(read_file(gids + "/" + index), &gid)) continue;
+                const u32 at = static_cast<u32>(std::strtoul(index.c_str(), nullptr, 10));
+                if (!parse_gid(sysfs::read(gids + "/" + index), &gid)) continue;
+                gids_[{hcas_.back().get(), port, at}] = gid;
                 const Status status = hcas_.back()->add_address(port, gid);
                 if (!status.ok()) std::fprintf(stderr, "rdmakit uverbs: %s: %s\n", name.c_str(), status.message);
             }
@@ -96,6 +119,11 @@ Hca* Machine::find(const std::string& name) {
     for (const auto& hca : hcas_)
         if (name == hca->config().name) return hca.get();
     return nullptr;
+}
+
+const Gid* Machine::gid(const Hca* hca, u32 port, u32 index) const {
+    const auto found = gids_.find({hca, port, index});
+    return found == gids_.end() ? nullptr : &found->second;
 }
 
 void Machine::listen(Hca* hca, Listener* listener) {
@@ -115,6 +143,11 @@ void Machine::watch(Hca* hca, void* page) {
     u64* const words = static_cast<u64*>(page);
     for (const u32 offset : kOffsets) words[offset / 8] = kTaken;
     pages_.push_back({hca, words});
+}
+
+void Machine::unwatch(const void* page) {
+    pages_.erase(std::remove_if(pages_.begin(), pages_.end(), [page](const Page& known) { return known.words == page; }),
+                 pages_.end());
 }
 
 void Machine::add_qp(Hca* hca, u32 qpn, void* page) { ringers_.push_back({hca, qpn, page}); }
@@ -192,29 +225,65 @@ void Machine::execute() {
         work_ = false;
         for (const auto& hca : hcas_) hca->work(256);
     } while (work_);
+    tell();
+    publish();
+}
+
+void Machine::tell() {
     for (const auto& [hca, event] : events_)
         for (const Hearing& hearing : listeners_)
             if (hearing.hca == hca) hearing.listener->event(event);
     events_.clear();
 }
 
+void Machine::publish() {
+    std::atomic<u64>* const shared = wire_.counters();
+    if (shared == nullptr) return;
+    for (u32 hca = 0; hca < hcas_.size(); ++hca) {
+        const auto put = [&](u32 port, u32 counter, u64 value) {
+            shared[shared_counter(hca, port, counter)].store(value, std::memory_order_relaxed);
+        };
+        for (u32 port = 1; port <= hcas_[hca]->ports(); ++port) {
+            const PortCounters counters = hcas_[hca]->port_counters(port);
+            put(port, kXmitBytes, counters.xmit_bytes);
+            put(port, kRcvBytes, counters.rcv_bytes);
+            put(port, kXmitPackets, counters.xmit_packets);
+            put(port, kRcvPackets, counters.rcv_packets);
+        }
+        const HcaCounters counters = hcas_[hca]->counters();
+        put(1, kDuplicateRequest, counters.duplicate_request);
+        put(1, kOutOfSequence, counters.out_of_sequence);
+        put(1, kPacketSeqErr, counters.packet_seq_err);
+        put(1, kImpliedNakSeqErr, counters.implied_nak_seq_err);
+        put(1, kLocalAckTimeoutErr, counters.local_ack_timeout_err);
+        put(1, kRxIcrcEncapsulated, counters.rx_icrc_encapsulated);
+    }
+}
+
 void Machine::poll() {
+    prctl(PR_SET_TIMERSLACK, 1000);  // naps are of 10 µs, not of 60
     u32 idle = 0;
     for (;;) {
         bool busy;
         {
             const std::lock_guard<std::recursive_mutex> hold(lock_);
-            busy = look() || work_ || !events_.empty();
+            const u64 now = monotonic_ns();
+            busy = move_wire();
+            busy |= look();
             u32 waiting = 0;
             for (const auto& hca : hcas_) waiting += hca->waiting();
-            // What waits for a receive or for its peer is tried again at the pace of the thread, not of the bus.
-            if (busy || (waiting != 0 && idle % 64 == 0)) execute();
+            // What waits for a receive or for its peer is tried again at a pace of its own.
+            const bool turn = waiting != 0 && now - last_turn_ns_ >= kTurnNs;
+            if (busy || work_ || !events_.empty() || turn) execute();
+            if (turn) last_turn_ns_ = now;
+            if (!pending_.empty() && now - last_check_ns_ >= kCheckNs) give_up(now);
+            busy |= turn;
         }
         idle = busy ? 0 : idle + 1;
-        if (idle < 2000) {
+        if (idle < kSpins) {
             sched_yield();
         } else {
-            const timespec pause{0, 50'000};
+            const timespec pause{0, idle < kQuiet ? 10'000 : 50'000};
             nanosleep(&pause, nullptr);
         }
     }

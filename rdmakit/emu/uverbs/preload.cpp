@@ -1,9 +1,11 @@
 // preload.cpp — what a process asks of /dev/infiniband/uverbsN is answered here: LD_PRELOAD, no root, no kernel module.
-// Leans on kernel.hpp. Device files exist for every class/infiniband_verbs entry of the tree at SYSFS_PATH, which
+// Leans on open_device.hpp. Device files exist for every class/infiniband_verbs entry of the tree at SYSFS_PATH, which
 // libibverbs reads by itself. Everything else goes to the C library untouched.
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <linux/netlink.h>
+#include <rdma/rdma_user_ioctl_cmds.h>
 #include <stdarg.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
@@ -22,7 +24,8 @@
 #include <mutex>
 #include <string>
 
-#include "kernel.hpp"
+#include "counters.hpp"
+#include "open_device.hpp"
 
 #define RDMAKIT_PRELOAD extern "C" __attribute__((visibility("default")))
 
@@ -83,6 +86,39 @@ std::shared_ptr<OpenDevice> device_of(int fd) {
     return found == opened().end() ? nullptr : found->second.device;
 }
 
+// A counter's file holds what has been counted when it is opened; -1: `path` names none.
+int open_counter(const char* path) {
+    if (path == nullptr || std::getenv("SYSFS_PATH") == nullptr) return -1;
+    if (Machine* const machine = Machine::if_any()) {
+        const std::lock_guard<std::recursive_mutex> hold(machine->lock());
+        machine->publish();
+    }
+    const std::string text = rdmakit::uverbs::counter_text(path);
+    if (text.empty()) return -1;
+    const int fd = memfd_create("counter", MFD_CLOEXEC);
+    static const auto real_write = next<ssize_t (*)(int, const void*, size_t)>("write");
+    if (fd >= 0 && real_write(fd, text.data(), text.size()) == static_cast<ssize_t>(text.size())) lseek(fd, 0, SEEK_SET);
+    return fd;
+}
+
+// While a process forks nothing of ours is half done; its child begins anew.
+void before_fork() {
+    lock.lock();
+    if (Machine* const machine = Machine::if_any()) machine->lock().lock();
+}
+void after_fork_here() {
+    if (Machine* const machine = Machine::if_any()) machine->lock().unlock();
+    lock.unlock();
+}
+void after_fork_there() {
+    if (Machine* const machine = Machine::if_any()) {
+        machine->leave();
+        machine->lock().unlock();
+    }
+    lock.unlock();
+}
+[[maybe_unused]] const int forking = pthread_atfork(before_fork, after_fork_here, after_fork_there);
+
 int open_device(int number) {
     static const auto real = next<int (*)(const char*, int, ...)>("open");
     rdmakit::emu::Hca* const hca = Machine::here().find(attribute(number, "ibdev"));
@@ -126,6 +162,7 @@ mode_t mode_of(int flags, va_list list) { return flags & (O_CREAT | O_TMPFILE) ?
     RDMAKIT_PRELOAD int name(const char* path, int flags, ...) {                 \
         static const auto real = next<int (*)(const char*, int, ...)>(#name);    \
         if (const int number = device_number(path); number >= 0) return open_device(number); \
+        if (const int fd = open_counter(path); fd >= 0) return fd;               \
         va_list list;                                                            \
         va_start(list, flags);                                                   \
         const mode_t mode = mode_of(flags, list);                                \
@@ -139,6 +176,7 @@ RDMAKIT_OPEN(open64)
     RDMAKIT_PRELOAD int name(int folder, const char* path, int flags, ...) {     \
         static const auto real = next<int (*)(int, const char*, int, ...)>(#name); \
         if (const int number = device_number(path); number >= 0) return open_device(number); \
+        if (const int fd = open_counter(path); fd >= 0) return fd;               \
         va_list list;                                                            \
         va_start(list, flags);                                                   \
         const mode_t mode = mode_of(flags, list);                                \
@@ -147,6 +185,15 @@ RDMAKIT_OPEN(open64)
     }
 RDMAKIT_OPENAT(openat)
 RDMAKIT_OPENAT(openat64)
+
+#define RDMAKIT_FOPEN(name)                                                      \
+    RDMAKIT_PRELOAD std::FILE* name(const char* path, const char* mode) {        \
+        static const auto real = next<std::FILE* (*)(const char*, const char*)>(#name); \
+        if (const int fd = open_counter(path); fd >= 0) return fdopen(fd, "r");  \
+        return real(path, mode);                                                 \
+    }
+RDMAKIT_FOPEN(fopen)
+RDMAKIT_FOPEN(fopen64)
 
 #define RDMAKIT_STAT(name, type)                                                 \
     RDMAKIT_PRELOAD int name(const char* path, struct type* into) {              \
@@ -216,7 +263,7 @@ RDMAKIT_PRELOAD ssize_t write(int fd, const void* bytes, size_t size) {
     static const auto real = next<ssize_t (*)(int, const void*, size_t)>("write");
     if (!is_ours(fd)) return real(fd, bytes, size);
     const std::shared_ptr<OpenDevice> device = device_of(fd);
-    const int error = device ? device->command(static_cast<const unsigned char*>(bytes), size) : EBADF;
+    const int error = device ? device->write(static_cast<const unsigned char*>(bytes), size) : EBADF;
     if (std::getenv("RDMAKIT_UVERBS_TRACE") != nullptr) {
         unsigned command = 0;
         std::memcpy(&command, bytes, size < sizeof command ? size : sizeof command);
@@ -234,7 +281,15 @@ RDMAKIT_PRELOAD int ioctl(int fd, unsigned long request, ...) {
     void* const argument = va_arg(list, void*);
     va_end(list);
     if (!is_ours(fd)) return real(fd, request, argument);
-    errno = ENOTTY;  // a kernel without RDMA_VERBS_IOCTL: libibverbs writes its commands then
+    const std::shared_ptr<OpenDevice> device = device_of(fd);
+    const int error = request != RDMA_VERBS_IOCTL ? ENOTTY : device ? device->ioctl(argument) : EBADF;
+    if (request == RDMA_VERBS_IOCTL && std::getenv("RDMAKIT_UVERBS_TRACE") != nullptr) {
+        const ib_uverbs_ioctl_hdr* const header = static_cast<const ib_uverbs_ioctl_hdr*>(argument);
+        std::fprintf(stderr, "uverbs: object 0x%x method 0x%x, %u attributes: %s\n", header->object_id,
+                     header->method_id, header->num_attrs, error ? std::strerror(error) : "ok");
+    }
+    if (error == 0) return 0;
+    errno = error;
     return -1;
 }
 

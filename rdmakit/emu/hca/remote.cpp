@@ -1,0 +1,118 @@
+// remote.cpp — untimed: a request leaves for another process, is executed there, and its answer comes back.
+// Leans on remote.hpp and on the steps of requester.cpp and sequence.cpp, which are the same for a peer close by.
+//
+// One request of a queue pair is under way at a time: WQEs complete in order without a retransmission window. What comes
+// back late, after the queue pair was reset or has failed, carries a ticket that nobody waits for.
+#include "remote.hpp"
+
+#include "hca.hpp"
+#include "memory_region.hpp"
+#include "port.hpp"
+
+namespace rdmakit::emu {
+
+bool Hca::is_remote(const QueuePair& qp) const {
+    return qp.peer.hca != nullptr && environment_.elsewhere(qp.info.attr.dest_qp_num);
+}
+
+void Hca::send_away(QueuePair& qp, Transfer& transfer) {
+    const DecodedWqe& wqe = transfer.wqe;
+    RemoteRequest request;
+    request.wqe = wqe;
+    request.source_qpn = qp.info.qpn;
+    request.dest_qpn = qp.info.attr.dest_qp_num;
+    request.ticket = ++qp.last_ticket;
+    request.psn = transfer.psn;
+    request.mtu_shift = qp.mtu_shift;
+    request.header_octets = qp.header_octets;
+    request.connection = qp.connection;
+    request.ib_port = qp.peer.port;
+    request.out_of_order = qp.info.create.out_of_order;
+    std::vector<u8> data(is_read_or_atomic(wqe.opcode) ? 0 : wqe.bytes);
+    gather_pieces(transfer.local, data.data(), data.size());
+    const bool left = depart(qp, transfer);
+    request.sent_from = transfer.port;
+    if (!left || !environment_.carry(*this, *qp.peer.hca, request, data)) {
+        stall(qp, wqe, false);
+        return;
+    }
+    qp.away = request.ticket;
+    qp.away_wqe = wqe;
+}
+
+// As the responder. What a READ returns is copied to `data`.
+RemoteAnswer Hca::serve(const RemoteRequest& request, std::vector<u8>& data, Hca& from) {
+    RemoteAnswer answer;
+    answer.qpn = request.source_qpn;
+    answer.ticket = request.ticket;
+    answer.outcome.kind = Outcome::lost;
+    const u32 in = ports_->receiving_port(request.sent_from, request.ib_port);
+    if (in == 0) return answer;
+    ports_->count_rcv(in, request_packets(request.wqe, request.mtu_shift, request.header_octets));
+    QueuePair* const responder = find_qp(request.dest_qpn);
+    if (responder == nullptr || responder->tx_port == 0) return answer;
+
+    QueuePair source;  // of the requester, what the responder's side looks at
+    source.info.qpn = request.source_qpn;
+    source.info.create.out_of_order = request.out_of_order;
+    source.mtu_shift = request.mtu_shift;
+    source.connection = request.connection;
+    Transfer transfer;
+    transfer.wqe = request.wqe;
+    transfer.psn = request.psn;
+    transfer.port = request.sent_from;
+    transfer.local.add(data.data(), data.size());
+    const u32 out = responder->tx_port, overhead = responder->header_octets;
+    const Outcome outcome = respond(*responder, transfer, from, source);
+    data.clear();
+    if (outcome.kind == Outcome::lost || outcome.kind == Outcome::early) return answer;
+    if (outcome.kind == Outcome::done && outcome.memory != nullptr)
+        data.assign(outcome.memory, outcome.memory + request.wqe.bytes);
+    ports_->count_xmit(out, response_packets(request.wqe, request.mtu_shift, overhead, outcome.kind == Outcome::done));
+    answer.outcome = outcome;
+    answer.outcome.memory = nullptr;
+    answer.sent_from = out;
+    answer.header_octets = overhead;
+    return answer;
+}
+
+// As the requester: `answer` is here, or its request is given up (Outcome::lost).
+void Hca::answered(const RemoteAnswer& answer, std::vector<u8>& data) {
+    QueuePair* const found = find_qp(answer.qpn);
+    if (found == nullptr || answer.ticket == 0 || found->away != answer.ticket) return;
+    QueuePair& qp = *found;
+    qp.away = 0;
+    Transfer transfer;
+    transfer.wqe = qp.away_wqe;
+    const DecodedWqe& wqe = transfer.wqe;
+    Outcome outcome = answer.outcome;
+    if (outcome.kind != Outcome::lost) {
+        const u32 back = ports_->receiving_port(answer.sent_from, qp.info.attr.port_num);
+        if (back == 0) {
+            ++counters_.responses_lost;
+            outcome.kind = Outcome::lost;
+        } else {
+            ports_->count_rcv(back, response_packets(wqe, qp.mtu_shift, answer.header_octets, outcome.kind == Outcome::done));
+        }
+    }
+    if (outcome.kind == Outcome::done && is_read_or_atomic(wqe.opcode)) {
+        // Keys may have gone since the request left.
+        const Syndrome fault = wqe.atomic_width == 0 && data.size() != wqe.bytes ? Syndrome::bad_response
+                                                                                : map_local(qp, transfer);
+        if (fault != Syndrome::none) {
+            fail(qp, wqe, fault);
+            return;
+        }
+        outcome.memory = data.data();
+    }
+    if (outcome.kind != Outcome::done && outcome.kind != Outcome::refused) {
+        stall(qp, wqe, outcome.kind == Outcome::not_ready);
+        return;
+    }
+    take_up(qp, wqe);
+    finish(qp, transfer, outcome);
+    drained(qp);
+    if (qp.has_work()) enqueue(qp);
+}
+
+}  // namespace rdmakit::emu
