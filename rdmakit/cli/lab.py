@@ -67,7 +67,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--setup", action="store_true", help="download the machine's kernel into the cache, once")
     parser.add_argument("--host", choices=("none", "0", "1", "each"), default="none",
-                        help="run it on that host, or on each with RANK and WORLD_SIZE set (default none: outside both)")
+                        help="run it on that host, or on each with RANK and WORLD_SIZE set (default none)")
     parser.add_argument("--bare", action="store_true", help="leave both hosts out")
     parser.add_argument("--out", metavar="FOLDER", help="what the machine sees as /out and may write to")
     parser.add_argument("--seconds", type=float, default=600, help="kill the machine after so long (default 600)")

@@ -36,7 +36,7 @@ def initramfs(kernel: Kernel, busybox: Path, init: Path) -> Path:
     newest = max(path.stat().st_mtime for path in (busybox, init, Path(__file__)))
     if made.exists() and made.stat().st_mtime > newest:
         return made
-    files = {name: (_FOLDER, b"") for name in _FOLDERS}
+    files = dict.fromkeys(_FOLDERS, (_FOLDER, b""))
     files |= {"bin/busybox": (_PROGRAM, busybox.read_bytes()), "bin/sh": (_LINK, b"busybox")}
     for number, path in enumerate(in_order(kernel, _NEEDED)):
         files[f"mod/{number:02d}-{path.name.split('.')[0]}.ko"] = (_FILE, path.read_bytes())

@@ -64,7 +64,7 @@ def find_kernel(folder: Path | None = None) -> Kernel:
     rdmakit.errors.NotAvailable: the lab has no kernel yet (value /nonexistent)...
     """
     folder = folder or cache_folder()
-    versions = [path for path in folder.glob("*/kernel-is-whole")]
+    versions = list(folder.glob("*/kernel-is-whole"))
     if not versions:
         raise NotAvailable(
             "the lab has no kernel yet",

@@ -103,7 +103,8 @@ def _script(command: Sequence[str], host: str) -> str:
         f"ip netns exec h{rank} {line} > >(sed -u 's/^/h{rank}: /') 2>&1 & pids+=($!)\n"
         for rank in (0, 1)
     )
-    return f"pids=()\n{ranks}status=0\nfor pid in \"${{pids[@]}}\"; do wait $pid || status=$?; done\nwait\nexit $status\n"
+    both = 'status=0\nfor pid in "${pids[@]}"; do wait $pid || status=$?; done\nwait\nexit $status\n'
+    return f"pids=()\n{ranks}{both}"
 
 
 def run(
@@ -184,7 +185,8 @@ def _command_line(
     """qemu with two serial lines (the kernel's, the command's) and three shared folders; no disk, no network card."""
     processor = ("tcg,thread=multi", "max") if accelerator == "tcg" else ("kvm", "host")
     shares: list[str] = []
-    for tag, path, rights in (("root", Path("/"), ",readonly=on,multidevs=remap"), ("control", control, ""), ("out", out, "")):
+    folders = (("root", Path("/"), ",readonly=on,multidevs=remap"), ("control", control, ""), ("out", out, ""))
+    for tag, path, rights in folders:
         escaped = str(path).replace(",", ",,")
         shares += ["-fsdev", f"local,id={tag},path={escaped},security_model=none{rights}"]
         shares += ["-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
