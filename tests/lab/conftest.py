@@ -6,10 +6,11 @@ Elsewhere they are skipped. Figures that tests measure are collected and, with R
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
-from two_hosts import PORTS, in_the_lab, set_link, tc
+from two_hosts import in_the_lab, left_on, mend
 
 from rdmakit.errors import NotAvailable
 from rdmakit.lab import find_kernel, missing_programs
@@ -48,10 +49,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def links_as_they_were():
     """Whatever a test did to the links is undone."""
     yield
-    for host in PORTS:
-        for port in PORTS:
-            tc(host, port)
-            set_link(host, port, "up")
+    mend()
 
 
 @pytest.fixture
@@ -65,12 +63,20 @@ def figure(pytestconfig):
     return note
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_behind():
+    """When all tests have run, no device of either host holds an object."""
+    yield
+    if in_the_lab():
+        left = {host: left_on(host) for host in (0, 1)}
+        assert not any(left.values()), f"objects that outlive their process: {left}"
+
+
 @pytest.fixture(scope="session")
-def pyverbs_folder():
-    found = Path("/usr/lib/python3/dist-packages")
-    if not (found / "pyverbs").exists():
-        pytest.skip("apt-get install python3-pyverbs")
-    return str(found)
+def pyverbs_modules():
+    """The distribution's pyverbs, for the distribution's Python: imported here once, since that takes seconds."""
+    sys.path.append("/usr/lib/python3/dist-packages")
+    return pytest.importorskip("pyverbs.qp", reason="apt-get install python3-pyverbs, for this Python's version")
 
 
 def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:

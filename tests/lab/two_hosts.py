@@ -17,6 +17,7 @@ import traceback
 from pathlib import Path
 
 import rdmakit
+import rdmakit.verbs.backend  # noqa: F401  an emulated processor takes seconds to import it: once, not in each process
 
 PORTS = (0, 1)
 _NEWNS, _NEWNET = 0x00020000, 0x40000000  # CLONE_NEWNS, CLONE_NEWNET (sched.h)
@@ -84,10 +85,13 @@ def _live(host: Host, function, answer) -> None:
     os._exit(0)  # what the function has left open, the kernel takes back, as from any process that ends
 
 
-def on_both(near, far, seconds: float = 60):
-    """Run `near(host)` on h0 and `far(host)` on h1; their results. AssertionError with both tracebacks."""
+def on_both(near, far, seconds: float = 60, far_dies: bool = False):
+    """Run `near(host)` on h0 and `far(host)` on h1; their results. AssertionError with both tracebacks.
+
+    `far_dies`: it is killed and answers nothing, which is no failure.
+    """
     line = _fork.Pipe()
-    answers = [_fork.Pipe(duplex=False) for _ in PORTS]
+    answers = [_fork.Pipe(duplex=False) for _ in range(2)]
     processes = []
     for number, function in enumerate((near, far)):
 
@@ -105,14 +109,19 @@ def on_both(near, far, seconds: float = 60):
         for process in processes:
             process.kill()
             process.join()
+    if far_dies and told[1] == _SILENT[1]:
+        told[1] = ("ok", None)
     failed = [text for kind, text in told if kind == "failed"]
     assert not failed, "\n".join(failed)
     return tuple(result for _, result in told)
 
 
+_SILENT = [("failed", f"h{number} has not answered") for number in (0, 1)]
+
+
 def _collect(answers, seconds: float):
     """Both answers; when one host has failed, the other gets little more time."""
-    told = [("failed", f"h{number} has not answered") for number in PORTS]
+    told = list(_SILENT)
     deadline, waiting = time.monotonic() + seconds, dict(enumerate(answers))
     while waiting and time.monotonic() < deadline:
         for number, answer in list(waiting.items()):
@@ -123,7 +132,6 @@ def _collect(answers, seconds: float):
                 if told[number][0] == "failed":
                     deadline = min(deadline, time.monotonic() + 3)
             del waiting[number]
-            told[number] = told[number]
     return told
 
 
@@ -140,24 +148,45 @@ def command(*words: str) -> str:
     return done.stdout
 
 
-def tc(host: int, port: int, *words: str) -> None:
-    """Shape what leaves a port: `tbf …`, `netem …`; nothing: as it was."""
-    device = ("tc", "-n", f"h{host}", "qdisc")
-    if words:
-        command(*device, "replace", "dev", f"p{port}", "root", *words)
-    else:
-        subprocess.run([*device, "del", "dev", f"p{port}", "root"], capture_output=True)
+_shaped: set[tuple[int, int]] = set()
+_pulled = _fork.Array("b", 4)  # host's, port's; shared, since the hosts' processes pull
 
 
-def set_link(host: int, port: int, state: str) -> None:
-    """`up` or `down`: what pulls the cable for both ends."""
-    command("ip", "-n", f"h{host}", "link", "set", f"p{port}", state)
+def shape(*words: str, hosts=(0, 1), ports=PORTS) -> None:
+    """What becomes of packets as they leave these ports: `tbf …`, `netem …`."""
+    for host in hosts:
+        for port in ports:
+            command("tc", "-n", f"h{host}", "qdisc", "replace", "dev", f"p{port}", "root", *words)
+            _shaped.add((host, port))
 
 
-def resources() -> dict[str, int]:
+def pull(host: int, port: int) -> None:
+    """Pull a port's cable: the link is down for both ends."""
+    _pulled[2 * host + port] = 1
+    command("ip", "-n", f"h{host}", "link", "set", f"p{port}", "down")
+
+
+def mend() -> None:
+    """Undo what `shape` and `pull` have done."""
+    while _shaped:
+        host, port = _shaped.pop()
+        command("tc", "-n", f"h{host}", "qdisc", "del", "dev", f"p{port}", "root")
+    for number in range(4):
+        if _pulled[number]:
+            command("ip", "-n", f"h{number // 2}", "link", "set", f"p{number % 2}", "up")
+            _pulled[number] = 0
+
+
+def left_on(host: int) -> dict[str, int]:
+    """What the devices of a host hold, none of what they hold none of."""
+    counted = resources("ip", "netns", "exec", f"h{host}")
+    return {kind: count for kind, count in counted.items() if count}
+
+
+def resources(*before: str) -> dict[str, int]:
     """How many objects of each kind the devices of this host hold, by `rdma resource`: pd, cq, qp, mr …"""
     total: dict[str, int] = {}
-    for line in command("rdma", "resource").splitlines():
+    for line in command(*before, "rdma", "resource").splitlines():
         words = line.split()[2:]
         for kind, count in zip(words[::2], words[1::2], strict=True):
             total[kind] = total.get(kind, 0) + int(count)
