@@ -70,7 +70,12 @@ class Host:
         return self.hear()
 
     def connect(self, qp, **attributes):
-        """Connect to the queue pair that the other host connects at the same time; both are ready afterwards."""
+        """Connect to the queue pair that the other host connects at the same time; both are ready afterwards.
+
+        Retransmission after a second (timeout 18) unless told otherwise: an emulated processor on a busy machine may
+        need longer to acknowledge than the usual 67 ms.
+        """
+        attributes = {"timeout": 18, **attributes}
         qp.connect(self.swap(qp.endpoint().to_json()), **attributes)
         self.swap("connected")
         return qp

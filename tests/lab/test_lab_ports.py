@@ -107,7 +107,7 @@ def test_planned_traffic_loads_the_ports_as_planned(channels, least, most, rng, 
         assert max(ratios) <= 1.15
 
 
-def seconds_for(ports, nbytes, chunk=1 << 18, depth=6):
+def seconds_for(ports, nbytes, chunk=1 << 17, depth=6):
     """How long WRITEs of that many bytes take from h0 to h1, split evenly over these ports."""
 
     def near(host):

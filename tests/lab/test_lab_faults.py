@@ -73,7 +73,7 @@ def test_atomics_count_each_time_once_in_bad_weather(weather, rng):
 
     def near(host):
         context = host.open(0)
-        qp = host.connect(context.alloc_pd().create_qp(context.create_cq(64)))
+        qp = host.connect(context.alloc_pd().create_qp(context.create_cq(64)), timeout=14)
         theirs = RemoteMemory.from_json(host.hear())
         sentinel = 0x5EA150B5EA150B5
         old = qp.pd.register(np.full(len(adds), sentinel, np.uint64))
