@@ -118,7 +118,7 @@ def test_too_little_locked_memory(rng):
 
 
 def test_nothing_is_left_by_a_process_that_lives_on(rng):
-    """Objects made, broken, refused and closed, again and again; then `rdma resource` counts none, contexts included."""
+    """Objects made, broken, refused and closed, again and again; then `rdma resource` counts none, not a context."""
 
     def near(host):
         assert not any(resources().values())

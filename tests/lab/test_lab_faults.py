@@ -1,4 +1,4 @@
-"""What networks and peers do: links that go down, packets that are lost, a host that loses its power. Nothing is lost."""
+"""What networks and peers do: links go down, packets are lost, a host loses its power. No transfer is lost."""
 
 import time
 

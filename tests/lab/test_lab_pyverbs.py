@@ -53,7 +53,8 @@ def pyverbs(host, data):
     chosen = choose_gid(gid_table(host.name(0), 1), True)
     pd, cq = PD(context), CQ(context, 64)
     qp = QP(pd, QPInitAttr(qp_type=e.IBV_QPT_RC, scq=cq, rcq=cq, cap=QPCap(64, 16, 1, 1, 0)))
-    rights = e.IBV_ACCESS_LOCAL_WRITE | e.IBV_ACCESS_REMOTE_WRITE | e.IBV_ACCESS_REMOTE_READ | e.IBV_ACCESS_REMOTE_ATOMIC
+    rights = e.IBV_ACCESS_LOCAL_WRITE | e.IBV_ACCESS_REMOTE_WRITE
+    rights |= e.IBV_ACCESS_REMOTE_READ | e.IBV_ACCESS_REMOTE_ATOMIC
     memory, word, source, old = (MR(pd, size, rights) for size in (SIZE, 8, SIZE, 8))
     memory.write(b"\x5a" * SIZE, SIZE)
     word.write((2000).to_bytes(8, "little"), 8)
@@ -84,8 +85,9 @@ def pyverbs(host, data):
     add = SendWR(num_sge=1, sg=[SGE(old.buf, 8, old.lkey)], opcode=e.IBV_WR_ATOMIC_FETCH_AND_ADD,
                  send_flags=e.IBV_SEND_SIGNALED)  # fmt: skip
     add.set_wr_atomic(their_word.rkey, their_word.address, 7, 0)
+    imm = int.from_bytes((77).to_bytes(4, "big"), "little")
     immediate = SendWR(num_sge=1, sg=[SGE(source.buf, 64, source.lkey)], opcode=e.IBV_WR_RDMA_WRITE_WITH_IMM,
-                       send_flags=e.IBV_SEND_SIGNALED, imm_data=int.from_bytes((77).to_bytes(4, "big"), "little"))  # fmt: skip
+                       send_flags=e.IBV_SEND_SIGNALED, imm_data=imm)  # fmt: skip
     immediate.set_wr_rdma(remote.rkey, remote.address)
     for request in (write, add, immediate):
         qp.post_send(request)

@@ -17,7 +17,7 @@ import traceback
 from pathlib import Path
 
 import rdmakit
-import rdmakit.verbs.backend  # noqa: F401  an emulated processor takes seconds to import it: once, not in each process
+import rdmakit.verbs.backend  # here, not in each process: an emulated processor needs seconds for it
 
 PORTS = (0, 1)
 _NEWNS, _NEWNET = 0x00020000, 0x40000000  # CLONE_NEWNS, CLONE_NEWNET (sched.h)
@@ -27,7 +27,7 @@ _fork = multiprocessing.get_context("fork")
 
 
 def enter(host: int) -> None:
-    """This process moves into the namespace of a host, and sees that host's devices in /sys, as `ip netns exec` does."""
+    """Move this process to a host's namespace, with that host's devices in /sys, as `ip netns exec` does."""
     namespace = os.open(f"/run/netns/h{host}", os.O_RDONLY)
     steps = (
         ("setns", namespace, _NEWNET),
