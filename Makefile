@@ -36,12 +36,13 @@ test: $(VENV)/.test
 explore: $(VENV)/.test
 	$(PY) -m pytest -m explore
 
+LAB_SECONDS ?= 900
 # Both suites in one process: an emulated processor takes a minute to start pytest.
 lab: export RDMAKIT_DEVICES := h0r0
 lab: export RDMAKIT_LAB_FIGURES := /out/figures.json
 lab: export PYTEST_DISABLE_PLUGIN_AUTOLOAD := 1
 lab: $(VENV)/.test
-	$(PY) -m rdmakit lab --host 0 --seconds 900 --out build/lab -- \
+	$(PY) -m rdmakit lab --host 0 --seconds $(LAB_SECONDS) --out build/lab -- \
 	    $(PY) -m pytest -o addopts=-ra -p pytest_timeout -p no:cacheprovider --durations=5 tests/lab tests/rdma
 
 lab-setup: $(VENV)/.demo

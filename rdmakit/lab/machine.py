@@ -6,9 +6,11 @@ of Debian's, so it is used only when asked for.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -151,13 +153,20 @@ def run(
         machine = _command_line(qemu, kernel, start, control, shared, memory_mib, cpus, accelerator)
         began = time.time()
         try:
-            subprocess.run(machine, stdin=subprocess.DEVNULL, stdout=stdout, timeout=seconds)
+            subprocess.run(
+                machine, stdin=subprocess.DEVNULL, stdout=stdout, timeout=seconds, preexec_fn=_end_with_parent
+            )
         except subprocess.TimeoutExpired:
             raise HangError(
                 "the lab's machine has been stopped", value=f"{seconds:.0f} s", rule="its time was up",
                 remedy="give it more by --seconds, or see what it waited for", report=_console(control),
             ) from None  # fmt: skip
         return _outcome(control, kernel, began)
+
+
+def _end_with_parent() -> None:
+    """A launcher that is killed leaves no machine behind (man 2 prctl, PR_SET_PDEATHSIG)."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
 def _outcome(control: Path, kernel: Kernel, began: float) -> Outcome:

@@ -144,27 +144,37 @@ def seconds_for(ports, nbytes, chunk=1 << 17, depth=6):
     return took
 
 
+LINKS = (100, 50, 25, 10)  # Mbit/s
+
+
+def gain_at(link):
+    """(Mbit/s over one link, over both) of ports shaped to `link` Mbit/s: a second's bytes, the better of two runs."""
+    shape("tbf", "rate", f"{link}mbit", "burst", "32kb" if link >= 50 else "16kb", "limit", "8mb")
+    nbytes, best = link << 17, [0.0, 0.0]
+    for _ in range(2):
+        for which, ports in enumerate(([0], [0, 1])):
+            best[which] = max(best[which], nbytes * 8 / seconds_for(ports, nbytes) / 1e6)
+        if best[0] > 0.95 * link and best[1] >= 1.9 * best[0]:
+            break
+    return best
+
+
 @pytest.mark.timeout(240)
 def test_two_links_carry_what_two_links_can(figure):
     """Both ports shaped to 100 Mbit/s: the same bytes over two in half the time of one.
 
-    The emulated processors must be able to carry more than both links do, or they are what is measured. Where they
-    are not, since the machine is busy, the links are made slower, and the figure says how fast they were.
+    The emulated processors must carry more than both links do, or they are what is measured. While they cannot, since
+    the machine is busy with other things, the links are made slower; the figure says how fast they were.
     """
     nbytes = 8 << 20
     able = nbytes * 8 / seconds_for([0, 1], nbytes) / 1e6
-    link = next((rate for rate in (100, 50, 25) if able > 2.5 * rate), 12)
-    print(f"the machine carries {able:.0f} Mbit/s over both ports unshaped: links of {link} Mbit/s")
-    shape("tbf", "rate", f"{link}mbit", "burst", "32kb", "limit", "8mb")
-    nbytes, one, two = link << 17, [], []
-    for _ in range(3):  # the best of each: what else runs here only ever slows
-        one.append(seconds_for([0], nbytes))
-        two.append(seconds_for([0, 1], nbytes))
-        rates = [nbytes * 8 / min(took) / 1e6 for took in (one, two)]
-        print(f"{rates[0]:.1f} Mbit/s over one link, {rates[1]:.1f} over two")
-        if rates[0] > 0.95 * link and rates[1] >= 1.9 * rates[0]:
+    print(f"unshaped, the machine carries {able:.0f} Mbit/s over both ports")
+    for link in [link for link in LINKS if able > 2.5 * link] or LINKS[-1:]:
+        one, two = gain_at(link)
+        print(f"links of {link} Mbit/s: {one:.1f} Mbit/s over one, {two:.1f} over two")
+        if one > 0.9 * link and two >= 1.9 * one:
             break
     figure("link_mbit_per_s", link)
-    figure("two_link_gain", rates[1] / rates[0])
-    assert 0.9 * link < rates[0] < 1.03 * link, "the shaper shapes: else nothing is compared"
-    assert rates[1] / rates[0] >= 1.9
+    figure("two_link_gain", two / one)
+    assert 0.9 * link < one < 1.04 * link, "the shaper shapes: else nothing is compared"
+    assert two / one >= 1.9
