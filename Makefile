@@ -11,13 +11,15 @@ SOURCES := setup.py pyproject.toml $(wildcard rdmakit/emu/*.pyx rdmakit/emu/*.px
            rdmakit/verbs/*.pyx rdmakit/verbs/native/* \
            rdmakit/emu/*/*.hpp rdmakit/emu/compile.py cuda/rdmakit/*.cuh cuda/kernels/*.cu)
 
-.PHONY: help demo test bench explore notebooks docs lint ruff cython-lint mypy stubtest clean distclean check
+.PHONY: help demo test bench explore lab lab-setup notebooks docs lint ruff cython-lint mypy stubtest clean distclean check
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo       install into .venv, build, run MoE dispatch/combine on the emulated NICs, check it"
 	@echo "make test       everything but the slow slice"
 	@echo "make explore    the slow, deep slice of the tests"
+	@echo "make lab        the tests of real verbs, between two hosts of two soft-RoCE ports in a virtual machine"
+	@echo "make lab-setup  download that machine's kernel, once"
 	@echo "make bench      figures of the emulator on this machine"
 	@echo "make notebooks  build the notebooks and open JupyterLab"
 	@echo "make docs       these pages as a site, in build/site"
@@ -33,6 +35,18 @@ test: $(VENV)/.test
 
 explore: $(VENV)/.test
 	$(PY) -m pytest -m explore
+
+LAB_SECONDS ?= 900
+# Both suites in one process: an emulated processor takes a minute to start pytest.
+lab: export RDMAKIT_DEVICES := h0r0
+lab: export RDMAKIT_LAB_FIGURES := /out/figures.json
+lab: export PYTEST_DISABLE_PLUGIN_AUTOLOAD := 1
+lab: $(VENV)/.test
+	$(PY) -m rdmakit lab --host 0 --seconds $(LAB_SECONDS) --out build/lab -- \
+	    $(PY) -m pytest -o addopts=-ra -p pytest_timeout -p no:cacheprovider --durations=5 tests/lab tests/rdma
+
+lab-setup: $(VENV)/.demo
+	@$(PY) -m rdmakit lab --setup
 
 bench: $(VENV)/.demo
 	@$(PY) -m rdmakit bench emu

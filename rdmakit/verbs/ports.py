@@ -16,7 +16,7 @@ from rdmakit.verbs import sysfs
 if TYPE_CHECKING:
     from rdmakit.verbs._verbs import Context
 
-__all__ = ["PORT_ACTIVE", "describe_port", "flow_label_sport", "link_bytes_per_second"]
+__all__ = ["PORT_ACTIVE", "describe_port", "flow_label_for", "flow_label_sport", "link_bytes_per_second"]
 
 PORT_ACTIVE = 4  # IBV_PORT_ACTIVE
 _ETHERNET = 2  # IBV_LINK_LAYER_ETHERNET
@@ -50,6 +50,20 @@ def flow_label_sport(flow_label: int, qpn: int, peer_qpn: int) -> int:
         product ^= product >> 40
         label = product & 0xFFFFF
     return (label & 0x3FFF) ^ ((label & 0xFC000) >> 14) | 0xC000
+
+
+def flow_label_for(sport: int) -> int:
+    """A flow label, not 0, that gives this UDP source port. BadArgument for one that no label gives.
+
+    >>> [hex(flow_label_sport(flow_label_for(port), 7, 9)) for port in (0xC000, 0xC123, 0xFFFF)]
+    ['0xc000', '0xc123', '0xffff']
+    """
+    if not 0xC000 <= sport <= 0xFFFF:
+        raise BadArgument(
+            "no flow label gives this UDP source port", value=hex(sport), rule="RoCE v2 uses 0xC000 … 0xFFFF",
+            remedy="take one of the dynamic range",
+        )  # fmt: skip
+    return (sport & 0x3FFF) or 1 << 14 | 1  # 0 would leave it to the kernel
 
 
 def describe_port(context: Context, number: int, root: Path, gid_index: int | None) -> tuple[PortInfo, int]:

@@ -83,6 +83,7 @@ class VerbsHca(ABC):
         self._channel: Channel | None = None
 
     def close(self) -> None:
+        self._channel = None  # it holds the device open, as every handle its parents
         self._context.close()
 
     def memory(self, nbytes: int, label: str) -> Bytes:

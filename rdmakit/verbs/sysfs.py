@@ -7,6 +7,7 @@ trees serve as well. libibverbs itself follows SYSFS_PATH (libibverbs/sysfs.c); 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +23,17 @@ def default_root() -> Path:
     return Path(os.environ.get("SYSFS_PATH") or "/sys")
 
 
-def read(path: Path) -> str:
+_LONGEST = 1 << 16  # bytes; the kernel's attributes are at most a page
+
+
+def read(path: Path | str) -> str:
     """The stripped text of a file; "" when it cannot be read (missing, or EINVAL as for an unused GID)."""
     try:
-        return path.read_text(errors="replace").strip()
+        file = os.open(path, os.O_RDONLY)
+        try:
+            return os.read(file, _LONGEST).decode(errors="replace").strip()
+        finally:
+            os.close(file)
     except OSError:
         return ""
 
@@ -70,15 +78,18 @@ class GidEntry:
 
 def gid_table(device: str, port: int, root: Path | None = None) -> list[GidEntry]:
     """The entries that are set, by index. Zero ones, and what cannot be read (EINVAL in containers), are left out."""
-    at = (root or default_root()) / "class/infiniband" / device / "ports" / str(port)
-    found = []
-    for name in names(at / "gids"):
-        digits = read(at / "gids" / name).replace(":", "")
+    return list(_gids(device, port, root or default_root()))
+
+
+def _gids(device: str, port: int, root: Path) -> Iterator[GidEntry]:
+    """One after the other: a table has up to 1024 places, few of them set."""
+    at = f"{root}/class/infiniband/{device}/ports/{port}"
+    for name in names(Path(at, "gids")):
+        digits = read(f"{at}/gids/{name}").replace(":", "")
         if not name.isdigit() or len(digits) != 32 or int(digits, 16) == 0:
             continue
-        kind, netdev = read(at / "gid_attrs/types" / name), read(at / "gid_attrs/ndevs" / name)
-        found.append(GidEntry(int(name), gid_text(bytes.fromhex(digits)), kind, netdev))
-    return found
+        kind, netdev = read(f"{at}/gid_attrs/types/{name}"), read(f"{at}/gid_attrs/ndevs/{name}")
+        yield GidEntry(int(name), gid_text(bytes.fromhex(digits)), kind, netdev)
 
 
 def choose_gid(table: list[GidEntry], ethernet: bool) -> GidEntry | None:
@@ -115,7 +126,7 @@ def counters(device: str, port: int, root: Path | None = None) -> dict[str, int]
     found = {name: read_int(at / "hw_counters" / name, 0) for name in names(at / "hw_counters") if name != "lifespan"}
     for name, places in _COUNTERS.items():
         found[name] = next((value for place in places if (value := read_int(at / place)) >= 0), 0)
-    netdev = next((entry.netdev for entry in gid_table(device, port, base) if entry.netdev), "")
+    netdev = next((entry.netdev for entry in _gids(device, port, base) if entry.netdev), "")
     statistics = base / "class/net" / netdev / "statistics"
     counted = (at / "counters/port_xmit_data").exists() or not netdev
     for name, side in (("xmit", "tx"), ("rcv", "rx")):

@@ -28,8 +28,9 @@ PYTHON = {
     "show": ENGINES,
     "explore": SIGNALS | {"channels", "signal", "ep"},
     "model": SIGNALS | {"channels", "signal", "ep", "show"},
+    "lab": {"errors"},
     "course": SIGNALS | {"channels", "signal", "ep", "show", "explore", "model"},
-    "cli": SIGNALS | {"channels", "signal", "ep", "show", "explore", "model", "course"},
+    "cli": SIGNALS | {"channels", "signal", "ep", "show", "explore", "model", "course", "lab"},
 }
 PYTHON["__main__"] = {"cli"}
 # What only one layer, or one module, may import.

@@ -26,6 +26,9 @@ PROMISED = {
     "two_emulated_gpus.py": ("rank 1 of 2", "received after", "(modelled)", "✓ every sum is right"),
     "torchrun_two_gpus.py": ("no GPU: the CPU runner", "rank 1 of 2", "✓ every sum is right"),
     "read_a_trace.py": ("doorbell → fetched", "executed → CQE", "ui.perfetto.dev"),
+    # What they do on two hosts, tests/lab/test_lab_tutorials.py sees.
+    "two_hosts_of_the_lab.py": ("this is for two hosts: rdmakit lab --host each",),
+    "both_ports.py": ("this is for two hosts: rdmakit lab --host each",),
     "deepep_program.py": ("kernels on the CPU runner", "rank 1 of 2", "✓ every sum is right"),
 }
 
