@@ -19,7 +19,7 @@ _FABRIC = {1: "not started", 2: "in progress"}  # NVML_GPU_FABRIC_STATE_*; 0: no
 
 @dataclass(frozen=True)
 class GpuLinks:
-    """One GPU: `nvlinks` that are up. `fabric`: what an NVSwitch fabric still lacks, "" when it is ready or there is none."""
+    """One GPU; `nvlinks` that are up. `fabric`: the state of an NVSwitch fabric that is not ready, "" otherwise."""
 
     index: int
     name: str
@@ -57,9 +57,7 @@ class NvmlReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `peer[GPU name][GPU name]`."""
         names = {gpu.index: f"GPU{gpu.index}" for gpu in self.gpus}
-        peer = {
-            names[a]: {names[b]: self.peer[a, b] for b in names if (a, b) in self.peer} for a in names
-        }
+        peer = {names[a]: {names[b]: self.peer[a, b] for b in names if (a, b) in self.peer} for a in names}
         return {"driver": self.driver, "cuda": self.cuda, "gpus": [asdict(gpu) for gpu in self.gpus], "peer": peer}
 
 
@@ -124,9 +122,7 @@ def read_gpus() -> NvmlReport:
             driver=_text(nvml.nvmlSystemGetDriverVersion()),
             cuda=int(_asked(nvml, "nvmlSystemGetCudaDriverVersion_v2", otherwise=0)),
             gpus=tuple(_links(nvml, index) for index in range(count)),
-            peer={
-                (a, b): _reach(nvml, handles[a], handles[b]) for a in range(count) for b in range(count) if a != b
-            },
+            peer={(a, b): _reach(nvml, handles[a], handles[b]) for a in range(count) for b in range(count) if a != b},
         )
     except nvml.NVMLError as error:
         raise NotAvailable("NVML does not answer", value=str(error), rule="a driver and a library of one version",

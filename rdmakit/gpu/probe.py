@@ -1,7 +1,7 @@
 """Small questions to CUDA, each answered by trying: versions, peer access, a register mapped for kernels, dma-buf.
 
-Leans on cuda. What is mapped or exported here is given back at once: it says whether it can be done. Source: CUDA Driver
-API, cuMemHostRegister, cuMemGetHandleForAddressRange, cuDeviceGetAttribute.
+Leans on cuda. What is mapped or exported here is given back at once: it says whether it can be done. Source: CUDA
+Driver API, cuMemHostRegister, cuMemGetHandleForAddressRange, cuDeviceGetAttribute.
 """
 
 from __future__ import annotations

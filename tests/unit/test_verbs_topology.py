@@ -8,53 +8,11 @@ import json
 import os
 
 import pytest
+from machine_tree import GPU, NIC, Tree
 
 from rdmakit.cli import main
 from rdmakit.errors import BadArgument
 from rdmakit.verbs.topology import DISTANCES, distance, read_topology
-
-GPU, NIC = ("0x10de", "0x030200"), ("0x15b3", "0x020000")
-
-
-class Tree:
-    """A /sys under construction."""
-
-    def __init__(self, root):
-        self.root = root
-
-    def write(self, path, text):
-        file = self.root / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text + "\n")
-
-    def link(self, path, target):
-        link = self.root / path
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(self.root / target)
-
-    def pci(self, path, kind, numa):
-        """A device at the end of "pci0000:00/0000:00:01.0/…"."""
-        (vendor, code), at = kind, f"devices/{path}"
-        for name, text in (("vendor", vendor), ("class", code), ("numa_node", str(numa))):
-            self.write(f"{at}/{name}", text)
-        self.link(f"bus/pci/devices/{path.rpartition('/')[2]}", at)
-        return at
-
-    def nic(self, name, at, *, netdev="", bond="", physical=""):
-        self.link(f"class/infiniband/{name}/device", at)
-        port = f"class/infiniband/{name}/ports/1"
-        for file, text in (("state", "4: ACTIVE"), ("rate", "400 Gb/sec (4X NDR)"), ("link_layer", "Ethernet")):
-            self.write(f"{port}/{file}", text)
-        self.write(f"{port}/gids/0", "0000:0000:0000:0000:0000:ffff:0a00:0001")
-        self.write(f"{port}/gid_attrs/types/0", "RoCE v2")
-        if netdev:
-            self.write(f"{port}/gid_attrs/ndevs/0", netdev)
-        if bond:
-            self.write(f"class/net/{bond}/bonding/mode", "802.3ad 4")
-            self.link(f"class/net/{netdev}/master", f"class/net/{bond}")
-        if physical:
-            self.link(f"{at}/physfn", physical)
-
 
 @pytest.fixture
 def tree(tmp_path):

@@ -1,5 +1,5 @@
-"""Whom a check asks what files do not tell: libibverbs, CUDA through CuPy, NVML, a command. One seam, so that tests stand
-in for machines.
+"""Whom a check asks what files do not tell: libibverbs, CUDA through CuPy, NVML, a command. One seam, where tests
+stand in for machines.
 
 Leans on verbs and gpu, each imported when asked. All may raise NotAvailable and the other typed errors.
 """

@@ -105,7 +105,7 @@ def libibverbs(machine: Machine) -> Answer:
         )
     if found["missing"]:
         return warned(
-            f"too old for {', '.join(found['missing'])}", "a newer rdma-core; what needs these calls is refused by name",
+            f"too old for {', '.join(found['missing'])}", "a newer rdma-core; what needs these is refused by name",
             missing=found["missing"],
         )  # fmt: skip
     names = [Path(found[name]).name for name in ("ibverbs", "mlx5") if found[name]]

@@ -63,8 +63,8 @@ def worst(answers: Iterable[Answer]) -> Answer:
 
 @dataclass(frozen=True)
 class Check:
-    """`name`: one word; `group`: under which it is printed; `section`: a heading of PAGE; `look` answers. `live`: it opens
-    or asks something, which a captured tree cannot have done.
+    """`name`: one word; `group`: under which it is printed; `section`: a heading of PAGE; `look` answers. `live`: it
+    opens or asks something, which cannot be done for a captured tree.
     """
 
     name: str

@@ -55,7 +55,8 @@ def cuda(machine: Machine) -> Answer:
     nvrtc = found.nvrtc[0] * 1000 + found.nvrtc[1] * 10
     facts = {"driver": found.driver, "runtime": found.runtime, "nvrtc": nvrtc, "cupy": found.cupy,
              "gpus": list(found.gpus), "capability": list(found.capability)}  # fmt: skip
-    parts = f"CuPy {found.cupy}, CUDA {_release(found.runtime)}, NVRTC {_release(nvrtc)}, driver's {_release(found.driver)}"
+    runtime, driver_cuda = _release(found.runtime), _release(found.driver)
+    parts = f"CuPy {found.cupy}, CUDA {runtime}, NVRTC {_release(nvrtc)}, driver's {driver_cuda}"
     if found.driver < _DRIVER:
         return failed(f"{parts}: too old", "a driver of CUDA 12.4 or newer (550)", **facts)
     if max(found.runtime, nvrtc) // 1000 > found.driver // 1000:
@@ -89,9 +90,9 @@ def peers(machine: Machine) -> Answer:
                       "systemctl start nvidia-fabricmanager (its version is the driver's)", **facts)  # fmt: skip
     cut = [pair for pair, how in peer.items() if how == "none"]
     if cut:
-        named = ", ".join(f"{a}→{b}" for a, b in cut[:4]) + (" …" if len(cut) > 4 else "")
-        return warned(f"no peer access between GPUs {named}", "nvidia-smi topo -p2p r says why; across sockets there may "
-                      "be none, and ranks there meet through NICs", **facts)  # fmt: skip
+        pairs = ", ".join(f"{a}→{b}" for a, b in cut[:4]) + (" …" if len(cut) > 4 else "")
+        return warned(f"no peer access between GPUs {pairs}", "nvidia-smi topo -p2p r says why; such ranks meet "
+                      "through NICs", **facts)  # fmt: skip
     kinds = set(peer.values())
     up = {gpu.nvlinks for gpu in links.gpus} if links is not None else set()
     if kinds == {"nvlink"} and len(up) > 1:
@@ -122,7 +123,7 @@ def distance(machine: Machine) -> Answer:
     if far:
         gpu, nic, how = far[0]
         others = f", and {len(far) - 1} more" if len(far) > 1 else ""
-        return warned(f"{gpu} to {nic} is {how}{others}: data crosses the CPU", "move cards so that GPU and NIC share a "
-                      "PCIe switch; a virtual machine must be shown the real tree", **facts)  # fmt: skip
+        return warned(f"{gpu} to {nic} is {how}{others}: data crosses the CPU", "GPU and NIC into slots of one PCIe "
+                      "switch; a virtual machine must be shown the real tree", **facts)  # fmt: skip
     kinds = sorted({entry["distance"] for entry in facts.values()}, key=DISTANCES.index)
     return passed(f"every GPU has a NIC at {' or '.join(kinds)}", **facts)

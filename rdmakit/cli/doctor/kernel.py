@@ -1,4 +1,4 @@
-"""Checks of what the kernel grants: modules, device files, locked memory, GPU memory for NICs, registers for GPUs, IOMMU.
+"""Checks of what the kernel grants: modules, device files, locked memory, GPU memory for NICs, registers for GPUs.
 
 Leans on check, machine. Sources: Linux Documentation/ABI/stable/sysfs-class-infiniband, man 7 capabilities,
 drivers/infiniband/core/umem.c (CAP_IPC_LOCK lifts the limit), NVIDIA's driver README (GPUDirect RDMA, NVreg options).
@@ -19,6 +19,7 @@ _EMULATED = "emulated NICs: a preloaded library answers instead of the kernel"
 _CAP_IPC_LOCK = 14
 _LITTLE = 64 << 20  # a Buffer of DeepEP's and its queues take more than this
 _DMABUF_KERNEL = (5, 12)  # IB_USER_VERBS dma-buf MRs
+_OVERRIDE = re.compile(r"(?:^|;)\s*PeerMappingOverride=(?:0x)?0*1\s*(?:;|$)")
 _OPTIONS = 'options nvidia NVreg_EnableStreamMemOPs=1 NVreg_RegistryDwords="PeerMappingOverride=1;"'
 
 
@@ -124,7 +125,7 @@ def register_mapping(machine: Machine) -> Answer:
     if not params:
         return skipped("/proc/driver/nvidia/params cannot be read here (a container hides it, WSL2 has none)")
     dwords = re.search(r'^RegistryDwords:\s*"(.*)"', params, re.MULTILINE)
-    overridden = dwords is not None and re.search(r"(?:^|;)\s*PeerMappingOverride=(?:0x)?0*1\s*(?:;|$)", dwords.group(1))
+    overridden = dwords is not None and _OVERRIDE.search(dwords.group(1))
     stream = re.search(r"^EnableStreamMemOPs:\s*(\d+)", params, re.MULTILINE)
     enabled = stream is not None and int(stream.group(1)) == 1
     facts = {"PeerMappingOverride": bool(overridden), "EnableStreamMemOPs": enabled}
@@ -142,9 +143,7 @@ def iommu(machine: Machine) -> Answer:
     devices = [gpu.address for gpu in machine.topology.gpus] + [nic.address for nic in machine.nics if nic.address]
     if machine.no_gpu() or not devices:
         return skipped(machine.no_gpu() or machine.no_rdma() or "no PCI devices to look at")
-    kinds = {
-        address: sysfs.read(machine.sys / "bus/pci/devices" / address / "iommu_group/type") for address in devices
-    }
+    kinds = {address: sysfs.read(machine.sys / "bus/pci/devices" / address / "iommu_group/type") for address in devices}
     translated = sorted(address for address, kind in kinds.items() if kind.startswith("DMA"))
     if translated:
         return warned(

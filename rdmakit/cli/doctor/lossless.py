@@ -1,7 +1,7 @@
 """Checks of RoCE's flow and congestion control, and of what has been lost so far, without mlnx_qos.
 
-Leans on check, machine, ports. Sources: `man 8 dcb-pfc`, `man 8 dcb-app` (iproute2); MLNX_OFED's sysfs files ecn/roce_* and
-tc/1/traffic_class; Linux Documentation/ABI/testing/configfs-rdma_cm; hw_counters as in rdma-core's `man rdma-statistic`.
+Leans on check, machine, ports. Sources: `man 8 dcb-pfc`, `man 8 dcb-app` (iproute2); MLNX_OFED's sysfs files ecn/roce_*
+and tc/1/traffic_class; Linux Documentation/ABI/testing/configfs-rdma_cm; hw_counters as in `man rdma-statistic`.
 """
 
 from __future__ import annotations
@@ -62,9 +62,7 @@ def qos(machine: Machine, nic: Nic, port: NicPort) -> Qos:
             value
             for value in (
                 sysfs.read_int(machine.sys / "class/infiniband" / nic.name / f"tc/{port.number}/traffic_class"),
-                sysfs.read_int(
-                    machine.sys / f"kernel/config/rdma_cm/{nic.name}/ports/{port.number}/default_roce_tos"
-                ),
+                sysfs.read_int(machine.sys / f"kernel/config/rdma_cm/{nic.name}/ports/{port.number}/default_roce_tos"),
             )
             if value >= 0
         ),
@@ -77,7 +75,9 @@ def _of_port(machine: Machine, nic: Nic, port: NicPort) -> Answer:
     name, found = port_name(nic, port), qos(machine, nic, port)
     facts = {name: {"pfc": found.pfc, "ecn": found.ecn, "tos": found.tos}}
     if found.pfc is None and found.ecn is None:
-        return skipped("neither dcb nor files tell: dcb pfc show dev NETDEV on the host, or mlnx_qos -i NETDEV", **facts)
+        return skipped(
+            "neither dcb nor files tell: on the host, dcb pfc show dev NETDEV or mlnx_qos -i NETDEV", **facts
+        )
     if not found.pfc and not found.ecn:
         both = found.pfc is not None and found.ecn is not None
         return warned(
@@ -92,7 +92,7 @@ def _of_port(machine: Machine, nic: Nic, port: NicPort) -> Answer:
             return warned(
                 f"{name}: RoCE is sent with DSCP {found.tos >> 2}, priority {priority}; PFC is on for "
                 f"{', '.join(map(str, found.pfc))}",
-                f"echo TOS > /sys/class/infiniband/{nic.name}/tc/{port.number}/traffic_class, or traffic_class= in connect",
+                f"echo TOS > /sys/class/infiniband/{nic.name}/tc/{port.number}/traffic_class; TOS is 4 × the DSCP",
                 **facts,
             )
     said = [f"PFC on priority {', '.join(map(str, found.pfc))}"] if found.pfc else []

@@ -104,7 +104,7 @@ def _gid(machine: Machine, nic: Nic, port: NicPort) -> Answer:
         return warned(
             f"{name} has a link-local GID only: no router passes it on", "ip addr add ADDRESS/24 dev NETDEV", **facts
         )
-    return passed(f"{name} {chosen.index}: {chosen.gid}", **facts)
+    return passed(f"{name} GID {chosen.index} = {chosen.gid}", **facts)
 
 
 def gids(machine: Machine) -> Answer:

@@ -28,7 +28,7 @@ _EVEN = 1.15  # as `rdmakit plan` judges
 
 @dataclass(frozen=True)
 class Bond:
-    """A bonding device under an RDMA device. `select`: "hash", "queue_affinity" or "" where nobody tells."""
+    """A bonding device under an RDMA device, `name` "" where it cannot be seen. `select`: "hash", "queue_affinity" or "" where nobody tells."""
 
     name: str
     device: str
@@ -46,7 +46,9 @@ def read_bond(machine: Machine, nic: Nic) -> Bond | None:
         name = next((port.netdev for port in nic.ports if (machine.sys / "class/net" / port.netdev / "bonding").is_dir()
                      and port.netdev), "")  # fmt: skip
     if not name:
-        return None
+        # mlx5_ib names a bonded device so; in a container its netdevs may be in another network namespace.
+        hidden = nic.name.startswith("mlx5_bond_")
+        return Bond("", nic.name, "", "", (), (), _select(machine, nic, ())) if hidden else None
     at = machine.sys / "class/net" / name / "bonding"
     slaves = tuple(sysfs.read(at / "slaves").split())
     states = {slave: sysfs.read(machine.sys / "class/net" / slave / "bonding_slave/mii_status") for slave in slaves}
@@ -72,6 +74,8 @@ def _bonds(machine: Machine) -> list[Bond]:
 
 
 def _judge(bond: Bond) -> Answer:
+    if not bond.name:
+        return skipped(f"{bond.device} is bonded, and its bond is in another network namespace: look on the host")
     named = f"{bond.device} on {bond.name} ({bond.mode or '?'})"
     facts = {bond.device: {"bond": bond.name, "mode": bond.mode, "policy": bond.policy, "select": bond.select,
                            "slaves": list(bond.slaves), "down": list(bond.down)}}  # fmt: skip
@@ -102,9 +106,9 @@ def lag(machine: Machine) -> Answer:
 
 def _mechanism(machine: Machine) -> tuple[int, str]:
     """Ports that a rank's traffic may take, and the preset's word for how they are chosen."""
-    bonds = [bond for bond in _bonds(machine) if bond.mode in _SPREADING]
+    bonds = [bond for bond in _bonds(machine) if bond.mode in _SPREADING or not bond.name]
     if bonds:
-        return len(bonds[0].slaves), "affinity" if bonds[0].select == "queue_affinity" else "hash"
+        return len(bonds[0].slaves) or 2, "affinity" if bonds[0].select == "queue_affinity" else "hash"
     share = len(machine.active) // max(1, len(machine.topology.gpus))
     return max(1, min(share, _MOST_PORTS)), "none"
 
