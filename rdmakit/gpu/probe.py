@@ -15,6 +15,7 @@ from rdmakit.gpu.cuda import cupy
 
 __all__ = ["GpuMemory", "Versions", "dmabuf_fd", "map_for_kernels", "peer_access", "versions"]
 
+_LIBRARY = "libcuda.so.1"
 _PORTABLE, _DEVICEMAP, _IOMEMORY = 1, 2, 4  # CU_MEMHOSTREGISTER_*
 _DMA_BUF_SUPPORTED = 124  # CU_DEVICE_ATTRIBUTE_DMA_BUF_SUPPORTED
 _DMA_BUF_FD = 1  # CU_MEM_RANGE_HANDLE_TYPE_DMA_BUF_FD
@@ -60,7 +61,7 @@ def peer_access() -> dict[tuple[int, int], bool]:
 def _driver(call: str, *arguments: Any) -> None:
     cp = cupy()
     cp.cuda.runtime.free(0)  # makes the current device's context
-    library = ctypes.CDLL("libcuda.so.1")
+    library = ctypes.CDLL(_LIBRARY)
     code = getattr(library, call)(*arguments)
     if code:
         name = ctypes.c_char_p()

@@ -17,6 +17,7 @@ __all__ = ["PAGE", "VERDICTS", "Answer", "Check", "Result", "failed", "passed", 
 
 VERDICTS = ("PASS", "WARN", "FAIL", "SKIP")
 PAGE = "docs/doctor.md"
+_SENTENCES = 2  # of several things alike, that are printed; the facts have all
 _GRAVITY = {"SKIP": 0, "PASS": 1, "WARN": 2, "FAIL": 3}
 
 
@@ -47,8 +48,8 @@ def skipped(why: str, **facts: Any) -> Answer:
 
 
 def worst(answers: Iterable[Answer]) -> Answer:
-    """One answer for several things of a kind: the gravest verdict, the first remedy of that gravity, all sentences of
-    it, and everyone's facts.
+    """One answer for several things of a kind: the gravest verdict, the first remedy of that gravity, its first
+    sentences, and everyone's facts.
 
     >>> worst([passed("a is up", a=1), warned("b is slow", "mend b", b=2), warned("c is slow", "mend c")])
     Answer(verdict='WARN', said='b is slow; c is slow', remedy='mend b', facts={'a': 1, 'b': 2})
@@ -57,7 +58,10 @@ def worst(answers: Iterable[Answer]) -> Answer:
     gravity = max(_GRAVITY[answer.verdict] for answer in found)
     grave = [answer for answer in found if _GRAVITY[answer.verdict] == gravity]
     facts = {name: value for answer in found for name, value in answer.facts.items()}
-    said = "; ".join(dict.fromkeys(answer.said for answer in grave))
+    sentences = list(dict.fromkeys(answer.said for answer in grave))
+    said = "; ".join(sentences[:_SENTENCES]) + (
+        f"; {len(sentences) - _SENTENCES} more" if sentences[_SENTENCES:] else ""
+    )
     return Answer(grave[0].verdict, said, grave[0].remedy, facts)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from rdmakit.cli.doctor.check import Answer, failed, passed, skipped, warned, worst
 from rdmakit.cli.doctor.machine import Machine
-from rdmakit.errors import NotAvailable, RdmakitError
+from rdmakit.errors import CompletionError, NotAvailable, RdmakitError
 
 __all__ = ["loopback", "memory_registration", "register"]
 
@@ -43,11 +43,15 @@ def _write_to_itself(context: Any, port: int) -> None:
 
 
 def _loop(machine: Machine, name: str, ports: list[int]) -> Answer:
+    where = name
     try:
         with machine.ask.open(name) as context:
             queues = str(getattr(context.device, "where", ""))
             for port in ports:
+                where = f"{name}/{port}"
                 _write_to_itself(context, port)
+    except CompletionError as error:
+        return failed(f"{where}: a WRITE to itself ended in {error.wc_status}", error.remedy or "")
     except RdmakitError as error:
         return failed(f"{name}: {why(error)}", error.remedy or "")
     return passed(f"{name} ({queues})" if queues else name, **{name: queues})

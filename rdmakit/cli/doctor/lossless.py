@@ -79,10 +79,10 @@ def _of_port(machine: Machine, nic: Nic, port: NicPort) -> Answer:
             "neither dcb nor files tell: on the host, dcb pfc show dev NETDEV or mlnx_qos -i NETDEV", **facts
         )
     if not found.pfc and not found.ecn:
-        both = found.pfc is not None and found.ecn is not None
+        unknown = "ECN" if found.ecn is None else "PFC" if found.pfc is None else ""
+        known = {"ECN": "no PFC", "PFC": "no ECN", "": "neither PFC nor ECN"}[unknown]
         return warned(
-            f"{name}: " + ("neither PFC nor ECN" if both else "no PFC" if found.ecn is None else "no ECN")
-            + ", packets are dropped under load",
+            f"{name}: {known}{f', {unknown} cannot be seen' if unknown else ''}: packets may be dropped under load",
             "dcb pfc set dev NETDEV prio-pfc 3:on, the same on the switch, and RoCE traffic in that priority",
             **facts,
         )  # fmt: skip

@@ -31,6 +31,38 @@ _CHECK = {
         "facts": {"type": "object"},
     },
 }
+_PLACE = {
+    "type": "object",
+    "required": ["name", "gid", "mtu", "link_layer"],
+    "properties": {"name": _TEXT, "gid": _TEXT, "mtu": _COUNT, "link_layer": _TEXT},
+}
+_UNREACHED = {
+    "type": "object",
+    "required": ["source", "target", "rail", "why"],
+    "properties": {"source": _COUNT, "target": _COUNT, "rail": {"type": "integer", "minimum": 1}, "why": _TEXT},
+}
+_FIGURES = {"type": "object", "required": ["pass", "warn", "fail", "skip"], "additionalProperties": _COUNT}
+_RANKS = {
+    "type": "object",
+    "required": ["size", "hosts", "figures", "reach"],
+    "additionalProperties": False,
+    "properties": {
+        "size": {"type": "integer", "minimum": 2},
+        "hosts": {"type": "array", "items": _TEXT},
+        "figures": {"type": "array", "items": _FIGURES},
+        "reach": {
+            "type": "object",
+            "required": ["places", "refusals", "tried", "unreached"],
+            "additionalProperties": False,
+            "properties": {
+                "places": {"type": "array", "items": {"type": "array", "items": _PLACE}},
+                "refusals": {"type": "array", "items": _TEXT},
+                "tried": _COUNT,
+                "unreached": {"type": "array", "items": _UNREACHED},
+            },
+        },
+    },
+}
 SCHEMA: dict[str, Any] = {
     "$schema": "https://json-schema.org/draft/2020-12/schema",
     "title": "rdmakit doctor --json",
@@ -39,17 +71,14 @@ SCHEMA: dict[str, Any] = {
     "additionalProperties": False,
     "properties": {
         "ok": {"type": "boolean", "description": "no check fails, on any rank"},
-        "figures": {
-            "type": "object",
-            "required": ["pass", "warn", "fail", "skip"],
-            "additionalProperties": _COUNT,
-        },
+        "figures": _FIGURES,
         "config": {
             "type": "object",
             "required": ["rdmakit", "python", "platform", "root", "host"],
             "additionalProperties": _TEXT,
         },
         "checks": {"type": "array", "minItems": 1, "items": _CHECK},
+        "ranks": _RANKS,
     },
 }
 

@@ -28,7 +28,10 @@ _EVEN = 1.15  # as `rdmakit plan` judges
 
 @dataclass(frozen=True)
 class Bond:
-    """A bonding device under an RDMA device, `name` "" where it cannot be seen. `select`: "hash", "queue_affinity" or "" where nobody tells."""
+    """A bonding device under an RDMA device; `name` is "" where it cannot be seen.
+
+    `select`: "hash", "queue_affinity", or "" where nobody tells.
+    """
 
     name: str
     device: str
@@ -139,7 +142,9 @@ def plan(machine: Machine) -> Answer:
     said = f"{_CHANNELS} queue pairs a peer on {counted(ports, 'port')} {how[mechanism]}: {even}"
     findings = planned.audit(_EVEN)
     if findings:
-        return warned(said, findings[0], **figures)
+        even_count = -(-_CHANNELS // ports) * ports
+        divide = f"{even_count} queue pairs a peer divide evenly" if _CHANNELS % ports else findings[0]
+        return warned(said, divide, **figures)
     left = f"{alone.port_max_over_min:.2f}" if alone.port_max_over_min != float("inf") else "one port idle"
     return passed(f"{said}; unplanned {left} (modelled)", **figures)
 
