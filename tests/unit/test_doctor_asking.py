@@ -72,7 +72,8 @@ def test_python_without_headers_warns(host, monkeypatch, tmp_path):
 def test_the_compiler_is_tried(host, monkeypatch, tmp_path):
     assert look(host, "compiler").verdict == "PASS"
     broken = tmp_path / "g++"
-    broken.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo 'g++ 4.8' && exit\necho 'x.cu:1:1: error: c++17' >&2\nexit 1\n")
+    broken.write_text("#!/bin/sh\n[ \"$1\" = --version ] && echo 'g++ 4.8' && exit\n"
+                      "echo 'x.cu:1:1: error: c++17' >&2\nexit 1\n")  # fmt: skip
     broken.chmod(0o755)
     monkeypatch.setenv("RDMAKIT_CXX", str(broken))
     answer = look(host, "compiler")
@@ -247,7 +248,8 @@ def refused(code=14):
 
 
 @pytest.mark.parametrize("registers, verdict, way", [
-    ([None], "PASS", "dma-buf"), ([refused(95), None], "PASS", "nvidia_peermem"), ([refused(95), refused()], "FAIL", None),
+    ([None], "PASS", "dma-buf"), ([refused(95), None], "PASS", "nvidia_peermem"),
+    ([refused(95), refused()], "FAIL", None),
 ])  # fmt: skip
 def test_gpu_memory_is_registered_one_way_or_the_other(host, monkeypatch, registers, verdict, way):
     closed = []
@@ -264,7 +266,8 @@ def test_gpu_memory_is_registered_one_way_or_the_other(host, monkeypatch, regist
 
 
 # ---- CUDA, NVML
-VERSIONS = Versions(driver=13000, runtime=13000, nvrtc=(13, 0), cupy="13.6.0", gpus=("H200",) * 2, capability=("9.0",) * 2)
+VERSIONS = Versions(driver=13000, runtime=13000, nvrtc=(13, 0), cupy="13.6.0", gpus=("H200",) * 2,
+                    capability=("9.0",) * 2)  # fmt: skip
 
 
 @pytest.mark.parametrize("changes, verdict, said", [

@@ -62,6 +62,11 @@ def every(host, path, text):
 
 
 PORT = "class/infiniband/mlx5_{i}/ports/1"
+def infiniband_without_manager(host):
+    every(host, f"{PORT}/state", "2: INIT")
+    every(host, f"{PORT}/link_layer", "InfiniBand")
+
+
 # What is broken → the check that says so, its verdict, words of its sentence, words of its remedy.
 BROKEN = {
     "driver of the NIC not loaded": (
@@ -82,7 +87,7 @@ BROKEN = {
         lambda h: h.sys("class/infiniband/mlx5_1/ports/1/state", "1: DOWN"),
         "state", "WARN", "1 ACTIVE, 400 Gb/sec; not: mlx5_1/1", "cable"),
     "a subnet manager missing": (
-        lambda h: every(h, f"{PORT}/state", "2: INIT"), "state", "FAIL", "INIT", "opensm"),
+        infiniband_without_manager, "state", "FAIL", "INIT", "opensm"),
     "ports of unequal rate": (
         lambda h: h.sys("class/infiniband/mlx5_1/ports/1/rate", "200 Gb/sec (4X HDR)"),
         "state", "WARN", "400 Gb/sec and 200 Gb/sec: ports of unequal rate", "same rate"),
@@ -91,15 +96,17 @@ BROKEN = {
         "gids", "FAIL", r"mlx5_0/1 has no RoCE v2 GID (IB/RoCE v1)", "ip addr add"),
     "no address": (
         lambda h: every(h, f"{PORT}/gids/0", "fe80:0000:0000:0000:0200:00ff:fe01:0001"),
-        "gids", "WARN", "link-local", "ip addr add"),
+        "gids", "WARN", "link-local", "ip addr add ADDRESS/24 dev eth0"),
     "a netdev of 1500 bytes": (
-        lambda h: h.sys("class/net/eth1/mtu", "1500"), "mtu", "WARN", "1024 B on mlx5_1/1: 4 times", "mtu 4200"),
+        lambda h: h.sys("class/net/eth1/mtu", "1500"), "mtu", "WARN", "1024 B on mlx5_1/1: 4 times",
+        "ip link set eth1 mtu 4200"),
     "half the PCIe lanes": (
         lambda h: every(h, "{nic}/current_link_width", "8"), "pcie", "WARN", "mlx5_0 x8 at 32 GT/s of x16", "slot"),
     "a slower PCIe link": (
         lambda h: every(h, "{nic}/current_link_speed", "16.0 GT/s PCIe"), "pcie", "WARN", "x16 at 16 GT/s", "slot"),
     "no ECN": (
-        lambda h: h.sys("class/net/eth0/ecn/roce_rp/enable/3", "0"), "flow", "WARN", "mlx5_0/1: no ECN, PFC cannot be seen", "prio-pfc 3:on"),
+        lambda h: h.sys("class/net/eth0/ecn/roce_rp/enable/3", "0"), "flow", "WARN",
+        "mlx5_0/1: no ECN, PFC cannot be seen", "dev eth0 prio-pfc 3:on"),
     "packets out of sequence": (
         lambda h: h.sys("class/infiniband/mlx5_1/ports/1/hw_counters/packet_seq_err", "4711"),
         "losses", "WARN", "mlx5_1/1: packet_seq_err 4711", "rdmakit ports"),
@@ -158,6 +165,12 @@ def test_a_capability_lifts_the_limit_of_locked_memory(host):
     assert look(host, "memlock").verdict == "FAIL"
 
 
+def test_a_tree_without_dev_or_modules_says_nothing_of_them(host):
+    host.remove("dev")
+    host.remove("sys/module")
+    assert look(host, "uverbs").verdict == look(host, "modules").verdict == "SKIP"
+
+
 def test_device_files_that_cannot_be_opened(host, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: not str(path).endswith("uverbs1"))
     answer = look(host, "uverbs")
@@ -182,6 +195,13 @@ def test_a_bond_that_spreads(host, select, how):
     assert plan.facts["mechanism"] == ("lag_port" if select == "queue_affinity" else "udp_source_port")
     assert 1 <= plan.facts["max_over_min"] < 1.15
     assert look(host, "devices").verdict == "PASS", "the second function of a bond is not lost"
+
+
+@pytest.mark.parametrize("trouble", [{"mode": "active-backup 1"}, {"policy": "layer2+3 2"}, {"down": ["eth0"]}])
+def test_what_a_bond_does_not_spread_no_plan_spreads(host, trouble):
+    host.bond(**trouble)
+    lag, plan = look(host, "lag"), look(host, "plan")
+    assert (plan.verdict, plan.remedy) == ("WARN", lag.remedy) and "as the bond is now" in plan.said
 
 
 def test_debugfs_tells_how_ports_are_selected_as_well(host):

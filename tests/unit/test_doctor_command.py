@@ -55,7 +55,7 @@ def test_a_failure_is_the_exit_status(host, capsys):
     assert [check["name"] for check in found["checks"] if check["verdict"] == "FAIL"] == ["memlock"]
     assert main(["doctor", "--root", str(host.root)]) == 1
     out = capsys.readouterr().out
-    assert "  FAIL  memlock    only 64 KiB may be pinned" in out and "docs/doctor.md#locked-memory" in out
+    assert "  FAIL  memlock    only 64 KiB may be pinned" in out and "[docs/doctor.md#locked-memory]" in out
 
 
 def test_warnings_are_no_failure(host, capsys):

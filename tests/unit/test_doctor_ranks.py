@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from machine_tree import Host
 
-from rdmakit.cli.doctor.check import Check, Result, failed, passed, skipped, warned
+from rdmakit.cli.doctor.check import Check, Result, failed, passed, skipped
 from rdmakit.cli.doctor.launch import Launched, launched, meeting
 from rdmakit.cli.doctor.machine import Machine
 from rdmakit.cli.doctor.pairs import Place, Reach, Unreached, reach
@@ -130,8 +130,8 @@ def test_ranks_without_rails():
 
 
 def test_the_table_shows_by_which_rails(capsys):
-    lines = table(reached_by(3, unreached=[Unreached(0, 2, 2, LOST), Unreached(2, 1, 1, LOST), Unreached(2, 1, 2, LOST)]),
-                  ["a", "a", "b"])  # fmt: skip
+    lost = [Unreached(0, 2, 2, LOST), Unreached(2, 1, 1, LOST), Unreached(2, 1, 2, LOST)]
+    lines = table(reached_by(3, unreached=lost), ["a", "a", "b"])
     assert lines[0].split() == ["rank", "0", "a:", "1", "mlx5_0/1,", "2", "mlx5_1/1"]
     rows = [line.split() for line in lines[-3:]]
     assert rows == [["0", "-", "1+2", "1"], ["1", "1+2", "-", "1+2"], ["2", "1+2", "none", "-"]]
@@ -214,7 +214,8 @@ def run_ranks():
         pytest.skip(error.what)
 
     def run(sabotage, size=2):
-        done = subprocess.run([sys.executable, "-c", PROGRAM, sabotage, str(size)], capture_output=True, text=True, timeout=120,
+        command = [sys.executable, "-c", PROGRAM, sabotage, str(size)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120,
                               env={**environment, "PYTHONPATH": str(ROOT)})  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
         return json.loads(done.stdout)

@@ -125,9 +125,15 @@ int cuMemHostRegister_v2(void* p, size_t bytes, unsigned flags) {
     seen.address = p, seen.bytes = bytes, seen.flags = flags, ++seen.registered;
     return 0;
 }
-int cuMemHostGetDevicePointer_v2(uint64_t* out, void* p, unsigned flags) { *out = (uint64_t)p + flags + 0x100; return 0; }
+int cuMemHostGetDevicePointer_v2(uint64_t* out, void* p, unsigned flags) {
+    *out = (uint64_t)p + flags + 0x100;
+    return 0;
+}
 int cuMemHostUnregister(void* p) { seen.unregistered += p == seen.address; return 0; }
-int cuDeviceGetAttribute(int* out, int attribute, int device) { *out = attribute == 124 && seen.dmabuf && device == 3; return 0; }
+int cuDeviceGetAttribute(int* out, int attribute, int device) {
+    *out = attribute == 124 && seen.dmabuf && device == 3;
+    return 0;
+}
 int cuMemGetHandleForAddressRange(void* out, uint64_t at, size_t bytes, int type, unsigned long long flags) {
     if (at % 65536 || bytes % 65536 || type != 1 || flags) return 1;
     *(int*)out = dup(1);

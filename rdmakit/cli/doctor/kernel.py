@@ -29,6 +29,8 @@ def modules(machine: Machine) -> Answer:
         return skipped(_EMULATED)
     if not machine.mellanox and not machine.nics:
         return skipped("no RDMA device and no ConnectX on the PCI bus")
+    if not (machine.sys / "module").is_dir():
+        return skipped("no /sys/module in this tree")
     wanted = ["ib_uverbs", *(["mlx5_core", "mlx5_ib"] if machine.mellanox else [])]
     missing = [name for name in wanted if not machine.module(name)]
     if missing:
@@ -43,6 +45,8 @@ def device_files(machine: Machine) -> Answer:
         return skipped(_EMULATED)
     if not machine.nics:
         return skipped(machine.no_rdma())
+    if not (machine.root / "dev").is_dir():
+        return skipped("no /dev in this tree")
     at = machine.root / "dev/infiniband"
     files = [name for name in sysfs.names(at) if name.startswith("uverbs")]
     if not files:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from rdmakit.cli.doctor.check import Answer, passed, skipped, warned, worst
 from rdmakit.cli.doctor.machine import Machine
-from rdmakit.cli.doctor.ports import port_name
+from rdmakit.cli.doctor.ports import netdev_of, port_name
 from rdmakit.verbs import sysfs
 from rdmakit.verbs.topology import Nic, NicPort
 
@@ -83,7 +83,7 @@ def _of_port(machine: Machine, nic: Nic, port: NicPort) -> Answer:
         known = {"ECN": "no PFC", "PFC": "no ECN", "": "neither PFC nor ECN"}[unknown]
         return warned(
             f"{name}: {known}{f', {unknown} cannot be seen' if unknown else ''}: packets may be dropped under load",
-            "dcb pfc set dev NETDEV prio-pfc 3:on, the same on the switch, and RoCE traffic in that priority",
+            f"dcb pfc set dev {netdev_of(port)} prio-pfc 3:on, on the switch likewise, and RoCE in that priority",
             **facts,
         )  # fmt: skip
     if found.pfc and found.dscp and found.tos is not None:

@@ -14,7 +14,7 @@ from rdmakit.cli.doctor.machine import Machine
 from rdmakit.verbs import sysfs
 from rdmakit.verbs.topology import Nic, NicPort
 
-__all__ = ["devices", "gids", "mtu", "pcie", "port_name", "port_state"]
+__all__ = ["devices", "gids", "mtu", "netdev_of", "pcie", "port_name", "port_state"]
 
 _ROCE_HEADERS = 96  # GRH 40, UDP 8, BTH 12, XRC 4, atomic 28, ICRC 4: what the kernel takes from a netdev's MTU
 _IB_MTUS = (4096, 2048, 1024, 512, 256)
@@ -60,10 +60,17 @@ def devices(machine: Machine) -> Answer:
     return passed(said, **facts)
 
 
-def _down_remedy(nic: Nic) -> str:
+def netdev_of(port: NicPort) -> str:
+    """Its network device as a command names it."""
+    return port.netdev or "NETDEV"
+
+
+def _down_remedy(nic: Nic, port: NicPort) -> str:
     if nic.virtual_of:
         return f"on the host: ip link set PF vf N state enable (PF: the netdev of {nic.virtual_of})"
-    return "ip link set NETDEV up; cable, module and the switch's port; InfiniBand: a subnet manager (opensm)"
+    if port.link_layer == "InfiniBand":
+        return "cable, module and the switch's port; in state INIT a subnet manager is missing (opensm)"
+    return f"ip link set {netdev_of(port)} up; cable, module and the switch's port"
 
 
 def port_state(machine: Machine) -> Answer:
@@ -77,12 +84,12 @@ def port_state(machine: Machine) -> Answer:
     facts = {"active": [port_name(*each) for each in up], "down": [port_name(*each) for each in down]}
     if not up:
         states = ", ".join(f"{port_name(nic, port)} {port.state or '?'}" for nic, port in down[:4])
-        return failed(f"no port is ACTIVE ({states})", _down_remedy(down[0][0]), **facts)
+        return failed(f"no port is ACTIVE ({states})", _down_remedy(*down[0]), **facts)
     rates = Counter(port.rate for _, port in up)
     said = f"{len(up)} ACTIVE, {' and '.join(rate.split(' (')[0] for rate in rates)}"
     if down:
         names = ", ".join(port_name(*each) for each in down[:4]) + (" …" if len(down) > 4 else "")
-        return warned(f"{said}; not: {names}", _down_remedy(down[0][0]), **facts)
+        return warned(f"{said}; not: {names}", _down_remedy(*down[0]), **facts)
     if len(rates) > 1:
         return warned(f"{said}: ports of unequal rate", "traffic that is spread evenly ends with the slowest: the same "
                       "rate on both ends of every link", **facts)  # fmt: skip
@@ -96,13 +103,15 @@ def _gid(machine: Machine, nic: Nic, port: NicPort) -> Answer:
         kinds = ", ".join(sorted({entry.kind for entry in table if entry.kind})) or "none that can be read"
         return failed(
             f"{name} has no RoCE v2 GID ({kinds})" if port.link_layer == "Ethernet" else f"{name} has no GID",
-            "ip addr add ADDRESS/24 dev NETDEV; in a container run in the netdev's own network namespace",
+            f"ip addr add ADDRESS/24 dev {netdev_of(port)}; in a container run in the netdev's own network namespace",
             **{name: None},
         )
     facts = {name: {"index": chosen.index, "gid": chosen.gid, "kind": chosen.kind}}
     if chosen.link_local and port.link_layer == "Ethernet":
         return warned(
-            f"{name} has a link-local GID only: no router passes it on", "ip addr add ADDRESS/24 dev NETDEV", **facts
+            f"{name} has a link-local GID only: no router passes it on",
+            f"ip addr add ADDRESS/24 dev {netdev_of(port)}",
+            **facts,
         )
     return passed(f"{name} GID {chosen.index} = {chosen.gid}", **facts)
 
@@ -145,6 +154,7 @@ def mtu(machine: Machine) -> Answer:
     if not machine.active:
         return skipped(machine.no_rdma() or "no active port")
     found = {port_name(nic, port): _mtu(machine, nic, port) for nic, port in machine.active}
+    netdevs = {port_name(nic, port): netdev_of(port) for nic, port in machine.active}
     known = {name: mtu for name, mtu in found.items() if mtu}
     if not known:
         return skipped("no device tells its MTU, and no netdev shows one")
@@ -154,7 +164,7 @@ def mtu(machine: Machine) -> Answer:
         return warned(
             f"{least} B on {name}" + (f" and {len(small) - 1} more" if len(small) > 1 else "")
             + f": {_IB_MTUS[0] // least} times the packets of 4096 B",
-            "ip link set NETDEV mtu 4200 or more (9000), on the switches and all hosts as well",
+            f"ip link set {netdevs[name]} mtu 4200, or 9000; on the switches and all hosts as well",
             **found,
         )  # fmt: skip
     return passed(f"{_IB_MTUS[0]} B on {counted(len(known), 'port')}", **found)

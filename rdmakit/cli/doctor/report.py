@@ -80,8 +80,13 @@ def _lines(results: list[Result], style: Style) -> Iterator[str]:
     yield verdict.replace(answer.verdict, style.verdict(answer.verdict), 1)
     yield from body
     if answer.remedy:
-        yield from _wrapped(answer.remedy, " " * (_INDENT - 2) + "→ ", style)
-        yield " " * _INDENT + style.quiet(check.link)
+        *lines, last = _wrapped(answer.remedy, " " * (_INDENT - 2) + "→ ", style)
+        yield from lines
+        link = style.quiet(f"[{check.link}]")
+        if len(last) + len(check.link) + 3 <= style.width:
+            yield f"{last} {link}"
+        else:
+            yield from (last, " " * _INDENT + link)
 
 
 def lines_of(results: Iterable[Result], style: Style) -> Iterator[str]:

@@ -120,6 +120,9 @@ def plan(machine: Machine) -> Answer:
     """The planner's answer for this many ports, chosen as this device can: how even would queue pairs be?"""
     if not machine.active:
         return skipped(machine.no_rdma() or "no active port")
+    stuck = worst([passed(""), *map(_judge, _bonds(machine))])
+    if stuck.verdict == "WARN":
+        return warned("none can be carried out as the bond is now (lag, above)", stuck.remedy)
     ports, lag_mode = _mechanism(machine)
     if ports < 2:
         return skipped("one active port a GPU: nothing to spread")
