@@ -107,6 +107,11 @@ def test_what_differs_between_ranks_is_named():
     assert answer.verdict == "WARN" and "mtu 4096 on rank 0, 1024 elsewhere" in answer.said
 
 
+def test_ranks_that_have_nothing_are_not_compared():
+    assert agreement([{"driver": ""}] * 2, Reach(((), ()), ("", ""), ())).verdict == "SKIP"
+    assert agreement([{"driver": ""}] * 2, reached_by(2)).said == "rails, mtu, link_layer alike on all ranks"
+
+
 LOST = "RETRY_EXC_ERR: no acknowledgement"
 
 
@@ -118,6 +123,13 @@ def test_pairs_that_every_kernel_joins_must_reach_each_other():
     assert across.verdict == "WARN" and "1 of 24" in across.said and "rank 0 (mlx5_0/1) → rank 3" in across.said
     same = reachability(reached_by(4, unreached=[Unreached(0, 3, 1, LOST), Unreached(0, 2, 2, LOST)]), locals_)
     assert same.verdict == "FAIL" and "rank 0 (mlx5_1/1) → rank 2 (mlx5_1/1): RETRY_EXC_ERR" in same.said
+
+
+def test_a_rank_that_reaches_nobody_fails_whatever_its_number():
+    lost = [Unreached(1, peer, rail, LOST) for peer in (0, 2) for rail in (1, 2)]
+    answer = reachability(reached_by(3, unreached=lost), [0, 1, 2])
+    assert answer.verdict == "FAIL" and "rank 1 (mlx5_0/1) → rank 0" in answer.said
+    assert reachability(reached_by(3, unreached=lost[1:]), [0, 1, 2]).verdict == "WARN"
 
 
 def test_ranks_without_rails():

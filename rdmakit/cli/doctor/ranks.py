@@ -101,6 +101,7 @@ def agreement(told: Sequence[dict[str, Any]], reached: Reach) -> Answer:
     values["rails"] = [len(places) for places in reached.places]
     for name in ("mtu", "link_layer"):
         values[name] = [tuple(sorted({getattr(place, name) for place in places})) for places in reached.places]
+    values = {name: each for name, each in values.items() if any(each)}
     differing = {}
     for name, each in values.items():
         counts = Counter(each)
@@ -111,7 +112,9 @@ def agreement(told: Sequence[dict[str, Any]], reached: Reach) -> Answer:
     if differing:
         return warned("; ".join(differing.values()), "install and set up all hosts alike",
                       **{name: [_shown(value) for value in values[name]] for name in differing})  # fmt: skip
-    return passed(", ".join(values) + " are the same everywhere")
+    if not values:
+        return skipped("nothing to compare: no rail, no driver, rdmakit not installed as a package")
+    return passed(", ".join(values) + " alike on all ranks")
 
 
 def _shown(value: Any) -> str:
@@ -119,8 +122,8 @@ def _shown(value: Any) -> str:
 
 
 def reachability(reached: Reach, locals_: Sequence[int]) -> Answer:
-    """Do all pairs reach each other? FAIL when ranks of one number on their hosts do not, which every kernel joins;
-    WARN when only others do not, as on fabrics whose rails are apart: low-latency kernels join those, too.
+    """Do all pairs reach each other? FAIL when ranks of one number on their hosts do not, which every kernel joins, or when
+    one reaches nobody; WARN when only others do not, as on fabrics whose rails are apart: low-latency kernels join those, too.
     """
     bare = [rank for rank, places in enumerate(reached.places) if not places]
     if len(bare) == len(reached.places):
@@ -135,7 +138,9 @@ def reachability(reached: Reach, locals_: Sequence[int]) -> Answer:
     facts = {"tried": tried, "unreached": len(reached.unreached)}
     if not reached.unreached:
         return passed(f"{tried} WRITEs, every rank to every other by each rail: all arrived", **facts)
-    same = [each for each in reached.unreached if locals_[each.source] == locals_[each.target]]
+    size = len(reached.places)
+    deaf = [a for a in range(size) if not any(reached.reached(a, b) for b in range(size) if b != a)]
+    same = [each for each in reached.unreached if locals_[each.source] == locals_[each.target] or each.source in deaf]
     worst = (same or list(reached.unreached))[0]
     a, b = (reached.places[rank][worst.rail - 1].name for rank in (worst.source, worst.target))
     said = (
@@ -153,6 +158,8 @@ def table(reached: Reach, hosts: Sequence[str]) -> list[str]:
     for rank, places in enumerate(reached.places):
         rails = ", ".join(f"{number} {place.name}" for number, place in enumerate(places, 1)) or "no rail"
         lines.append(f"  rank {rank:<4d} {hosts[rank]}: {rails}")
+    if not any(reached.places):
+        return lines
     if size > _MOST:
         return [f"  {counted(size, 'rank')} on {counted(len(set(hosts)), 'host')}: no table of so many"]
     named = size <= _WIDE
