@@ -78,6 +78,18 @@ def _together(args: argparse.Namespace, machine: Machine, of: Launched) -> dict[
     return {**as_json(machine, results), "ranks": ranks}
 
 
+def _capture(args: argparse.Namespace) -> int:
+    from rdmakit.cli.doctor.capture import capture
+
+    files = capture(args.capture, args.root)
+    if args.json:
+        config = {"capture": args.capture, "root": args.root}
+        print(json.dumps({"ok": files > 0, "figures": {"files": files}, "config": config}))
+    else:
+        print(f"{files} files; rdmakit doctor --root {args.capture} looks at them")
+    return 0 if files else 1
+
+
 def main(args: argparse.Namespace) -> int:
     """Entry of the subcommand; returns the exit status, which is the same on all ranks."""
     from rdmakit.cli.doctor.launch import launched
@@ -87,6 +99,8 @@ def main(args: argparse.Namespace) -> int:
     if args.schema:
         print(json.dumps(SCHEMA, indent=1))
         return 0
+    if args.capture is not None:
+        return _capture(args)
     machine = Machine.here(args.root, frozenset(args.need))
     of = None if args.alone or machine.asked is None else launched(os.environ)
     result = _alone(args, machine) if of is None else _together(args, machine, of)
@@ -106,6 +120,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         "Under torchrun, mpirun or srun all ranks look, and all pairs meet. docs/doctor.md explains each check.",
     )
     parser.add_argument("--root", default="/", help="where /sys, /proc and /dev are looked for (a captured tree)")
+    parser.add_argument("--capture", metavar="DIR", help="copy what is looked at into DIR, for --root, and end")
     parser.add_argument(
         "--need", action="append", default=[], choices=NEEDS, help="fail when it is absent; may be given again"
     )

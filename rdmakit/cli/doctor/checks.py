@@ -55,6 +55,8 @@ def _look(check: Check, machine: Machine) -> Answer:
         return skipped(doorbell.why(error))
     except RdmakitError as error:
         return failed(doorbell.why(error), error.remedy or "")
+    except OSError as error:
+        return skipped(f"cannot be read: {error}")
 
 
 def examine(machine: Machine) -> Iterator[Result]:

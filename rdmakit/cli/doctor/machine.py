@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 from rdmakit.cli.doctor.asked import Asked
+from rdmakit.errors import BadArgument
 from rdmakit.verbs import sysfs
 from rdmakit.verbs.topology import Nic, NicPort, Topology, read_topology
 
@@ -37,7 +38,10 @@ class Machine:
 
     @classmethod
     def here(cls, root: str | Path = "/", needed: frozenset[str] = frozenset()) -> Machine:
-        """This machine, or the tree at `root`."""
+        """This machine, or the tree at `root`. BadArgument when there is neither a /sys nor a /proc."""
+        if not any((Path(root) / name).is_dir() for name in ("sys", "proc")):
+            raise BadArgument("no machine's files", value=str(root), rule="a folder with sys, proc and dev in it",
+                              remedy="rdmakit doctor --capture DIR makes one, on the machine in question")  # fmt: skip
         return cls(Path(root), Asked() if Path(root) == Path("/") else None, needed=needed)
 
     @cached_property

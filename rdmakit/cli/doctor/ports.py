@@ -33,6 +33,12 @@ def counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
+def _kind(machine: Machine, nic: Nic) -> str:
+    if machine.emulated:
+        return "emulated"
+    return "no driver" if nic.address else "software"
+
+
 def devices(machine: Machine) -> Answer:
     """Every ConnectX of the PCI bus is an RDMA device, and which others there are."""
     held = {nic.address for nic in machine.nics}
@@ -45,7 +51,7 @@ def devices(machine: Machine) -> Answer:
         if "rdma" in machine.needed:
             return failed("no RDMA device", "plug one in, or pass it into this container or virtual machine")
         return skipped("no RDMA device: rdmakit connectx -- rdmakit doctor shows emulated ones")
-    kinds = Counter(nic.driver or ("emulated" if machine.emulated else "no driver") for nic in machine.nics)
+    kinds = Counter(nic.driver or _kind(machine, nic) for nic in machine.nics)
     named = ", ".join(nic.name for nic in machine.nics) if len(machine.nics) <= 4 else f"{len(machine.nics)} devices"
     virtual = [nic.name for nic in machine.nics if nic.virtual_of]
     said = f"{named} ({', '.join(kinds)})" + (f", virtual functions: {', '.join(virtual)}" if virtual else "")

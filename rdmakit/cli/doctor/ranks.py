@@ -122,8 +122,8 @@ def _shown(value: Any) -> str:
 
 
 def reachability(reached: Reach, locals_: Sequence[int]) -> Answer:
-    """Do all pairs reach each other? FAIL when ranks of one number on their hosts do not, which every kernel joins, or when
-    one reaches nobody; WARN when only others do not, as on fabrics whose rails are apart: low-latency kernels join those, too.
+    """Do all pairs reach each other? FAIL when ranks of one number on their hosts do not, which every kernel joins, or
+    when one reaches nobody; WARN when only others do not, as on fabrics whose rails are apart.
     """
     bare = [rank for rank, places in enumerate(reached.places) if not places]
     if len(bare) == len(reached.places):

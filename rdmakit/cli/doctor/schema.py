@@ -5,12 +5,12 @@ Leans on check, machine.
 
 from __future__ import annotations
 
-import importlib.metadata
 import platform
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+import rdmakit
 from rdmakit.cli.doctor.check import VERDICTS, Result
 from rdmakit.cli.doctor.machine import Machine
 
@@ -86,15 +86,11 @@ SCHEMA: dict[str, Any] = {
 def as_json(machine: Machine, results: Sequence[Result]) -> dict[str, Any]:
     """`ok`, `figures` (how many of each verdict), `config` and `checks`."""
     counts = Counter(result.answer.verdict for result in results)
-    try:
-        version = importlib.metadata.version("rdmakit")
-    except importlib.metadata.PackageNotFoundError:
-        version = ""
     return {
         "ok": counts["FAIL"] == 0,
         "figures": {verdict.lower(): counts[verdict] for verdict in VERDICTS},
         "config": {
-            "rdmakit": version,
+            "rdmakit": rdmakit.__version__,
             "python": platform.python_version(),
             "platform": platform.platform(),
             "root": str(machine.root),
