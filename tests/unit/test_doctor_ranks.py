@@ -47,6 +47,12 @@ def test_ranks_of_mpi_need_mpi4py(monkeypatch):
         pass
 
 
+def test_ranks_without_a_place_to_meet_are_told(monkeypatch):
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with pytest.raises(BadArgument, match="MASTER_ADDR"), meeting(Launched("torchrun", 0, 2, 0)):
+        pass
+
+
 # ---- what they have
 def test_a_rank_takes_the_nic_of_its_gpu(tmp_path):
     host = Host(tmp_path)

@@ -28,7 +28,8 @@ def heading(machine: Machine) -> str:
     """The first line: which machine, and what of it is looked at."""
     from rdmakit.cli.doctor.ports import counted
 
-    where = platform.node() if machine.asked is not None else str(machine.root)
+    node = platform.node().strip("()")
+    where = (node if node not in ("", "none") else "this machine") if machine.asked is not None else str(machine.root)
     rdma = counted(len(machine.nics), "RDMA device") if machine.nics else "no RDMA device"
     gpus = counted(len(machine.topology.gpus), "GPU") if machine.topology.gpus else "no GPU"
     return f"{where}: {rdma}{' (emulated)' if machine.emulated else ''}, {gpus}"

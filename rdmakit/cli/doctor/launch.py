@@ -6,6 +6,7 @@ the ranks also brings the store: torch.distributed (gloo) or mpi4py. rdmakit lau
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -73,6 +74,10 @@ def meeting(of: Launched) -> Iterator[Any]:
     from rdmakit.ep.rendezvous import introduce
 
     if of.how == "torchrun":
+        if not os.environ.get("MASTER_ADDR"):
+            raise BadArgument("RANK and WORLD_SIZE without MASTER_ADDR", value=f"rank {of.rank} of {of.size}",
+                              rule="ranks meet at MASTER_ADDR, MASTER_PORT, as torchrun sets them",
+                              remedy="start them by torchrun, set both, or pass --alone")  # fmt: skip
         distributed = tensors.torch().distributed
         distributed.init_process_group("gloo")
         try:

@@ -18,7 +18,10 @@ from rdmakit.verbs.topology import Nic, NicPort
 __all__ = ["Qos", "flow_control", "losses", "qos"]
 
 _PRIORITIES = 8
-_LOSSES = ("packet_seq_err", "out_of_sequence", "local_ack_timeout_err", "rx_icrc_encapsulated", "roce_adp_retrans")
+_LOSSES = (
+    *("packet_seq_err", "out_of_sequence", "local_ack_timeout_err", "rx_icrc_encapsulated", "roce_adp_retrans"),  # mlx5
+    *("rcvd_seq_err", "out_of_seq_request", "retry_exceeded_err"),  # soft-RoCE
+)
 
 
 @dataclass(frozen=True)
