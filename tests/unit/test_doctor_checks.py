@@ -197,6 +197,18 @@ def test_a_bond_that_spreads(host, select, how):
     assert look(host, "devices").verdict == "PASS", "the second function of a bond is not lost"
 
 
+def test_a_bond_has_ecn_where_all_its_links_have(host):
+    host.bond()
+    host.remove("sys/class/net/eth0/master")  # mlx5_ib names the bond itself as the netdev of its GIDs
+    host.sys("class/infiniband/mlx5_0/ports/1/gid_attrs/ndevs/0", "bond0")
+    host.sys("class/net/bond0/mtu", "9000")
+    assert look(host, "lag").facts["mlx5_0"]["bond"] == "bond0"
+    assert look(host, "flow").verdict == "PASS" and look(host, "mtu").verdict == "PASS"
+    host.sys("class/net/eth1/ecn/roce_rp/enable/3", "0")
+    answer = look(host, "flow")
+    assert answer.verdict == "WARN" and "no ECN" in answer.said and "dev eth0" in answer.remedy
+
+
 @pytest.mark.parametrize("trouble", [{"mode": "active-backup 1"}, {"policy": "layer2+3 2"}, {"down": ["eth0"]}])
 def test_what_a_bond_does_not_spread_no_plan_spreads(host, trouble):
     host.bond(**trouble)

@@ -59,6 +59,17 @@ def test_bonds_and_virtual_functions_show(tree):
     assert found["mlx5_2"].virtual_of == "0000:01:00.0" and found["mlx5_bond_0"].virtual_of == ""
 
 
+def test_gids_may_name_the_bond_itself_and_a_bridge_is_none(tree):
+    at = tree.pci("pci0000:00/0000:00:01.0/0000:01:00.0", NIC, 0)
+    tree.nic("mlx5_bond_0", at, netdev="bond0")
+    tree.write("class/net/bond0/bonding/mode", "802.3ad 4")
+    other = tree.pci("pci0000:00/0000:00:02.0/0000:02:00.0", NIC, 0)
+    tree.nic("mlx5_1", other, netdev="eth1")
+    tree.write("class/net/br0/bridge/root_id", "8000.0")
+    tree.link("class/net/eth1/master", "class/net/br0")
+    assert [nic.ports[0].bond for nic in read_topology(tree.root).nics] == ["", "bond0"]
+
+
 def test_virtual_functions_are_where_their_physical_function_is(tree):
     switch = "pci0000:10/0000:10:01.0/0000:11:00.0"
     tree.pci(f"{switch}/0000:12:00.0/0000:13:00.0", GPU, 0)

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 
 from rdmakit.cli.doctor.check import Answer, passed, skipped, warned, worst
 from rdmakit.cli.doctor.machine import Machine
-from rdmakit.cli.doctor.ports import netdev_of, port_name
+from rdmakit.cli.doctor.ports import port_name
 from rdmakit.verbs import sysfs
 from rdmakit.verbs.topology import Nic, NicPort
 
 __all__ = ["Qos", "flow_control", "losses", "qos"]
 
-_PRIORITIES = 8
 _LOSSES = (
     *("packet_seq_err", "out_of_sequence", "local_ack_timeout_err", "rx_icrc_encapsulated", "roce_adp_retrans"),  # mlx5
     *("rcvd_seq_err", "out_of_seq_request", "retry_exceeded_err"),  # soft-RoCE
@@ -51,15 +50,34 @@ def _ecn(machine: Machine, netdev: str) -> tuple[int, ...] | None:
     return tuple(int(name) for name, value in known.items() if value == 1) if known else None
 
 
+def _links(machine: Machine, netdev: str) -> list[str]:
+    """The network devices that packets really leave by: those of a bond, or the one."""
+    if not netdev:
+        return []
+    return sysfs.read(machine.sys / "class/net" / netdev / "bonding/slaves").split() or [netdev]
+
+
+def _common(found: list[tuple[int, ...] | None]) -> tuple[int, ...] | None:
+    """Priorities that all links have it for; None where nobody says.
+
+    >>> _common([(3, 4), None, (3,)]), _common([None]), _common([])
+    ((3,), None, None)
+    """
+    known = [set(each) for each in found if each is not None]
+    return tuple(sorted(set.intersection(*known))) if known else None
+
+
 def qos(machine: Machine, nic: Nic, port: NicPort) -> Qos:
     """By dcb (netlink) where the machine can be asked, else by files."""
+    links = _links(machine, port.netdev)
     pfc: tuple[int, ...] | None = None
     dscp: dict[int, int] = {}
-    if machine.asked is not None and port.netdev and not machine.emulated:
-        said = machine.ask.command("dcb", "pfc", "show", "dev", port.netdev)
-        pfc = _on(said) if said is not None and "prio-pfc" in said else None
-        said = machine.ask.command("dcb", "-N", "app", "show", "dev", port.netdev, "dscp-prio")
-        dscp = {int(a): int(b) for a, b in re.findall(r"\b(\d+):([0-7])\b", said or "")}
+    if machine.asked is not None and not machine.emulated:
+        told = [machine.ask.command("dcb", "pfc", "show", "dev", link) or "" for link in links]
+        pfc = _common([_on(said) if "prio-pfc" in said else None for said in told])
+        if links:
+            said = machine.ask.command("dcb", "-N", "app", "show", "dev", links[0], "dscp-prio")
+            dscp = {int(a): int(b) for a, b in re.findall(r"\b(\d+):([0-7])\b", said or "")}
     tos = next(
         (
             value
@@ -71,7 +89,7 @@ def qos(machine: Machine, nic: Nic, port: NicPort) -> Qos:
         ),
         None,
     )
-    return Qos(pfc, _ecn(machine, port.netdev) if port.netdev else None, tos, dscp)
+    return Qos(pfc, _common([_ecn(machine, link) for link in links]), tos, dscp)
 
 
 def _of_port(machine: Machine, nic: Nic, port: NicPort) -> Answer:
@@ -84,9 +102,10 @@ def _of_port(machine: Machine, nic: Nic, port: NicPort) -> Answer:
     if not found.pfc and not found.ecn:
         unknown = "ECN" if found.ecn is None else "PFC" if found.pfc is None else ""
         known = {"ECN": "no PFC", "PFC": "no ECN", "": "neither PFC nor ECN"}[unknown]
+        link = next(iter(_links(machine, port.netdev)), "NETDEV")
         return warned(
             f"{name}: {known}{f', {unknown} cannot be seen' if unknown else ''}: packets may be dropped under load",
-            f"dcb pfc set dev {netdev_of(port)} prio-pfc 3:on, on the switch likewise, and RoCE in that priority",
+            f"dcb pfc set dev {link} prio-pfc 3:on, on the switch likewise, and RoCE in that priority",
             **facts,
         )  # fmt: skip
     if found.pfc and found.dscp and found.tos is not None:

@@ -46,9 +46,6 @@ def read_bond(machine: Machine, nic: Nic) -> Bond | None:
     """What /sys says of it; None for a device that is not bonded."""
     name = next((port.bond for port in nic.ports if port.bond), "")
     if not name:
-        name = next((port.netdev for port in nic.ports if (machine.sys / "class/net" / port.netdev / "bonding").is_dir()
-                     and port.netdev), "")  # fmt: skip
-    if not name:
         # mlx5_ib names a bonded device so; in a container its netdevs may be in another network namespace.
         hidden = nic.name.startswith("mlx5_bond_")
         return Bond("", nic.name, "", "", (), (), _select(machine, nic, ())) if hidden else None
