@@ -3,17 +3,19 @@
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 from machine_tree import Host
 
 from rdmakit.cli.doctor.check import Check, Result, failed, passed, skipped
-from rdmakit.cli.doctor.launch import Launched, launched, meeting
+from rdmakit.cli.doctor.launch import Launched, launched
 from rdmakit.cli.doctor.machine import Machine
+from rdmakit.cli.doctor.meeting import MpiMeeting, StoreMeeting, meeting
 from rdmakit.cli.doctor.pairs import Place, Reach, Unreached, reach
 from rdmakit.cli.doctor.ranks import agreement, examine_all, merged, rails_of, reachability, table
-from rdmakit.errors import BadArgument, NotAvailable
+from rdmakit.errors import BadArgument, HangError, NotAvailable
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,6 +53,87 @@ def test_ranks_without_a_place_to_meet_are_told(monkeypatch):
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     with pytest.raises(BadArgument, match="MASTER_ADDR"), meeting(Launched("torchrun", 0, 2, 0)):
         pass
+
+
+class Store:
+    """A store as torch.distributed's: `get` waits for what is not there yet, and gives up."""
+
+    def __init__(self):
+        self.values, self.changed, self.patience = {}, threading.Condition(), 300.0
+
+    def set_timeout(self, patience):
+        self.patience = patience.total_seconds()
+
+    def set(self, key, value):
+        with self.changed:
+            self.values[key] = value
+            self.changed.notify_all()
+
+    def add(self, key, number):
+        with self.changed:
+            self.values[key] = self.values.get(key, 0) + number
+            return self.values[key]
+
+    def get(self, key):
+        with self.changed:
+            if not self.changed.wait_for(lambda: key in self.values, self.patience):
+                raise RuntimeError(f"wait timeout for {key}")
+            return self.values[key]
+
+
+class Comm:
+    """A communicator as mpi4py's, of ranks that are threads."""
+
+    def __init__(self, store, rank, size):
+        self.inner = StoreMeeting(store, rank, size)
+
+    def Get_rank(self):
+        return self.inner.rank
+
+    def Get_size(self):
+        return self.inner.size
+
+    def allgather(self, value):
+        return tuple(self.inner.all_gather(value))
+
+    def alltoall(self, values):
+        return tuple(self.inner.exchange(values))
+
+    def Barrier(self):
+        self.inner.barrier()
+
+
+@pytest.mark.parametrize("kind", ["store", "mpi"])
+@pytest.mark.parametrize("size", [2, 5])
+def test_everybody_gets_what_was_meant_for_them(kind, size, rng):
+    store, words = Store(), rng.integers(0, 1 << 30, (3, size, size))
+    found = [None] * size
+
+    def run(rank):
+        met = StoreMeeting(store, rank, size) if kind == "store" else MpiMeeting(Comm(store, rank, size))
+        assert (met.rank, met.size) == (rank, size)
+        gathered = met.all_gather(words[0][rank].tolist())
+        first = met.exchange(words[1][rank].tolist())
+        met.barrier()
+        found[rank] = gathered, first, met.exchange(words[2][rank].tolist())
+        if kind == "store":
+            met.leave()
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    for rank in range(size):
+        gathered, first, second = found[rank]
+        assert gathered == words[0].tolist()
+        assert first == words[1][:, rank].tolist() and second == words[2][:, rank].tolist()
+
+
+def test_a_rank_that_does_not_come_is_named():
+    met = StoreMeeting(Store(), 0, 3, patience_s=0.05)
+    with pytest.raises(HangError, match="rank 1 did not come"):
+        met.all_gather("here")
 
 
 # ---- what they have
@@ -179,23 +262,23 @@ barrier, board = threading.Barrier(SIZE, timeout=60), [None] * SIZE
 
 class Meeting:
     def __init__(self, rank):
-        self.rank, self.size, self.round = rank, SIZE, 0
+        self.rank, self.size = rank, SIZE
     def all_gather(self, value):
-        self.round += 1
-        if self.round == 2 and self.rank == 1 and (0, 1) in value:  # what it offers to rank 0 for rail 1
-            endpoint, address, rkey = value[0, 1]
-            if SABOTAGE == "rkey":
-                value[0, 1] = endpoint, address, rkey ^ 0xFF00
-            if SABOTAGE == "qpn":
-                told = json.loads(endpoint)
-                value[0, 1] = json.dumps({**told, "qpn": 0xABCDEF}), address, rkey
-            if SABOTAGE == "address":
-                value[0, 1] = endpoint, address + 8, rkey
         board[self.rank] = value
         barrier.wait()
         found = list(board)
         barrier.wait()
         return found
+    def exchange(self, values):
+        if self.rank == 1 and 1 in values[0]:  # what it offers to rank 0 for rail 1
+            endpoint, address, rkey = values[0][1]
+            if SABOTAGE == "rkey":
+                values[0][1] = endpoint, address, rkey ^ 0xFF00
+            if SABOTAGE == "qpn":
+                values[0][1] = json.dumps({**json.loads(endpoint), "qpn": 0xABCDEF}), address, rkey
+            if SABOTAGE == "address":
+                values[0][1] = endpoint, address + 8, rkey
+        return [each[self.rank] for each in self.all_gather(values)]
     def barrier(self):
         barrier.wait()
 
@@ -275,6 +358,9 @@ class Alone:
 
     def all_gather(self, value):
         return [value, value]
+
+    def exchange(self, values):
+        return list(values)
 
     def barrier(self):
         pass

@@ -1,6 +1,6 @@
 """`rdmakit doctor`: what stands between this machine and GPU-initiated RDMA, check by check, with a remedy for each.
 
-Leans on checks (what is looked at), report (a terminal), schema (JSON), launch, ranks, pairs (under torchrun or MPI).
+Leans on checks (what is looked at), report (a terminal), schema (JSON), launch, meeting, ranks, pairs (many ranks).
 Exit status: 0 no check failed, 1 some did, 2 the request was wrong. WARN and SKIP fail nothing.
 """
 
@@ -64,7 +64,7 @@ def _alone(args: argparse.Namespace, machine: Machine) -> dict[str, Any]:
 
 def _together(args: argparse.Namespace, machine: Machine, of: Launched) -> dict[str, Any]:
     from rdmakit.cli.doctor.checks import examine
-    from rdmakit.cli.doctor.launch import meeting
+    from rdmakit.cli.doctor.meeting import meeting
     from rdmakit.cli.doctor.ports import counted
     from rdmakit.cli.doctor.ranks import examine_all
     from rdmakit.cli.doctor.schema import as_json

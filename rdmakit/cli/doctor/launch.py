@@ -1,20 +1,16 @@
-"""Which launcher started this process as one of many, and how its ranks exchange small objects.
+"""Which launcher started this process as one of many.
 
-Leans on ep.rendezvous. torchrun says RANK and WORLD_SIZE, MPI and Slurm have variables of their own; whoever started
-the ranks also brings the store: torch.distributed (gloo) or mpi4py. rdmakit launches nothing.
+Leans on errors. torchrun says RANK and WORLD_SIZE, MPI and Slurm have variables of their own. rdmakit launches nothing.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from rdmakit.errors import BadArgument, NotAvailable
+from rdmakit.errors import BadArgument
 
-__all__ = ["Launched", "launched", "meeting"]
+__all__ = ["Launched", "launched"]
 
 # Launcher → variables of rank, size and rank within the host (Open MPI; MPICH and Intel MPI by Hydra; Slurm's srun).
 _MPI = {
@@ -65,30 +61,3 @@ def launched(environment: Mapping[str, str]) -> Launched | None:
         if found is None and rank is not None and size is not None:
             found = Launched(how, rank, size, _number(environment, of_local) or 0)
     return found if found is not None and found.size > 1 else None
-
-
-@contextmanager
-def meeting(of: Launched) -> Iterator[Any]:
-    """A Rendezvous of all ranks; NotAvailable where neither torch nor mpi4py is installed to be one."""
-    from rdmakit.ep import tensors
-    from rdmakit.ep.rendezvous import introduce
-
-    if of.how == "torchrun":
-        if not os.environ.get("MASTER_ADDR"):
-            raise BadArgument("RANK and WORLD_SIZE without MASTER_ADDR", value=f"rank {of.rank} of {of.size}",
-                              rule="ranks meet at MASTER_ADDR, MASTER_PORT, as torchrun sets them",
-                              remedy="start them by torchrun, set both, or pass --alone")  # fmt: skip
-        distributed = tensors.torch().distributed
-        distributed.init_process_group("gloo")
-        try:
-            yield introduce(group=distributed.group.WORLD)
-        finally:
-            distributed.destroy_process_group()
-        return
-    try:
-        from mpi4py import MPI
-    except ImportError as error:
-        raise NotAvailable(f"{of.how} started {of.size} ranks, and mpi4py is missing", value=str(error),
-                           rule="ranks meet through torch.distributed or mpi4py",
-                           remedy="pip install mpi4py, start by torchrun, or pass --alone") from None  # fmt: skip
-    yield introduce(comm=MPI.COMM_WORLD)

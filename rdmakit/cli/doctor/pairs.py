@@ -1,6 +1,6 @@
 """All pairs of ranks at once: which reach each other, through which port, proved by a WRITE that the receiver checks.
 
-Leans on device; meets through ep.rendezvous. A *rail* is a port by its place in a rank's list; rail k of one rank is
+Leans on device and meeting. A *rail* is a port by its place in a rank's list; rail k of one rank is
 connected to rail k of the other. Every stage ends for all ranks, whatever fails on one: what fails is an answer.
 """
 
@@ -25,6 +25,8 @@ _MEANING = {
     "REM_ACCESS_ERR": "the peer refused the key",
     "WR_FLUSH_ERR": "the queue pair broke before",
 }
+
+_Offer = dict[int, tuple[str, int, int]]
 
 
 @dataclass(frozen=True)
@@ -113,9 +115,9 @@ class _End:
             for context, info in infos
         ), self.refused
 
-    def offer(self, common: list[int]) -> dict[tuple[int, int], tuple[str, int, int]]:
-        """(peer, rail) → endpoint, address and rkey of the slot where the peer writes. `common[peer]`: rails."""
-        offers = {}
+    def offer(self, common: list[int]) -> list[_Offer]:
+        """For each peer: rail → endpoint, address and rkey of the slot where it writes. `common[peer]`: rails."""
+        offers: list[_Offer] = [{} for _ in common]
         for rail, (context, port) in enumerate(self.rails):
             peers = [peer for peer, rails in enumerate(common) if rails > rail and peer != self.rank]
             if not peers:
@@ -126,16 +128,17 @@ class _End:
                 for peer in peers:
                     qp = self.qps[peer, rail] = pd.create_qp(cq, sq_wqebbs=4)
                     endpoint = qp.endpoint(port).to_json()
-                    offers[peer, rail] = endpoint, slots.address + 8 * peer, slots.rkey
+                    offers[peer][rail] = endpoint, slots.address + 8 * peer, slots.rkey
             except RdmakitError as error:
                 self.failed.update({(peer, rail): _why(error) for peer in peers})
             else:
                 self.slots[rail] = slots
         return offers
 
-    def connect(self, offers: list[dict[tuple[int, int], tuple[str, int, int]]]) -> None:
+    def connect(self, offers: list[_Offer]) -> None:
+        """`offers[peer]`: what that peer has for this rank."""
         for (peer, rail), qp in self.qps.items():
-            theirs = offers[peer].get((self.rank, rail))
+            theirs = offers[peer].get(rail)
             if theirs is None:
                 self.failed[peer, rail] = "the peer made no queue pair"
                 continue
@@ -144,13 +147,13 @@ class _End:
             except RdmakitError as error:
                 self.failed[peer, rail] = _why(error)
 
-    def write(self, offers: list[dict[tuple[int, int], tuple[str, int, int]]]) -> None:
+    def write(self, offers: list[_Offer]) -> None:
         """Post to all, then wait for all."""
         pending: dict[Any, dict[int, tuple[int, int]]] = {}
         for (peer, rail), qp in self.qps.items():
             if (peer, rail) in self.failed:
                 continue
-            _, address, rkey = offers[peer][self.rank, rail]
+            _, address, rkey = offers[peer][rail]
             try:
                 qp.post_write(token(self.rank, peer, rail).to_bytes(8, "little"), (address, rkey))
             except RdmakitError as error:
@@ -186,7 +189,7 @@ class _End:
 
 
 def reach(meeting: Any, rails: list[tuple[str, int]], asked: Any) -> Reach:
-    """Connect every pair of ranks by every rail that both have, and write. Collective; `meeting`: a Rendezvous.
+    """Connect every pair of ranks by every rail that both have, and write. Collective; `meeting`: a Meeting.
 
     `rails`: (device, port) of this rank; `asked.open(name)` opens one.
     """
@@ -195,7 +198,7 @@ def reach(meeting: Any, rails: list[tuple[str, int]], asked: Any) -> Reach:
         told = meeting.all_gather(end.places())
         places = tuple(tuple(each[0]) for each in told)
         common = [min(len(places[meeting.rank]), len(theirs)) for theirs in places]
-        offers = meeting.all_gather(end.offer(common))
+        offers = meeting.exchange(end.offer(common))
         end.connect(offers)
         meeting.barrier()  # nobody writes to a queue pair that is not there yet
         end.write(offers)
