@@ -104,8 +104,8 @@ def _torch_store(of: Launched) -> Any:
     try:
         torch = tensors.torch()
     except NotAvailable as error:
-        raise NotAvailable("torch is missing", value=error.value, rule="RANK and WORLD_SIZE are torchrun's, whose ranks "
-                           "meet through torch's store", remedy="pip install torch; or pass --alone") from None  # fmt: skip
+        raise NotAvailable("torch is missing", value=error.value, rule="ranks of torchrun meet through torch's store",
+                           remedy="pip install torch; or pass --alone") from None  # fmt: skip
     try:
         patience = timedelta(seconds=_PATIENCE_S)
         store, _, _ = next(torch.distributed.rendezvous("env://", timeout=patience))
