@@ -1,7 +1,8 @@
 """All pairs of ranks at once: which reach each other, through which port, proved by a WRITE that the receiver checks.
 
-Leans on device and meeting. A *rail* is a port by its place in a rank's list; rail k of one rank is
-connected to rail k of the other. Every stage ends for all ranks, whatever fails on one: what fails is an answer.
+Leans on device and meeting. A *rail* is a port by its place in a rank's list; rail k of one rank is connected to rail k
+of the other. Every stage ends for all ranks, whatever fails on one: what fails is an answer. What is written fills
+packets of the largest MTU, since a path that drops large ones lets small ones pass.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from rdmakit.errors import RdmakitError
 __all__ = ["Place", "Reach", "Unreached", "reach"]
 
 _PATIENCE_S = 10.0
+_WORDS = 1024  # of 8 bytes: two packets of 4096 B
 # 4.096 µs × 2^14 a try, four tries: a pair that is cut off is known in a second, and the others are not held up.
 _TIMERS = {"timeout": 14, "retry_cnt": 3, "rnr_retry": 0}
 _MEANING = {
@@ -26,6 +28,7 @@ _MEANING = {
     "WR_FLUSH_ERR": "the queue pair broke before",
 }
 
+_BLOCK = 8 * _WORDS
 _Offer = dict[int, tuple[str, int, int]]
 
 
@@ -97,7 +100,8 @@ class _End:
         self.rank, self.refused = rank, ""
         self.rails: list[tuple[Any, int]] = []
         self.qps: dict[tuple[int, int], Any] = {}
-        self.slots: dict[int, Any] = {}  # rail → where peers write, a word each
+        self.slots: dict[int, Any] = {}  # rail → where peers write, a block each
+        self.blocks: dict[int, Any] = {}  # rail → what is written to them
         self.failed: dict[tuple[int, int], str] = {}
         contexts: dict[str, Any] = {}
         try:
@@ -124,11 +128,13 @@ class _End:
                 continue
             try:
                 pd, cq = context.alloc_pd(), context.create_cq(max(16, 2 * len(peers)))
-                slots = pd.register(np.zeros(len(common), np.uint64))
+                slots = pd.register(np.zeros((len(common), _WORDS), np.uint64))
+                words = [token(self.rank, peer, rail) for peer in range(len(common))]
+                self.blocks[rail] = pd.register(np.repeat(np.array(words, np.uint64)[:, None], _WORDS, axis=1))
                 for peer in peers:
                     qp = self.qps[peer, rail] = pd.create_qp(cq, sq_wqebbs=4)
                     endpoint = qp.endpoint(port).to_json()
-                    offers[peer][rail] = endpoint, slots.address + 8 * peer, slots.rkey
+                    offers[peer][rail] = endpoint, slots.address + _BLOCK * peer, slots.rkey
             except RdmakitError as error:
                 self.failed.update({(peer, rail): _why(error) for peer in peers})
             else:
@@ -155,7 +161,7 @@ class _End:
                 continue
             _, address, rkey = offers[peer][rail]
             try:
-                qp.post_write(token(self.rank, peer, rail).to_bytes(8, "little"), (address, rkey))
+                qp.post_write(self.blocks[rail][_BLOCK * peer : _BLOCK * (peer + 1)], (address, rkey))
             except RdmakitError as error:
                 self.failed[peer, rail] = _why(error)
             else:
@@ -181,9 +187,9 @@ class _End:
         """(source, rail) of slots that do not hold what the source wrote."""
         wrong = []
         for rail, slots in self.slots.items():
-            words = slots.bytes.view(np.uint64)
+            found = slots.bytes.view(np.uint64).reshape(-1, _WORDS)
             for source, rails in enumerate(common):
-                if source != self.rank and rails > rail and int(words[source]) != token(source, self.rank, rail):
+                if source != self.rank and rails > rail and (found[source] != token(source, self.rank, rail)).any():
                     wrong.append((source, rail))
         return wrong
 
