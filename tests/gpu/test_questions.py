@@ -57,7 +57,7 @@ def test_nvml_and_cuda_agree():
     from rdmakit.gpu.nvml import read_gpus
 
     report, versions = read_gpus(), probe.versions()
-    assert report.cuda == versions.driver
+    assert report.cuda <= versions.driver  # a compatibility package brings a newer libcuda
     assert {gpu.name for gpu in report.gpus} >= set(versions.gpus)
     print(report.draw())
 

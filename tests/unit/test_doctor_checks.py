@@ -294,6 +294,16 @@ def test_without_gpus_all_that_is_about_them_is_skipped(host):
     assert look(host, "driver", needed=frozenset({"gpu"})).verdict == "FAIL"
 
 
+def test_a_sandbox_that_shows_device_files_only(host):
+    host.no_gpus()
+    host.write("dev/nvidia3", "")
+    answer = look(host, "driver")
+    assert answer.verdict == "PASS" and answer.facts["gpus"] == 1
+    host.remove("proc/driver/nvidia")
+    answer = look(host, "driver")
+    assert answer.verdict == "SKIP" and "nvidia3 in /dev" in answer.said
+
+
 def test_a_hidden_proc_is_no_fault(host):
     host.remove("proc")
     assert look(host, "memlock").verdict == "SKIP" and look(host, "override").verdict == "SKIP"

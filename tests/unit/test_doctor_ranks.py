@@ -211,6 +211,7 @@ def test_pairs_that_every_kernel_joins_must_reach_each_other():
     across = reachability(reached_by(4, unreached=[Unreached(0, 3, 1, LOST)]), locals_)
     assert across.verdict == "WARN" and "1 of 24" in across.said and "rank 0 (mlx5_0/1) → rank 3" in across.said
     same = reachability(reached_by(4, unreached=[Unreached(0, 3, 1, LOST), Unreached(0, 2, 2, LOST)]), locals_)
+    assert same.remedy == "on rank 0's host: ping -M do -s 4096 -I 10.1.0.1 10.1.0.3"
     assert same.verdict == "FAIL" and "rank 0 (mlx5_1/1) → rank 2 (mlx5_1/1): RETRY_EXC_ERR" in same.said
 
 

@@ -11,6 +11,7 @@ from rdmakit.cli.doctor.check import Answer, failed, passed, skipped, warned
 from rdmakit.cli.doctor.machine import Machine
 from rdmakit.cli.doctor.ports import counted
 from rdmakit.errors import NotAvailable
+from rdmakit.verbs import sysfs
 from rdmakit.verbs.topology import DISTANCES
 
 __all__ = ["cuda", "distance", "driver", "peers"]
@@ -21,7 +22,8 @@ _NEAR = DISTANCES.index("PXB")  # what NCCL takes for GPUDirect RDMA by default
 
 def driver(machine: Machine) -> Answer:
     """The NVIDIA driver has the GPUs that the PCI bus shows."""
-    count = len(machine.topology.gpus)
+    files = [name for name in sysfs.names(machine.root / "dev") if re.fullmatch(r"nvidia\d+", name)]
+    count = len(machine.topology.gpus) or len(files)
     version = re.search(r"(?:Kernel Module[^\n]*?)\s+(\d+\.\d+(?:\.\d+)?)", machine.read("proc/driver/nvidia/version"))
     if machine.no_gpu():
         if "gpu" in machine.needed:
@@ -29,6 +31,8 @@ def driver(machine: Machine) -> Answer:
         return skipped("no NVIDIA GPU: the emulator needs none")
     if (machine.root / "dev/dxg").exists():
         return passed("WSL2's /dev/dxg: the driver is Windows's")
+    if version is None and not machine.topology.gpus:
+        return skipped(f"{', '.join(files)} in /dev, and neither /sys nor /proc of this container tells more")
     if version is None:
         return failed(
             f"{counted(count, 'GPU')} on the PCI bus and no driver in /proc/driver/nvidia",

@@ -6,6 +6,7 @@ Leans on verbs (files, topology) and on asked. A captured tree (`root`) has file
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -98,7 +99,8 @@ class Machine:
 
     def no_gpu(self) -> str:
         """Likewise for GPUs, those of WSL2 included."""
-        here = self.topology.gpus or (self.root / "dev/dxg").exists() or (self.root / "dev/nvidia0").exists()
+        files = any(re.fullmatch(r"nvidia\d+|dxg", name) for name in sysfs.names(self.root / "dev"))
+        here = self.topology.gpus or files
         return "" if here else "no NVIDIA GPU"
 
     def module(self, name: str) -> bool:

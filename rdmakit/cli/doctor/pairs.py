@@ -151,7 +151,7 @@ class _End:
             try:
                 qp.connect(theirs[0], port=self.rails[rail][1], **_TIMERS)
             except RdmakitError as error:
-                self.failed[peer, rail] = _why(error)
+                self.failed[peer, rail] = f"not connected: {error.remedy or _why(error)}"
 
     def write(self, offers: list[_Offer]) -> None:
         """Post to all, then wait for all."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from rdmakit.cli.doctor.check import VERDICTS, Answer, Check, Result, failed, passed, skipped, warned
 from rdmakit.cli.doctor.machine import Machine
-from rdmakit.cli.doctor.pairs import Reach, reach
+from rdmakit.cli.doctor.pairs import Place, Reach, reach
 from rdmakit.cli.doctor.ports import counted
 from rdmakit.errors import BadArgument
 
@@ -121,6 +121,19 @@ def _shown(value: Any) -> str:
     return "/".join(map(str, value)) if isinstance(value, tuple) else str(value or "none")
 
 
+def _try_by_hand(here: Place, there: Place) -> str:
+    """A command that shows whether packets of full size get through.
+
+    >>> _try_by_hand(Place("mlx5_0/1", "::ffff:10.0.0.1", 4096, "Ethernet"), Place("b/1", "::ffff:10.0.0.2", 4096, ""))
+    'ping -M do -s 4096 -I 10.0.0.1 10.0.0.2'
+    """
+    own, peer = (place.gid.removeprefix("::ffff:") for place in (here, there))
+    if here.link_layer != "Ethernet" or own == here.gid:
+        device, _, port = here.name.partition("/")
+        return f"ibv_rc_pingpong -d {device} -i {port} -m {here.mtu} (-g GID) with its other end at {there.name}"
+    return f"ping -M do -s {min(here.mtu, there.mtu)} -I {own} {peer}"
+
+
 def reachability(reached: Reach, locals_: Sequence[int]) -> Answer:
     """Do all pairs reach each other? FAIL when ranks of one number on their hosts do not, which every kernel joins, or
     when one reaches nobody; WARN when only others do not, as on fabrics whose rails are apart.
@@ -142,12 +155,12 @@ def reachability(reached: Reach, locals_: Sequence[int]) -> Answer:
     deaf = [a for a in range(size) if not any(reached.reached(a, b) for b in range(size) if b != a)]
     same = [each for each in reached.unreached if locals_[each.source] == locals_[each.target] or each.source in deaf]
     worst = (same or list(reached.unreached))[0]
-    a, b = (reached.places[rank][worst.rail - 1].name for rank in (worst.source, worst.target))
+    here, there = (reached.places[rank][worst.rail - 1] for rank in (worst.source, worst.target))
     said = (
-        f"{len(reached.unreached)} of {tried} WRITEs did not arrive, first rank {worst.source} ({a}) → rank "
-        f"{worst.target} ({b}): {worst.why}"
+        f"{len(reached.unreached)} of {tried} WRITEs did not arrive, first rank {worst.source} ({here.name}) → rank "
+        f"{worst.target} ({there.name}): {worst.why}"
     )
-    remedy = f"rank {worst.source}'s host: ping -I NETDEV of {a} to the address of {b}; ibv_rc_pingpong -d, -g, -m"
+    remedy = f"on rank {worst.source}'s host: {_try_by_hand(here, there)}"
     return failed(said, remedy, **facts) if same else warned(said, remedy, **facts)
 
 
