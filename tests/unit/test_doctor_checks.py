@@ -327,6 +327,7 @@ def test_every_link_leads_to_a_section_that_speaks_of_its_check():
     from rdmakit.cli.doctor.ranks import AGREEMENT, REACH
 
     page = (ROOT / "docs/doctor.md").read_text(encoding="utf-8")
+    assert f"{len(CHECKS)} checks" in page
     for check in (*CHECKS, AGREEMENT, REACH):
         path, _, anchor = check.link.partition("#")
         assert path == "docs/doctor.md" and anchor in headings(page), check.link
