@@ -1,5 +1,5 @@
-"""The `rdmakit` command (also `python -m rdmakit`): demo, explore, replay, info, decode, bench, plan, ladder,
-validate, sweep, trace, ports, connectx, lab.
+"""The `rdmakit` command (also `python -m rdmakit`): demo, explore, replay, info, doctor, decode, bench, plan,
+ladder, validate, sweep, trace, ports, connectx, lab.
 
 Leans on all layers below. Each subcommand is a module here with `add_parser(subparsers)`, which sets `func`:
 a function that takes the parsed arguments and returns the exit status. Heavy imports belong inside that
@@ -22,6 +22,7 @@ from rdmakit.cli import (
     connectx,
     decode,
     demo,
+    doctor,
     explore,
     info,
     lab,
@@ -38,7 +39,7 @@ from rdmakit.errors import RdmakitError
 __all__ = ["main", "parser"]
 
 SUBCOMMANDS = (
-    demo, explore, replay, info, decode, bench, plan, ladder, validate, sweep, trace, ports, connectx, lab,
+    demo, explore, replay, info, doctor, decode, bench, plan, ladder, validate, sweep, trace, ports, connectx, lab,
 )  # fmt: skip
 
 

@@ -1,7 +1,8 @@
 """`rdmakit info`: what this machine has for rdmakit, and what to do about what it lacks.
 
 Leans on verbs.topology. It looks and asks nobody: files under /sys and /proc, the installed packages' metadata, the
-compiler's own version line. Nothing heavy is imported and no driver is loaded: it answers at once anywhere.
+compiler's own version line. Nothing heavy is imported and no driver is loaded: it answers at once anywhere. Only with
+--topology NVML is asked for links between GPUs. `rdmakit doctor` tries things.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ import shutil
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rdmakit.gpu.nvml import NvmlReport
 
 __all__ = ["Finding", "add_parser", "findings", "main", "run"]
 
@@ -150,6 +154,17 @@ def findings(root: str | Path = "/") -> list[Finding]:
     return [*machine, *_rdma(at)]
 
 
+def gpu_links() -> NvmlReport | None:
+    """Who reaches whom among GPUs, by NVML; None where nvidia-ml-py or the driver is missing."""
+    from rdmakit.errors import NotAvailable
+    from rdmakit.gpu.nvml import read_gpus
+
+    try:
+        return read_gpus()
+    except NotAvailable:
+        return None
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """The JSON object: ok (emulated devices work here), figures (1 or 0 a part), config, findings, topology."""
     from rdmakit.verbs.topology import read_topology
@@ -177,9 +192,15 @@ def main(args: argparse.Namespace) -> int:
         from rdmakit.verbs.topology import read_topology
 
         print(read_topology().draw())
+        links = gpu_links()
+        if links is not None and links.gpus:
+            print(links.draw())
         return 0
     result = run(args)
     if args.json:
+        if args.topology:
+            links = gpu_links()
+            result["gpu_links"] = links.to_dict() if links is not None else None
         print(json.dumps(result))
         return 0 if result["ok"] else 1
     config = result["config"]

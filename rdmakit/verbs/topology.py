@@ -38,7 +38,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class NicPort:
-    """A port of an RDMA device; `bond` is the bonding device that its network device belongs to, or ""."""
+    """A port of an RDMA device; `bond` is the bonding device that its network device belongs to, or is, or ""."""
 
     number: int
     state: str
@@ -170,13 +170,21 @@ def _gpus(root: Path) -> tuple[Gpu, ...]:
     )
 
 
+def _bond(root: Path, netdev: str) -> str:
+    """GIDs of a bonded device may name a member of the bond, or the bond itself (mlx5_ib does)."""
+    master = _resolved(root / "class/net" / netdev / "master")
+    if master is not None:
+        return master.name if (master / "bonding").is_dir() else ""
+    return netdev if (root / "class/net" / netdev / "bonding").is_dir() else ""
+
+
 def _ports(root: Path, device: str) -> tuple[NicPort, ...]:
     at = root / "class/infiniband" / device / "ports"
     found = []
     for number in (int(name) for name in sysfs.names(at) if name.isdigit()):
         here = at / str(number)
         netdev = next((entry.netdev for entry in sysfs.gid_table(device, number, root) if entry.netdev), "")
-        master = _resolved(root / "class/net" / netdev / "master") if netdev else None
+        bond = _bond(root, netdev) if netdev else ""
         found.append(
             NicPort(
                 number=number,
@@ -184,7 +192,7 @@ def _ports(root: Path, device: str) -> tuple[NicPort, ...]:
                 rate=sysfs.read(here / "rate"),
                 link_layer=sysfs.read(here / "link_layer") or "InfiniBand",
                 netdev=netdev,
-                bond=master.name if master is not None else "",
+                bond=bond,
             )
         )
     return tuple(found)

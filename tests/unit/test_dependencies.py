@@ -34,7 +34,7 @@ PYTHON = {
 }
 PYTHON["__main__"] = {"cli"}
 # What only one layer, or one module, may import.
-OWNERS = {"cupy": "gpu", "pyverbs": "verbs", "torch": "ep.tensors"}
+OWNERS = {"cupy": "gpu", "pynvml": "gpu", "pyverbs": "verbs", "torch": "ep.tensors"}
 RDMA_LIBRARY = re.compile(r"\blib(?:ibverbs|mlx5)\.so|infiniband/\w+\.h")
 
 # Header → layer, and layer → the layers that it may include besides its own.

@@ -8,52 +8,11 @@ import json
 import os
 
 import pytest
+from machine_tree import GPU, NIC, Tree
 
 from rdmakit.cli import main
 from rdmakit.errors import BadArgument
 from rdmakit.verbs.topology import DISTANCES, distance, read_topology
-
-GPU, NIC = ("0x10de", "0x030200"), ("0x15b3", "0x020000")
-
-
-class Tree:
-    """A /sys under construction."""
-
-    def __init__(self, root):
-        self.root = root
-
-    def write(self, path, text):
-        file = self.root / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text + "\n")
-
-    def link(self, path, target):
-        link = self.root / path
-        link.parent.mkdir(parents=True, exist_ok=True)
-        link.symlink_to(self.root / target)
-
-    def pci(self, path, kind, numa):
-        """A device at the end of "pci0000:00/0000:00:01.0/…"."""
-        (vendor, code), at = kind, f"devices/{path}"
-        for name, text in (("vendor", vendor), ("class", code), ("numa_node", str(numa))):
-            self.write(f"{at}/{name}", text)
-        self.link(f"bus/pci/devices/{path.rpartition('/')[2]}", at)
-        return at
-
-    def nic(self, name, at, *, netdev="", bond="", physical=""):
-        self.link(f"class/infiniband/{name}/device", at)
-        port = f"class/infiniband/{name}/ports/1"
-        for file, text in (("state", "4: ACTIVE"), ("rate", "400 Gb/sec (4X NDR)"), ("link_layer", "Ethernet")):
-            self.write(f"{port}/{file}", text)
-        self.write(f"{port}/gids/0", "0000:0000:0000:0000:0000:ffff:0a00:0001")
-        self.write(f"{port}/gid_attrs/types/0", "RoCE v2")
-        if netdev:
-            self.write(f"{port}/gid_attrs/ndevs/0", netdev)
-        if bond:
-            self.write(f"class/net/{bond}/bonding/mode", "802.3ad 4")
-            self.link(f"class/net/{netdev}/master", f"class/net/{bond}")
-        if physical:
-            self.link(f"{at}/physfn", physical)
 
 
 @pytest.fixture
@@ -100,6 +59,44 @@ def test_bonds_and_virtual_functions_show(tree):
     assert found["mlx5_2"].virtual_of == "0000:01:00.0" and found["mlx5_bond_0"].virtual_of == ""
 
 
+def test_gids_may_name_the_bond_itself_and_a_bridge_is_none(tree):
+    at = tree.pci("pci0000:00/0000:00:01.0/0000:01:00.0", NIC, 0)
+    tree.nic("mlx5_bond_0", at, netdev="bond0")
+    tree.write("class/net/bond0/bonding/mode", "802.3ad 4")
+    other = tree.pci("pci0000:00/0000:00:02.0/0000:02:00.0", NIC, 0)
+    tree.nic("mlx5_1", other, netdev="eth1")
+    tree.write("class/net/br0/bridge/root_id", "8000.0")
+    tree.link("class/net/eth1/master", "class/net/br0")
+    assert [nic.ports[0].bond for nic in read_topology(tree.root).nics] == ["", "bond0"]
+
+
+def test_virtual_functions_are_where_their_physical_function_is(tree):
+    switch = "pci0000:10/0000:10:01.0/0000:11:00.0"
+    tree.pci(f"{switch}/0000:12:00.0/0000:13:00.0", GPU, 0)
+    tree.pci("pci0000:90/0000:91:00.0", GPU, 1)
+    physical = tree.pci(f"{switch}/0000:12:01.0/0000:14:00.0", NIC, 0)
+    tree.nic("mlx5_0", physical)
+    for number in range(1, 4):
+        at = tree.pci(f"{switch}/0000:12:01.0/0000:14:00.{number}", NIC, 0)
+        tree.nic(f"mlx5_{number}", at, physical=physical)
+    found = read_topology(tree.root)
+    assert {found.between(found.gpus[0], nic) for nic in found.nics} == {"PIX"}
+    assert {found.between(found.gpus[1], nic) for nic in found.nics} == {"SYS"}
+    assert [nic.virtual_of for nic in found.nics] == ["", *["0000:14:00.0"] * 3]
+    assert found.draw().count("virtual function of 0000:14:00.0") == 3
+
+
+def test_a_container_sees_the_pci_tree_but_not_the_netdevs(tree):
+    """/sys/class/net is of the container's network namespace; gid_attrs/ndevs cannot be read (EINVAL) there."""
+    at = tree.pci("pci0000:10/0000:10:01.0/0000:14:00.0", NIC, 0)
+    tree.pci("pci0000:10/0000:10:02.0/0000:15:00.0", GPU, 0)
+    tree.nic("mlx5_bond_0", at)
+    (tree.root / "class/infiniband/mlx5_bond_0/ports/1/gid_attrs/ndevs/0").mkdir(parents=True)  # reading it fails
+    tree.write("class/net/eth0/mtu", "1500")
+    (nic,) = (found := read_topology(tree.root)).nics
+    assert (nic.ports[0].netdev, nic.ports[0].bond) == ("", "") and found.between(found.gpus[0], nic) == "PHB"
+
+
 def test_software_devices_have_no_place(tree):
     (tree.root / "devices/virtual/infiniband/rxe0").mkdir(parents=True)
     tree.nic("rxe0", "devices/virtual/infiniband/rxe0")
@@ -144,6 +141,19 @@ def test_distances_of_random_trees_agree_with_walking_up(rng):
 def test_a_gpu_that_is_not_there(dgx):
     with pytest.raises(BadArgument, match="8 GPUs"):
         dgx.nearest(8)
+
+
+def test_info_draws_links_between_gpus_where_nvml_answers(dgx, monkeypatch, capsys):
+    from rdmakit.gpu import nvml
+
+    gpus = tuple(nvml.GpuLinks(i, "H200", gpu.address, 18) for i, gpu in enumerate(dgx.gpus))
+    report = nvml.NvmlReport("580.65", 13000, gpus, {(0, 1): "nvlink"})
+    monkeypatch.setitem(os.environ, "SYSFS_PATH", dgx.where)
+    monkeypatch.setattr(nvml, "read_gpus", lambda: report)
+    main(["info", "--topology"])
+    assert report.draw() in capsys.readouterr().out
+    main(["info", "--topology", "--json"])
+    assert json.loads(capsys.readouterr().out)["gpu_links"]["peer"]["GPU0"] == {"GPU1": "nvlink"}
 
 
 def test_info_draws_and_prints_json(dgx, monkeypatch, capsys):
