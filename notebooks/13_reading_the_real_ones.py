@@ -8,6 +8,8 @@
 # completion. Whoever knows them in one library finds them in the others. What then differs is a decision, and has a reason.
 
 # %%
+import re
+
 import numpy as np
 
 import rdmakit
@@ -22,7 +24,7 @@ course.begin()
 # **NVSHMEM**'s IBGDA is the oldest. **DeepEP V1** has a copy of its device code, changed for its own needs. **NCCL**'s GIN
 # (GPU-initiated networking) has backends: in *GDAKI* the GPU rings the NIC, by NVIDIA's library DOCA GPUNetIO; in *proxy* a
 # CPU thread does. DeepEP V2 stands on GIN. A `…` below stands for `doca_gpu_dev_verbs_`. Names alone, no code: NVSHMEM, and
-# with it DeepEP's `ibgda_device.cuh`, are under a licence of NVIDIA's that is not an open one. Read them there.
+# with it DeepEP's `ibgda_device.cuh`, are under a licence of NVIDIA's that is not an open one. Their code is to be read there.
 
 # %% tags=["picture"]
 HEADS = ("step", "here", "NVSHMEM IBGDA", "DeepEP V1", "NCCL GIN, GDAKI")
@@ -39,7 +41,8 @@ ONE_WQE = [
     ("completion", "poll_cq", "cons_idx", "ibgda_poll_cq", "…poll_cq_at; three kinds of CQ"),
     ("all of them", "quiet", "nvshmem_quiet", "nvshmemi_ibgda_quiet", "ncclGin::flush"),
 ]
-show.data_table([dict(zip(HEADS, row, strict=True)) for row in ONE_WQE], title="Eleven steps, the same everywhere but in one row")
+title = "Eleven steps, the same everywhere but in one row"
+show.data_table([dict(zip(HEADS, row, strict=True)) for row in ONE_WQE], title=title)
 
 # %% [markdown]
 # Four decisions in it, and why:
@@ -57,17 +60,24 @@ show.data_table([dict(zip(HEADS, row, strict=True)) for row in ONE_WQE], title="
 # %%
 HEADS = ("", "here", "NVSHMEM", "DeepEP V1", "NCCL GIN")
 TO_USERS = [
-    ("put", "put", "nvshmem_putmem_nbi", "nvshmemi_ibgda_put_nbi_warp: a whole warp", "ncclGin::put: one thread, as a rule"),
-    ("signal", "put_signal: 8-byte FETCH_ADD", "nvshmem_putmem_signal_nbi: set or add", "nvshmemi_ibgda_amo_nonfetch_add", "StrongSignal, WeakSignal: Inc, Add"),
+    ("put", "put", "nvshmem_putmem_nbi", "nvshmemi_ibgda_put_nbi_warp", "ncclGin::put"),
+    (
+        *("signal", "put_signal: FETCH_ADD, 8 bytes", "nvshmem_putmem_signal_nbi: set or add"),
+        *("nvshmemi_ibgda_amo_nonfetch_add", "StrongSignal, WeakSignal: Inc, Add"),
+    ),
     ("its QP", "that of the data", "the library's choice", "that of the data", "that of the data"),
-    ("it says", "all before on this QP", "the data it comes with", "a count n, sent as −n−1", "strong: all before; weak: its own put"),
-    ("waits", "wait_signal: acquire.sys", "nvshmem_signal_wait_until", "ld_acquire_sys_global", "ncclGin::waitSignal"),
+    ("it says", "all before on this QP", "its own put", "a count n, sent as −n−1", "strong: all before; weak: its own put"),
+    ("waits", "wait_signal: acquire.sys", "nvshmem_signal_wait_until", "ld_acquire_sys_global", "waitSignal"),
     ("address", "RemoteMemory: address, key", "symmetric heap: own address, PE", "as NVSHMEM", "ncclWindow_t, offset"),
     ("its key", "from whoever registered", "a table", "ibgda_get_lkey_and_rkey", "a window's rkeys[peer]"),
-    ("channel", "(peer, channel) → QP → port, planned", "NUM_RC_PER_PE QPs (2), by CTA; nvshmemx_qp_create", "one QP a channel or local expert", "context × peer → QP"),
+    (
+        *("channel", "(peer, channel) → QP → port, planned", "NUM_RC_PER_PE QPs (2), by CTA; nvshmemx_qp_create"),
+        *("one QP a channel or local expert", "context × peer → QP"),
+    ),
     ("sender's own", "index for wait_completed", "nvshmem_quiet", "", "counter: FETCH_ADD on a companion QP"),
-]  # fmt: skip
-show.data_table([dict(zip(HEADS, row, strict=True)) for row in TO_USERS], title="Data and its signal share a QP wherever we could look")
+]
+title = "Data and its signal share a QP wherever we could look"
+show.data_table([dict(zip(HEADS, row, strict=True)) for row in TO_USERS], title=title)
 
 # %% [markdown]
 # * **One QP a channel** is what Tencent's network team brought to DeepEP, together with IBGDA in place of a CPU proxy: 44 →
@@ -82,7 +92,7 @@ show.data_table([dict(zip(HEADS, row, strict=True)) for row in TO_USERS], title=
 #
 # ## Three orders
 # One row above is not the same everywhere. NCCL rings **twice**, and writes the record in between. Is that wrong? And the
-# other way round, first the bell, then the record? Here are the three, in our words. A fourth lacks a fence.
+# other way round: first the bell, then the record? Here are the three, in our words. A fourth lacks a fence.
 
 # %%
 ORDERS = ("record, bell", "bell, record, bell", "bell, record", "bell, record, bell; no fence")
@@ -93,59 +103,60 @@ using namespace rdmakit;
 RDMAKIT_KERNEL post(QpHandle qp, RemoteMemory to, LocalMemory from, u32 count, u32 order, u64* t) {
     const auto record = [&](u32 next) { store_relaxed<Scope::sys>(qp.dbrec, swap_bytes(next & 0xffff)); };
     const auto bell = [&](u32 next) { mmio_store(qp.doorbell, doorbell_next(qp.qpn, next)); };
-    t[0] = time_ns();
+    // t0
     for (u32 i = 0; i < count; ++i) {
         write_rdma(qp, i, Opcode::write, to.address + 8 * i, to.key, from.address + 8 * i, from.key, 8, kCqUpdate);
         fence<Scope::sys>();  // the WQE before anything that makes the NIC look
-        t[1] = time_ns();
+        // t1
         if (order != 0) bell(i + 1);
         if (order != 2) record(i + 1);
         if (order != 3) fence<Scope::sys>();
-        t[2] = time_ns();
+        // t2
         if (order == 2) record(i + 1);
         else bell(i + 1);
     }
     u32 tail = 0;
     wait_until<Scope::sys>(cqe_tail_address(qp.cq, count - 1), [](u32 cqe) { return cqe >> 28 != 15; }, qp.watch,
                            about(qp, "the last completion", count), &tail);
-    t[3] = time_ns();
+    // t3
 }
 """
 
 
-def launch(world, order, count):
+def launch(world, order, count, code=KERNEL):
     near, far = connected_pair(world.open(host=0), world.open(host=1))
     source, target = (world.array(count, np.uint64, name=name) for name in ("source", "target"))
     source[:], t = 1 + np.arange(count), world.array(4, np.uint64, name="t")
     here, there = near.pd.register(source), far.pd.register(target)
-    kernel = world.compile(KERNEL, name="orders.cu").get_function("post")
+    kernel = world.compile(code, name="orders.cu").get_function("post")
     kernel(1, 32, [near.device_handle(), there.remote(), here, count, ORDERS.index(order), t])
     return source, target, t, (near, far, here, there)
 
 
 # %% [markdown]
 # ## Predict
-# In virtual time, one WRITE, on a NIC that believes the record alone. A fence costs 800 ns. How much earlier does NCCL's order
-# have its completion than ours?
+# One WRITE in virtual time, with a look at the clock at each `// t`, on a NIC that believes the record alone. A fence costs
+# 800 ns. How much earlier does NCCL's order have its completion than ours?
 
 # %% tags=["predict"]
 course.predict("early", "bell, record, bell: how much earlier is the completion?", None, "ns")
 
 # %% tags=["run"]
+with_clock = re.sub(r"// t(\d)", r"t[\1] = time_ns();", KERNEL)
 times = {}
 for order in ORDERS[:3]:
     world = rdmakit.World(hosts=2, ports=1, policy="timed", doorbell="dbrec")
-    source, target, t, _ends = launch(world, order, 1)
+    source, target, t, _ends = launch(world, order, 1, with_clock)
     world.run()
     assert np.array_equal(source, target)
     times[order] = (t - t[0]).tolist()
 lanes = []
 for order, t in times.items():
     words = order.split(", ")
-    lanes += [(order, 0, t[1], "WQE, fence", "fence"), (order, t[1], t[2], f"{', '.join(words[:-1])}, fence", "store")]
+    lanes += [(order, 0, t[1], "WQE, fence", "fill"), (order, t[1], t[2], f"{', '.join(words[:-1])}, fence", "tell")]
     lanes.append((order, t[2], t[3], f"{words[-1]}; waits for the completion", "wait"))
-ours, nccls, reversed_ = (times[order][3] for order in ORDERS[:3])
-title = f"NCCL's order is {ours - nccls} ns of {ours:,} faster; the reverse is too, and it delivers (virtual time, modelled)"
+ours, nccls = (times[order][3] for order in ORDERS[:2])
+title = f"NCCL's order saves {ours - nccls} ns of {ours:,}; so does the reverse, and it delivers (modelled)"
 show.time_lanes(list(times), lanes, title=title)
 
 # %% tags=["plot"]
@@ -189,7 +200,7 @@ replay(two_writes, hung[0], order="bell, record", nic="dbrec")
 # record came, and nobody rang. The **second** bell is for this case. And a NIC that believes the register? It needs no record.
 
 # %% tags=["plot"]
-nics = ["dbrec", "register", "no_dbr"]
+nics = ["dbrec", "register", "no_dbr"]  # the record alone, the larger of the two, the register alone
 counts = [[len(failing(order, nic)) for nic in nics] for order in ORDERS]
 title = "Wherever the record counts, a bell has to follow it, with a fence between"
 show.heat_map(counts, list(ORDERS), nics, unit="seeds of 100 that fail", down="order", across="NIC believes", title=title)
@@ -224,7 +235,8 @@ RDMAKIT_DEVICE void set(u64* at, u64 value) { mmio_store(at, value); }
 RDMAKIT_DEVICE void finish(const Ring& r, u64 from, u64 upto) {
     u64 seen = 0;
     fence<Scope::gpu>();
-    wait_until<Scope::gpu>(r.filled, [from](u64 v) { return v == from; }, r.qp->watch, about(*r.qp, "turn", from), &seen);
+    const Subject who = about(*r.qp, "its turn", from);
+    wait_until<Scope::gpu>(r.filled, [from](u64 v) { return v == from; }, r.qp->watch, who, &seen);
     store_release<Scope::gpu>(r.filled, upto);
 }
 
@@ -255,7 +267,8 @@ RDMAKIT_DEVICE void reap(const Ring& r, u64 upto) {
 
 RDMAKIT_KERNEL post(QpHandle qp, RemoteMemory to, LocalMemory from, u32 count) {
     SqState& s = *qp.state;
-    const Ring r{&qp, &s.reserved, &s.ready, &s.rung, &s.bell, qp.dbrec, qp.cq.dbrec + kDbrecSetCi, qp.doorbell, nullptr};
+    u32* const ci = qp.cq.dbrec + kDbrecSetCi;
+    const Ring r{&qp, &s.reserved, &s.ready, &s.rung, &s.bell, qp.dbrec, ci, qp.doorbell, nullptr};
     for (u32 i = 0; i < count; ++i) {
         const u64 slot = fetch_add<Scope::gpu>(r.taken, u64{1}), at = 8 * slot;
         write_rdma(qp, slot, Opcode::write, to.address + at, to.key, from.address + at, from.key, 8, kCqUpdate);
@@ -287,8 +300,10 @@ def theirs(scene):
     scene.allow_latent_races()
 
 
-for number, line in enumerate(THEIRS.splitlines()[1:], 1):
-    print(f"{number:3}  {line}")
+print("All stores, fences and atomics in it, with the numbers of their lines:")
+for number, line in enumerate(THEIRS.splitlines()):
+    if re.search(r"\bset\(|store|fence<|fetch_|exchange", line):
+        print(f"{number:3}  {line}")
 
 # %% tags=["exercise"] exercise="13.dbr_first"
 # exercise: 13.dbr_first

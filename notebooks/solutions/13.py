@@ -1,7 +1,6 @@
 # %%
 from rdmakit.explore import Explorer
 
-
 # %% exercise="13.dbr_first"
 # exercise: 13.dbr_first
 numbers = {line.strip(): number for number, line in enumerate(THEIRS.splitlines())}  # noqa: F821  the notebook's

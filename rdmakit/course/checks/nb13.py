@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from rdmakit.course.exercise import exercise
@@ -55,7 +57,7 @@ class _Bench:
         self.code = code
 
     def failures(self, kernel: str, nic: str, seeds: range) -> list[Failure]:
-        explorer = Explorer(_scene, code=self.code, kernel=f"{kernel}", nic=nic)
+        explorer = Explorer(_scene, code=self.code, kernel=kernel, nic=nic)
         found = (explorer.one(seed=seed) for seed in seeds)
         return [failure for failure in found if failure is not None]
 
@@ -68,17 +70,22 @@ class _Bench:
         return not self.failures(kernel, nic, range(seeds))
 
 
+def _number(trial: Trial, value: Any, name: str) -> int:
+    trial.is_a(value, int, name)
+    return int(value)
+
+
 def _lines(trial: Trial, bench: _Bench, record: int, bell: int) -> None:
     """Both lines are what they are said to be, by what happens without each, and then with the two exchanged."""
     trial.require(bench.holds("whole", "dbrec"), "the code fails as it is; put THEIRS back as the notebook has it")
     for nic in ("register", "no_dbr"):
         trial.require(
             bench.holds("no_record", nic, _SEEDS),
-            f"without line {record} it fails even on a NIC that needs no record ({nic}): that line does something else",
+            f"without line {record} it fails even on a NIC that needs no record ({nic}): it does something else",
         )
     trial.require(
         bench.never("no_record", "dbrec"),
-        f"without line {record} a NIC that believes nothing but the record still hears of WQEs: that line does not write it",
+        f"without line {record} a NIC that believes the record alone still hears of WQEs: that line does not write it",
     )
     for nic in _NICS:
         trial.require(
@@ -96,36 +103,36 @@ def _lines(trial: Trial, bench: _Bench, record: int, bell: int) -> None:
     "13.dbr_first",
     hints=(
         "Two stores concern the NIC: one of them is to memory, the other to a register. Which are stores to neither?",
-        "The record is 32 bits, big-endian, and says how far the queue is filled, in 16 bits. A CQ has one too, with 24.",
+        "A record is 32 bits, big-endian. A send queue's has 16 of them that count, and says how far it is filled.",
         "A NIC which needs no record never misses one. Look for the seed where the late record is all that there is.",
     ),
     seconds=15.0,
 )
 def dbr_first(trial: Trial, code: object, record: object, bell: object, nic: object, seed: object) -> None:
-    """Lines `record` and `bell` of the code are that; exchanged they fail with `seed` on `nic`, where the code holds."""
+    """Lines `record` and `bell` of the code are that; exchanged, they make it fail with `seed` on `nic`."""
     trial.is_a(code, str, "the code")
     assert isinstance(code, str)
     trial.require(_KERNEL in code, "pass THEIRS, the code that is listed, first")
     last = len(code.splitlines()) - 1
-    for name, number in (("record", record), ("bell", bell)):
-        trial.is_a(number, int, name)
-        trial.require(1 <= int(number) <= last, f"{name} is a line's number, 1 to {last}; got {number}")  # type: ignore[call-overload]
-    trial.require(record != bell, f"record and bell are two lines; both are {record}")
+    one, other = (_number(trial, value, name) for name, value in (("record", record), ("bell", bell)))
+    for name, line in (("record", one), ("bell", other)):
+        trial.require(1 <= line <= last, f"{name} is a line's number, 1 to {last}; got {line}")
+    trial.require(one != other, f"record and bell are two lines; both are {one}")
     trial.is_a(nic, str, "nic")
     trial.require(nic in _NICS, f"nic is one of {', '.join(_NICS)}; got {nic!r}")
-    trial.is_a(seed, int, "seed")
-    trial.require(0 <= int(seed) < 2**63, f"seed is a number from 0 on; got {seed}")  # type: ignore[call-overload]
     assert isinstance(nic, str)
-    one, other, number = int(record), int(bell), int(seed)  # type: ignore[call-overload]
+    number = _number(trial, seed, "seed")
+    trial.require(0 <= number < 2**63, f"seed is a number from 0 on; got {number}")
     bench = _Bench(_variants(code, one, other))
     try:
         _lines(trial, bench, one, other)
         failed = bench.failures("swapped", nic, range(number, number + 1))
         whole = bench.holds("whole", nic)
-    except CompileError as error:
+    except CompileError:
+        # The compiler speaks of a file that the learner does not see.
         raise Wrong(
-            f"with lines {one} and {other} exchanged, or without one of them, it does not compile "
-            f"({error.rule or error.what}): are both whole statements, and of one function?",
+            f"with lines {one} and {other} exchanged, or without one of them, it does not compile: "
+            "are both whole statements, and of one function?",
             "exception",
         ) from None
     except RdmakitError as error:
