@@ -23,8 +23,9 @@ course.begin()
 # ## The picture: the way of one WQE, in four languages
 # **NVSHMEM**'s IBGDA is the oldest. **DeepEP V1** has a copy of its device code, changed for its own needs. **NCCL**'s GIN
 # (GPU-initiated networking) has backends: in *GDAKI* the GPU rings the NIC, by NVIDIA's library DOCA GPUNetIO; in *proxy* a
-# CPU thread does. DeepEP V2 stands on GIN. A `…` below stands for `doca_gpu_dev_verbs_`. Names alone, no code: NVSHMEM, and
-# with it DeepEP's `ibgda_device.cuh`, are under a licence of NVIDIA's that is not an open one. Their code is to be read there.
+# CPU thread does. DeepEP V2 stands on GIN. A `…` below stands for `doca_gpu_dev_verbs_`; an empty cell, for no name that is public.
+# Names alone, no code: NVSHMEM, and with it DeepEP's `ibgda_device.cuh`, are under a licence of NVIDIA's that is not an open
+# one. Read them in their own repositories.
 
 # %% tags=["picture"]
 HEADS = ("step", "here", "NVSHMEM IBGDA", "DeepEP V1", "NCCL GIN, GDAKI")
@@ -41,8 +42,8 @@ ONE_WQE = [
     ("completion", "poll_cq", "cons_idx", "ibgda_poll_cq", "…poll_cq_at; three kinds of CQ"),
     ("all of them", "quiet", "nvshmem_quiet", "nvshmemi_ibgda_quiet", "ncclGin::flush"),
 ]
-title = "Eleven steps, the same everywhere but in one row"
-show.data_table([dict(zip(HEADS, row, strict=True)) for row in ONE_WQE], title=title)
+title = "Eleven steps, under other names. In the order of record and bell NCCL differs"
+show.data_table([dict(zip(HEADS, row, strict=True)) for row in ONE_WQE], title=title, marked=[8])
 
 # %% [markdown]
 # Four decisions in it, and why:
@@ -51,7 +52,7 @@ show.data_table([dict(zip(HEADS, row, strict=True)) for row in ONE_WQE], title=t
 #   caller (`ncclGinOptFlagsAggregateRequests`), here it is `QpHandle.batch`. Fewer bells cost latency and save fences.
 # * **Who rings.** Where the GPU may not write to the NIC's page, a CPU thread rings (`NVSHMEM_IBGDA_NIC_HANDLER`): the GPU
 #   leaves its index in memory. That is one store more that looks like a doorbell, and is none.
-# * **Which CQE.** DOCA asks for a CQE for every WQE, so index equals index. Here only the last of a put has one.
+# * **Which CQE.** DOCA's puts and signals ask for a CQE for every WQE, so index equals index. Here only the last of a put has one.
 # * **An error.** In NCCL 2.30.7 a CQE in error counts as "not yet", and GDAKI's kernels wait on
 #   ([NCCL #2383](https://github.com/NVIDIA/nccl/issues/2383)). Here it ends the wait and names QP, index and syndrome.
 #
@@ -91,7 +92,7 @@ show.data_table([dict(zip(HEADS, row, strict=True)) for row in TO_USERS], title=
 #   words has a bit that says "written". Words may arrive in any order, and no fence stands between: `eager`, of notebook 09.
 #
 # ## Three orders
-# One row above is not the same everywhere. NCCL rings **twice**, and writes the record in between. Is that wrong? And the
+# Back to the marked row of the first table. NCCL rings **twice**, and writes the record in between. Is that wrong? And the
 # other way round: first the bell, then the record? Here are the three, in our words. A fourth lacks a fence.
 
 # %%
