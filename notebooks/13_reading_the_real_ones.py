@@ -23,7 +23,7 @@ course.begin()
 # ## The picture: the way of one WQE, in four languages
 # **NVSHMEM**'s IBGDA is the oldest. **DeepEP V1** has a copy of its device code, changed for its own needs. **NCCL**'s GIN
 # (GPU-initiated networking) has backends: in *GDAKI* the GPU rings the NIC, by NVIDIA's library DOCA GPUNetIO; in *proxy* a
-# CPU thread does. DeepEP V2 stands on GIN. A `…` below stands for `doca_gpu_dev_verbs_`; an empty cell, for no name that is public.
+# CPU thread does. DeepEP V2 stands on GIN. A `…` below stands for `doca_gpu_dev_verbs_`; an empty cell, for no name that we know.
 # Names alone, no code: NVSHMEM, and with it DeepEP's `ibgda_device.cuh`, are under a licence of NVIDIA's that is not an open
 # one. Read them in their own repositories.
 
