@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from rdmakit.show.figure import columns as line_up
-from rdmakit.show.svg import element, join
+from rdmakit.show.svg import Markup, element, join
 from rdmakit.show.units import digits
 
 _CELL = (
@@ -58,9 +58,9 @@ class Table:
         for i, row in enumerate(self.rows):
             style = "background:rgba(230,159,0,.25)" if i in self.marked else "background:transparent"
             texts = [_text(cell) for cell in row]
-            wraps = ["" if max(map(len, t.split()), default=0) > _LONG else whole for t in texts]
+            wraps = ["" if max(map(len, _pieces(t)), default=0) > _LONG else whole for t in texts]
             cells = (
-                element("td", text, style=_CELL + a + wrap)
+                element("td", _breakable(text), style=_CELL + a + wrap)
                 for text, a, wrap in zip(texts, align, wraps, strict=True)
             )
             body.append(element("tr", *cells, style=style))
@@ -89,6 +89,22 @@ def _text(value: object) -> str:
     if isinstance(value, (bytes, bytearray)):
         return value.hex(" ")
     return str(value)
+
+
+def _pieces(text: str) -> list[str]:
+    """What is to stay on one line: words, and of a long name what lies between its underscores."""
+    return [p for word in text.split() for p in (word.split("_") if len(word) > _LONG else [word])]
+
+
+def _breakable(text: str) -> Markup:
+    """A long name may be broken behind an underscore; copied, it is the name still."""
+    parts: list[str] = []
+    for n, word in enumerate(text.split(" ")):
+        parts += [" "] * (n > 0)
+        for i, part in enumerate(word.split("_") if len(word) > _LONG else [word]):
+            parts += ["_", element("wbr")] * (i > 0)
+            parts.append(part)
+    return join(parts)
 
 
 def _plain(value: object) -> object:

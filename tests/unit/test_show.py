@@ -308,6 +308,16 @@ def test_data_table_escapes():
     assert "<script>" not in show.data_table([{"<script>": "<script>"}], title="<script>")._repr_html_()
 
 
+def test_data_table_breaks_a_long_name_behind_its_underscores_only():
+    name = "doca_gpu_dev_verbs_reserve_wq_slots"
+    html = show.data_table([{"name": f"{name} <a_b>", "hex": "0123456789abcdef" * 2}], title="t")._repr_html_()
+    assert name.replace("_", "_<wbr/>") + " &lt;a_b&gt;" in html
+    cells = ElementTree.fromstring(html).findall(".//td")
+    assert "".join(cells[0].itertext()) == f"{name} <a_b>"
+    assert "overflow-wrap:normal" in cells[0].get("style", "")
+    assert "overflow-wrap:normal" not in cells[1].get("style", "")
+
+
 @few
 @given(words, st.floats(20, 400), st.floats(8, 20), st.booleans())
 def test_text_keeps_to_its_limit(text, limit, size, mono):
