@@ -23,8 +23,8 @@ NAMES = {
         "LogSize": "log_cq_size", "Eqn": "c_eqn", "Consumer": "consumer_counter", "Producer": "producer_counter",
     }),
     "mkc": ("SwMkc", {
-        "AccessMode4To2": "access_mode_4_2", "AccessMode1To0": "access_mode_1_0", "RelaxedWrite": "relaxed_ordering_write",
-        "Umr": "umr_en", "Atomic": "a", "RemoteWrite": "rw", "RemoteRead": "rr", "LocalWrite": "lw", "LocalRead": "lr",
+        "AccessMode4To2": "access_mode_4_2", "AccessMode1To0": "access_mode_1_0",
+        "RelaxedWrite": "relaxed_ordering_write", "Umr": "umr_en", "Atomic": "a", "RemoteWrite": "rw", "RemoteRead": "rr", "LocalWrite": "lw", "LocalRead": "lr",
         "LowByte": "mkey_7_0", "Start": "start_addr", "Length": "len",
     }),
     "hca_cap": ("CmdHcaCap", {
@@ -32,7 +32,8 @@ NAMES = {
         "LogMaxMrSize": "log_max_mrw_sz", "Rts2RtsUdpSport": "rts2rts_udp_sport",
         "Rts2RtsLagPort": "rts2rts_lag_tx_port_affinity", "Init2LagPort": "init2_lag_tx_port_affinity",
         "ScatterToCqe": "sctr_data_cqe", "LogPage": "log_pg_sz", "BlueFlame": "bf", "MaxWqeSq": "max_wqe_sz_sq",
-        "MaxWqeRq": "max_wqe_sz_rq", "GeneralObjects": "general_obj_types", "UarsPerPage": "num_of_uars_per_page", "Uar4k": "uar_4k",
+        "MaxWqeRq": "max_wqe_sz_rq", "GeneralObjects": "general_obj_types", "UarsPerPage": "num_of_uars_per_page",
+        "Uar4k": "uar_4k",
     }),
 }  # fmt: skip
 # There in two halves.
