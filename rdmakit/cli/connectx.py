@@ -53,7 +53,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument("--nics", type=int, default=2, help="how many (default 2)")
     parser.add_argument(
-        "--lag", default="none", choices=("none", "hash", "affinity"), help="bond two ports into each NIC (default none)"
+        "--lag", default="none", choices=("none", "hash", "affinity"), help="bond two ports in each NIC (default none)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     parser.add_argument("program", nargs=argparse.REMAINDER, help="the command and its arguments, after --")

@@ -19,7 +19,7 @@ class Side:
 
     def __init__(self, device: str, nbytes: int) -> None:
         self.context = rdmakit.open(device)
-        self.cq = self.context.create_cq(64)
+        self.cq = self.context.create_cq(128)
         self.qp = self.context.alloc_pd().create_qp(self.cq, rq_wqes=8)
         rights = "local_write|remote_write|remote_read|remote_atomic"
         self.mr = self.qp.pd.register(np.full(nbytes, 0xA5, np.uint8), rights)

@@ -1,4 +1,4 @@
-"""Queue pairs created by command, in memory of our own, through libmlx5's DevX: what a GPU that posts by itself needs."""
+"""Queue pairs created by command, in memory of our own, by libmlx5's DevX: what a GPU that posts by itself needs."""
 
 import ctypes
 import errno
@@ -9,8 +9,27 @@ import time
 import numpy as np
 import pytest
 from mlx5_commands import (
-    ALLOC_PD, CAPABILITY, CQC, CREATE_CQ, CREATE_MKEY, CREATE_QP, INIT2RTR, MKC, PATH, QPC, QUERY_CQ, QUERY_HCA_CAP,
-    QUERY_QP, RST2INIT, RTR2RTS, RTS2RTS, TO_ERR, Command, Device, Refused, field,
+    ALLOC_PD,
+    CAPABILITY,
+    CQC,
+    CREATE_CQ,
+    CREATE_MKEY,
+    CREATE_QP,
+    INIT2RTR,
+    MKC,
+    PATH,
+    QPC,
+    QUERY_CQ,
+    QUERY_HCA_CAP,
+    QUERY_QP,
+    RST2INIT,
+    RTR2RTS,
+    RTS2RTS,
+    TO_ERR,
+    Command,
+    Device,
+    Refused,
+    field,
 )  # fmt: skip
 
 import rdmakit
@@ -49,9 +68,9 @@ class End:
         self.data.bytes[:] = 0xA5
         umem = {m: device.umem(m.address, m.bytes.size) for m in (self.rings, self.records, self.cqes, self.data)}
         self.cq, self.cqn = device.create(Command(CREATE_CQ, 272, {
-            (CQC + 0x6, 1): 1, (CQC + 0xB, 1): collapsed, (CQC + 0xE, 1): collapsed, (CQC + 0x20, 32): umem[self.records],
-            (CQC + 0x63, 5): LOG_CQ, (CQC + 0x68, 24): self.uar.page_id, (CQC + 0x1C0, 64): 64,
-            (0x2C0, 32): umem[self.cqes], (0x2E0, 1): 1,
+            (CQC + 0x6, 1): 1, (CQC + 0xB, 1): collapsed, (CQC + 0xE, 1): collapsed,
+            (CQC + 0x20, 32): umem[self.records], (CQC + 0x63, 5): LOG_CQ, (CQC + 0x68, 24): self.uar.page_id,
+            (CQC + 0x1C0, 64): 64, (0x2C0, 32): umem[self.cqes], (0x2E0, 1): 1,
         }))  # fmt: skip
         self.qp, self.qpn = device.create(Command(CREATE_QP, 272, {
             (QPC + 0x13, 2): 3, (QPC + 0x28, 24): self.pd, (QPC + 0x51, 4): LOG_SQ, (QPC + 0x68, 24): self.uar.page_id,

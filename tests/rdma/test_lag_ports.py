@@ -40,7 +40,7 @@ def sent(device):
 @pytest.fixture
 def bonded(devices):
     if not all(netdevs(device) for device in devices):
-        pytest.skip("no bonded devices: rdmakit connectx --lag affinity -- python -m pytest tests/rdma/test_lag_ports.py")
+        pytest.skip("no bonded devices: rdmakit connectx --lag affinity -- python -m pytest tests/rdma")
     return devices
 
 
@@ -59,7 +59,9 @@ def copy(ends, rng):
     assert np.array_equal(source.bytes, target.bytes)
 
 
-emulated = pytest.mark.skipif("SYSFS_PATH" not in os.environ, reason="a kernel does not count RDMA's bytes by link in sysfs")
+emulated = pytest.mark.skipif(
+    "SYSFS_PATH" not in os.environ, reason="a kernel does not count RDMA's bytes by link in sysfs"
+)
 
 
 @emulated
@@ -122,7 +124,6 @@ def test_ports_that_there_are_not(bonded, ends):
 
 @emulated
 def test_counters_are_those_of_both_links(bonded, ends, rng):
-    near, far = ends
     files = [Path(sysfs.default_root(), "class/infiniband", d, "ports/1/counters") for d in bonded]
     words = [sysfs.read_int(files[0] / "port_xmit_data"), sysfs.read_int(files[1] / "port_rcv_data")]
     copy(ends, rng)

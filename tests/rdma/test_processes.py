@@ -104,12 +104,10 @@ def test_many_messages_stay_in_order(sides, rng):
     assert int.from_bytes(content[1024:1032].tobytes(), "little") == start + 20
 
 
-def test_atomics_of_both_processes_add_up(sides, rng):
+def test_atomics_of_another_process_add_up(sides, rng):
     here, other = sides
     value, times = int(rng.integers(1, 1 << 40)), 50
-    # Both add to this end's first word: here through a queue pair to itself it would be another path, so the other end adds
-    # while this one watches the sum grow.
-    here.mr.bytes[:8] = 0
+    here.mr.bytes[:8] = 0  # the other end adds, while this one watches the sum grow
     word = here.mr.bytes[:8].view(np.uint64)
     other.start("add", value=value, times=times)
     seen = [0]

@@ -2,8 +2,8 @@
 
     python tests/unit/rdma_core_suite.py            run every module and write the table anew
 
-The suite is Debian's python3-pyverbs (/usr/share/doc/rdma-core/tests), run unmodified by the system's Python. Modules that
-build commands need scapy (`pip install scapy`, or python3-scapy).
+The suite is Debian's python3-pyverbs (/usr/share/doc/rdma-core/tests), run unmodified by the system's Python. Modules
+that build commands need scapy (`pip install scapy`, or python3-scapy).
 """
 
 import gzip
@@ -99,7 +99,8 @@ def main() -> int:
     for result in results:
         print(f"{result.name}: {result.passed} of {result.total}, exit status {result.status}")
     text = PAGE.read_text()
-    begin, end = text.index("| module | pass | | module | pass |"), text.index("\n\n", text.index("| module | pass |")) + 1
+    begin = text.index("| module | pass |")
+    end = text.index("\n\n", begin) + 1
     PAGE.write_text(text[:begin] + table(results) + text[end:])
     return 0
 

@@ -11,7 +11,8 @@ void Hca::enter_error(QueuePair& qp) {
     qp.info.state = QpState::err;
     ports_->remove(qp);
     qp.stalled = false;
-    qp.away = 0;
+    qp.away.clear();
+    qp.away_blocked = false;
     ++qp.epoch;  // responses under way find nobody
     if (qp.timed) qp.timed->restart(qp.completed);
     if (qp.flight) qp.flight->requests.clear();

@@ -117,6 +117,7 @@ class Hca {
     // and go on with what was sent there. `data`: what a request brings, what an answer brings.
     RemoteAnswer serve(const RemoteRequest& request, std::vector<u8>& data, Hca& from);
     void answered(const RemoteAnswer& answer, std::vector<u8>& data);
+    void unanswered(u32 qpn);  // what was sent there is lost
     // Stepwise: appends what can be done next, the calmest first; takes one of them; who does it, to the memory model.
     void next_steps(std::vector<HcaStep>& out);
     void take(const HcaStep& step);
@@ -179,7 +180,9 @@ class Hca {
 
     // remote.cpp
     bool is_remote(const QueuePair& qp) const;
+    bool must_wait(const QueuePair& qp, const DecodedWqe& wqe) const;
     void send_away(QueuePair& qp, Transfer& transfer);
+    void send_again(QueuePair& qp, bool receiver_not_ready);
 
     // sequence.cpp
     bool many_paths(const QueuePair& qp) const;

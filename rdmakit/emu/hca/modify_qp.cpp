@@ -93,7 +93,8 @@ void Hca::reset_queues(QueuePair& qp) {
     qp.rnr_tries = qp.timeouts = qp.turns_left = 0;
     qp.stalled = qp.stalled_on_receiver = false;
     qp.communicated = qp.draining = false;
-    qp.away = 0;
+    qp.away.clear();
+    qp.away_blocked = false;
     qp.peer = {};
     qp.info.udp_source_port = qp.info.lag_affinity = 0;
     ++qp.epoch;
@@ -106,8 +107,7 @@ void Hca::reset_queues(QueuePair& qp) {
 
 // SQD: what was sent is completed, nothing more is sent. The event comes once, when the last completion is there.
 void Hca::drained(QueuePair& qp) {
-    if (!qp.draining || qp.state() != QpState::sqd || qp.completed != qp.issued || qp.away != 0)
-        return;
+    if (!qp.draining || qp.state() != QpState::sqd || qp.completed != qp.issued) return;
     qp.draining = false;
     if (qp.info.attr.en_sqd_async_notify) report(AsyncEventType::sq_drained, qp.info.qpn);
 }

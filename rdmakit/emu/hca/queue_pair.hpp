@@ -1,6 +1,7 @@
 // queue_pair.hpp — the state of one RC queue pair: rings, connection, retry counts, where its packets leave.
 // Leans on completion_queue.hpp and fabric.hpp. Plain data; requester.cpp, responder.cpp and timed.cpp act on it.
 #pragma once
+#include <deque>
 #include <memory>
 
 #include "completion_queue.hpp"
@@ -104,10 +105,6 @@ struct QueuePairState {
     bool communicated = false;  // COMM_EST was reported
     bool draining = false;      // in SQD, SQ_DRAINED still to come
 
-    u32 away = 0;         // ticket of the request that another process has; 0: none
-    u32 last_ticket = 0;
-    DecodedWqe away_wqe{};
-
     bool queued = false;  // is in the list of the port `queued_at`
     u32 queued_at = 0;
     QueuePair* previous = nullptr;
@@ -118,7 +115,16 @@ struct QueuePairState {
     EarlyRecord early;
 };
 
+// A request that another process has (remote.cpp).
+struct AwayRequest {
+    u32 ticket, psn;
+    DecodedWqe wqe;
+};
+
 struct QueuePair : QueuePairState {
+    std::deque<AwayRequest> away;  // in the order of the send queue
+    bool away_blocked = false;     // the next one waits for an answer
+    u32 last_ticket = 0;
     std::unique_ptr<TimedQueue> timed;
     std::shared_ptr<Flight> flight;  // stepwise only
     OwnedMemory owned_sq, owned_rq, owned_dbrec;
@@ -126,7 +132,7 @@ struct QueuePair : QueuePairState {
     QpState state() const { return info.state; }
     u64 sq_entries() const { return 1ull << sq.log_bbs; }
     bool has_work() const {
-        return info.state == QpState::rts && !stalled && away == 0 && issued != producer && !(timed && timed->blocked);
+        return info.state == QpState::rts && !stalled && !away_blocked && issued != producer && !(timed && timed->blocked);
     }
     // Receive WQEs that the record shows and that are not consumed; over the ring's size if the record makes no sense.
     u32 receives_available() const {

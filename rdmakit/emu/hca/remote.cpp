@@ -1,8 +1,9 @@
 // remote.cpp — untimed: a request leaves for another process, is executed there, and its answer comes back.
 // Leans on remote.hpp and on the steps of requester.cpp and sequence.cpp, which are the same for a peer close by.
 //
-// One request of a queue pair is under way at a time: WQEs complete in order without a retransmission window. What comes
-// back late, after the queue pair was reset or has failed, carries a ticket that nobody waits for.
+// Several requests of a queue pair are under way. The wire keeps their order and loses none, so answers come in order too;
+// when one says that its request has to be sent again, so have all behind it (go back N), and answers to those carry tickets
+// that nobody waits for.
 #include "remote.hpp"
 
 #include "hca.hpp"
@@ -10,9 +11,31 @@
 #include "port.hpp"
 
 namespace rdmakit::emu {
+namespace {
+
+constexpr std::size_t kMostAway = 64;
+constexpr u64 kMostBytesAway = 1 << 20;  // beyond the first request
+
+}  // namespace
 
 bool Hca::is_remote(const QueuePair& qp) const {
     return qp.peer.hca != nullptr && environment_.elsewhere(qp.info.attr.dest_qp_num);
+}
+
+// May `wqe` not follow yet what is under way?
+bool Hca::must_wait(const QueuePair& qp, const DecodedWqe& wqe) const {
+    if (stays_at_home(wqe.opcode) || qp.away.size() >= kMostAway) return true;
+    u64 bytes = wqe.bytes;
+    u32 reads = 0;
+    for (const AwayRequest& request : qp.away) {
+        bytes += request.wqe.bytes;
+        reads += is_read_or_atomic(request.wqe.opcode);
+    }
+    // A fence waits for earlier READs and atomics, strong ordering for everything.
+    const u32 ordering = wqe.fm_ce_se & kFenceMode;
+    const bool fenced = ordering == kReadAtomicFence || ordering == kFence;
+    return bytes > kMostBytesAway || ordering == kStrongOrder || (reads != 0 && fenced) ||
+           (is_read_or_atomic(wqe.opcode) && reads >= qp.info.attr.max_rd_atomic);
 }
 
 void Hca::send_away(QueuePair& qp, Transfer& transfer) {
@@ -32,12 +55,29 @@ void Hca::send_away(QueuePair& qp, Transfer& transfer) {
     gather_pieces(transfer.local, data.data(), data.size());
     const bool left = depart(qp, transfer);
     request.sent_from = transfer.port;
+    qp.away.push_back({request.ticket, transfer.psn, wqe});
+    take_up(qp, wqe);
     if (!left || !environment_.carry(*this, *qp.peer.hca, request, data)) {
-        stall(qp, wqe, false);
-        return;
+        if (qp.away.size() == 1)
+            send_again(qp, false);
+        else
+            qp.away_blocked = true;  // what is before it comes to the same, and says so first
     }
-    qp.away = request.ticket;
-    qp.away_wqe = wqe;
+}
+
+// Everything from the first request that is under way.
+void Hca::send_again(QueuePair& qp, bool receiver_not_ready) {
+    const AwayRequest first = qp.away.front();
+    qp.away.clear();
+    qp.away_blocked = false;
+    qp.issued = first.wqe.bb;
+    qp.next_psn = first.psn;
+    stall(qp, first.wqe, receiver_not_ready);
+}
+
+void Hca::unanswered(u32 qpn) {
+    QueuePair* const qp = find_qp(qpn);
+    if (qp != nullptr && !qp->away.empty()) send_again(*qp, false);
 }
 
 // As the responder. What a READ returns is copied to `data`.
@@ -76,14 +116,12 @@ RemoteAnswer Hca::serve(const RemoteRequest& request, std::vector<u8>& data, Hca
     return answer;
 }
 
-// As the requester: `answer` is here, or its request is given up (Outcome::lost).
 void Hca::answered(const RemoteAnswer& answer, std::vector<u8>& data) {
     QueuePair* const found = find_qp(answer.qpn);
-    if (found == nullptr || answer.ticket == 0 || found->away != answer.ticket) return;
+    if (found == nullptr || found->away.empty() || found->away.front().ticket != answer.ticket) return;
     QueuePair& qp = *found;
-    qp.away = 0;
     Transfer transfer;
-    transfer.wqe = qp.away_wqe;
+    transfer.wqe = qp.away.front().wqe;
     const DecodedWqe& wqe = transfer.wqe;
     Outcome outcome = answer.outcome;
     if (outcome.kind != Outcome::lost) {
@@ -95,6 +133,12 @@ void Hca::answered(const RemoteAnswer& answer, std::vector<u8>& data) {
             ports_->count_rcv(back, response_packets(wqe, qp.mtu_shift, answer.header_octets, outcome.kind == Outcome::done));
         }
     }
+    if (outcome.kind != Outcome::done && outcome.kind != Outcome::refused) {
+        send_again(qp, outcome.kind == Outcome::not_ready);
+        return;
+    }
+    qp.away.pop_front();
+    qp.away_blocked = false;
     if (outcome.kind == Outcome::done && is_read_or_atomic(wqe.opcode)) {
         // Keys may have gone since the request left.
         const Syndrome fault = wqe.atomic_width == 0 && data.size() != wqe.bytes ? Syndrome::bad_response
@@ -105,11 +149,6 @@ void Hca::answered(const RemoteAnswer& answer, std::vector<u8>& data) {
         }
         outcome.memory = data.data();
     }
-    if (outcome.kind != Outcome::done && outcome.kind != Outcome::refused) {
-        stall(qp, wqe, outcome.kind == Outcome::not_ready);
-        return;
-    }
-    take_up(qp, wqe);
     finish(qp, transfer, outcome);
     drained(qp);
     if (qp.has_work()) enqueue(qp);

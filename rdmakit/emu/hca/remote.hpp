@@ -12,7 +12,7 @@ namespace rdmakit::emu {
 struct RemoteRequest {
     DecodedWqe wqe;
     u32 source_qpn = 0, dest_qpn = 0;
-    u32 ticket = 0;      // comes back with the answer
+    u32 ticket = 0;      // comes back with the answer; those of a queue pair never repeat
     u32 psn = 0, mtu_shift = 0, header_octets = 0;
     u32 connection = 0;  // counts the requester's connections
     u32 sent_from = 0;   // the physical port by which it left

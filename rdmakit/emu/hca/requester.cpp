@@ -49,6 +49,10 @@ Syndrome Hca::begin(QueuePair& qp, Transfer& transfer) {
 void Hca::step(QueuePair& qp) {
     Transfer transfer;
     const Syndrome fault = begin(qp, transfer);
+    if (!qp.away.empty() && (fault != Syndrome::none || must_wait(qp, transfer.wqe))) {
+        qp.away_blocked = true;  // completions stay in order
+        return;
+    }
     if (fault != Syndrome::none) {
         fail(qp, transfer.wqe, fault);
         return;

@@ -54,7 +54,9 @@ bool Machine::carry(Hca& from, Hca& to, const RemoteRequest& request, const std:
     const RequestHead head{{Head::request, index_of(from), index_of(to)}, request};
     const u32 process = request.dest_qpn >> kQpnBits;
     if (!wire_.send(process, &head, sizeof head, data.data(), data.size())) return false;
-    pending_[{&from, request.source_qpn}] = {request.ticket, process, monotonic_ns()};
+    Pending& pending = pending_[{&from, request.source_qpn}];
+    if (pending.requests++ == 0) pending.since_ns = monotonic_ns();
+    pending.process = process;
     return true;
 }
 
@@ -78,7 +80,10 @@ void Machine::take(u32 from, const u8* message, std::size_t bytes) {
         AnswerHead whole;
         if (!split(message, bytes, &whole, &data)) return;
         const auto found = pending_.find({hcas_[head.to].get(), whole.answer.qpn});
-        if (found != pending_.end() && found->second.ticket == whole.answer.ticket) pending_.erase(found);
+        if (found != pending_.end()) {
+            found->second.since_ns = monotonic_ns();
+            if (--found->second.requests == 0) pending_.erase(found);
+        }
         hcas_[head.to]->answered(whole.answer, data);
     }
 }
@@ -86,7 +91,6 @@ void Machine::take(u32 from, const u8* message, std::size_t bytes) {
 // Requests that nobody will answer any more are lost; what that means to their queue pairs is the HCA's to say.
 void Machine::give_up(u64 now_ns) {
     last_check_ns_ = now_ns;
-    std::vector<u8> nothing;
     // Whoever has ended may have answered before.
     for (const auto& [requester, pending] : pending_) {
         if (wire_.alive(pending.process)) continue;
@@ -95,19 +99,15 @@ void Machine::give_up(u64 now_ns) {
     }
     for (auto at = pending_.begin(); at != pending_.end();) {
         const Pending pending = at->second;
+        const auto [hca, qpn] = at->first;
         const bool alive = wire_.alive(pending.process);
         if (alive && now_ns < pending.since_ns + kPatienceNs) {
             ++at;
             continue;
         }
         if (!alive) wire_.forget(pending.process);
-        RemoteAnswer lost;
-        lost.qpn = at->first.second;
-        lost.ticket = pending.ticket;
-        lost.outcome.kind = Outcome::lost;
-        Hca* const hca = at->first.first;
         at = pending_.erase(at);
-        hca->answered(lost, nothing);
+        hca->unanswered(qpn);
     }
 }
 

@@ -97,8 +97,8 @@ class Machine final : public Environment {
     // between_processes.cpp
     static constexpr u32 kQpnBits = 15;  // of a QP number; above them is its process's number
     struct Pending {
-        u32 ticket, process;
-        u64 since_ns;
+        u32 process, requests;
+        u64 since_ns;  // the last answer, or the first request
     };
     u32 index_of(const Hca& hca) const;
     bool move_wire();

@@ -1,7 +1,7 @@
 """The files that a kernel with ConnectX NICs would show: what libibverbs reads before it opens anything.
 
-Leans on errors. Attribute names and formats: Linux Documentation/ABI/stable/sysfs-class-infiniband. Counters are files that
-hold 0; a program on the emulated NICs that opens one reads what has been counted (counters.cpp).
+Leans on errors. Attribute names and formats: Linux Documentation/ABI/stable/sysfs-class-infiniband. Counters are files
+that hold 0; a program on the emulated NICs that opens one reads what has been counted (counters.cpp).
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ class Nic:
 
     def __post_init__(self) -> None:
         if self.lag not in LAG_MODES:
-            raise BadArgument("no such LAG mode", value=self.lag, rule=", ".join(LAG_MODES), remedy="choose one of them")
+            raise BadArgument("no such LAG mode", value=self.lag, rule=", ".join(LAG_MODES), remedy="choose one")
         if self.lag != "none" and len(self.addresses) != 1:
             raise BadArgument(
-                "a bonded device has one port", value=self.addresses, rule="one address", remedy="give the bond's address"
+                "a bonded device has one port", value=self.addresses, rule="one address", remedy="give the bond's"
             )
 
     def netdevs(self, number: int) -> tuple[str, ...]:
