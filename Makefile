@@ -39,7 +39,8 @@ explore: $(VENV)/.test
 LAB_SECONDS ?= 900
 # Both suites in one process: an emulated processor takes a minute to start pytest.
 lab: export RDMAKIT_DEVICES := h0r0
-lab: export RDMAKIT_LAB_FIGURES := /out/figures.json
+lab: export RDMAKIT_LAB_RECORD := /out/record.json
+lab: export RDMAKIT_LAB_COMMIT = $(shell git describe --always --dirty=+changes 2>/dev/null)
 lab: export PYTEST_DISABLE_PLUGIN_AUTOLOAD := 1
 lab: $(VENV)/.test
 	$(PY) -m rdmakit lab --host 0 --seconds $(LAB_SECONDS) --out build/lab -- \

@@ -29,12 +29,7 @@ def main() -> int:
         print("this is for two hosts: rdmakit lab --host each -- python tutorials/both_ports.py")
         return 0
     rank = int(os.environ["RANK"])
-    line = line_to_the_other(rank, os.environ["MASTER_ADDR"], int(os.environ.get("MASTER_PORT", 29500)))
-
-    def swap(mine):
-        print(json.dumps(mine), file=line, flush=True)
-        return json.loads(line.readline())
-
+    swap = line_to_the_other(rank, os.environ["MASTER_ADDR"], int(os.environ.get("MASTER_PORT", 29500)))
     preset = load("h20-cx7-roce-unbonded").changed(hosts=2, gpus_per_host=1, nics_per_gpu=1)
     plan = make_plan(preset, channels=CHANNELS)
     devices = [rdmakit.open(f"h{rank}r{port}") for port in (0, 1)]

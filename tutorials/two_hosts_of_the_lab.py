@@ -8,6 +8,7 @@ UDP packets between them. Between two ConnectX this file runs as it is: name the
 on each host with RANK and MASTER_ADDR.
 """
 
+import contextlib
 import json
 import os
 import socket
@@ -23,15 +24,21 @@ LETTERS = [b"the first of three", b"the second, which cannot overtake", b""]
 
 
 def line_to_the_other(rank: int, address: str, port: int):
-    """A socket between both hosts, as a file: what ends must know of each other travels there, once."""
+    """`swap(mine)` gives the other host's: what ends must know of each other travels over a socket, a line each."""
+    line = None
     if rank == 0:
         with socket.create_server((address, port)) as server:
-            return server.accept()[0].makefile("rw")
-    while True:
-        try:
-            return socket.create_connection((address, port), timeout=30).makefile("rw")
-        except ConnectionRefusedError:  # it starts later
-            continue
+            line = server.accept()[0]
+    while line is None:
+        with contextlib.suppress(ConnectionRefusedError):  # it starts later
+            line = socket.create_connection((address, port), timeout=30)
+    there, here = line.makefile("w"), line.makefile("r")
+
+    def swap(mine):
+        print(json.dumps(mine), file=there, flush=True)
+        return json.loads(here.readline())
+
+    return swap
 
 
 def main() -> int:
@@ -39,12 +46,7 @@ def main() -> int:
         print("this is for two hosts: rdmakit lab --host each -- python tutorials/two_hosts_of_the_lab.py")
         return 0
     rank = int(os.environ["RANK"])
-    line = line_to_the_other(rank, os.environ["MASTER_ADDR"], int(os.environ.get("MASTER_PORT", 29500)))
-
-    def swap(mine):
-        print(json.dumps(mine), file=line, flush=True)
-        return json.loads(line.readline())
-
+    swap = line_to_the_other(rank, os.environ["MASTER_ADDR"], int(os.environ.get("MASTER_PORT", 29500)))
     with rdmakit.open(os.environ.get("RDMAKIT_DEVICE", f"h{rank}r0")) as context:
         print(f"{context.device.name}, {context.device.where}: {context.port(1)}")
         pd = context.alloc_pd()

@@ -152,19 +152,29 @@ def download_kernel(folder: Path | None = None) -> Kernel:
                 "the lab's kernel cannot be unpacked", value=program, rule="apt, dpkg and kmod do it",
                 remedy="apt-get install -y kmod; or set the lab up in a Debian or Ubuntu container, and keep its cache",
             )  # fmt: skip
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as name:
-        work = Path(name)
-        apt = _Apt(work)
-        apt("apt-get", "update")
-        version, packages = _packages(apt)
-        tree = folder / version
-        if not (tree / "kernel-is-whole").exists():
-            apt("apt-get", "download", *packages)
-            _unpack(version, sorted(work.glob("*.deb")), work / "tree")
-            shutil.rmtree(tree, ignore_errors=True)
-            (work / "tree").rename(tree)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as name:
+            _download(folder, Path(name))
+    except OSError as error:
+        raise NotAvailable(
+            "the lab's kernel cannot be kept", value=folder, rule=str(error),
+            remedy="name a folder with 400 MB of room that you may write to in RDMAKIT_LAB_CACHE",
+        ) from None  # fmt: skip
     return find_kernel(folder)
+
+
+def _download(folder: Path, work: Path) -> None:
+    apt = _Apt(work)
+    apt("apt-get", "update")
+    version, packages = _packages(apt)
+    tree = folder / version
+    if (tree / "kernel-is-whole").exists():
+        return
+    apt("apt-get", "download", *packages)
+    _unpack(version, sorted(work.glob("*.deb")), work / "tree")
+    shutil.rmtree(tree, ignore_errors=True)
+    (work / "tree").rename(tree)
 
 
 def _unpack(version: str, archives: Sequence[Path], tree: Path) -> None:

@@ -143,8 +143,7 @@ def run(
     assert busybox is not None and qemu is not None
     with tempfile.TemporaryDirectory(prefix="rdmakit-lab-") as name:
         control = Path(name)
-        shared = control / "out" if out is None else out.absolute()
-        shared.mkdir(parents=True, exist_ok=True)
+        shared = _folder_for(control / "out" if out is None else out.absolute())
         for script in ("boot.sh", "two_hosts.sh"):
             shutil.copy(_GUEST / script, control / script)
         (control / "environment").write_text(_exports(Path.cwd(), kernel, hosts))
@@ -162,6 +161,16 @@ def run(
                 remedy="give it more by --seconds, or see what it waited for", report=_console(control),
             ) from None  # fmt: skip
         return _outcome(control, kernel, began)
+
+
+def _folder_for(out: Path) -> Path:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadArgument(
+            "no folder for /out", value=out, rule=str(error), remedy="name one that is there, or can be made"
+        ) from None
+    return out
 
 
 def _end_with_parent() -> None:

@@ -1,11 +1,12 @@
 """Tests of two hosts with two soft-RoCE ports each, in the lab's virtual machine: `make lab`.
 
-Elsewhere they are skipped. Figures that tests measure are collected and, with RDMAKIT_LAB_FIGURES=FILE, kept there.
+Elsewhere they are skipped. Figures that tests measure are printed and, with RDMAKIT_LAB_RECORD=FILE, kept as a record.
 """
 
+import datetime
 import json
 import os
-import shutil
+import platform
 import sys
 from pathlib import Path
 
@@ -82,15 +83,20 @@ def pyverbs_modules():
     return pytest.importorskip("pyverbs.qp", reason="apt-get install python3-pyverbs, for this Python's version")
 
 
-def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+def pytest_terminal_summary(terminalreporter, exitstatus: int, config: pytest.Config) -> None:
     found = config.stash.get(FIGURES, {})
     if not found:
         return
     terminalreporter.section("measured in the lab")
     for name, value in found.items():
         terminalreporter.line(f"{name} = {value:.4g}")
-    path = os.environ.get("RDMAKIT_LAB_FIGURES")
+    path = os.environ.get("RDMAKIT_LAB_RECORD")
     if path:
-        fresh = Path(f"{path}.new")
-        fresh.write_text(json.dumps(found, indent=1) + "\n")
-        shutil.move(fresh, path)
+        counted = {kind: len(terminalreporter.stats.get(kind, [])) for kind in ("passed", "failed", "skipped")}
+        record = {
+            "what": "make lab", "measured": True,
+            "device": f"soft-RoCE of Linux {platform.release()}, {os.cpu_count()} emulated processors",
+            "date": datetime.date.today().isoformat(), "commit": os.environ.get("RDMAKIT_LAB_COMMIT"),
+            "command": "make lab", "ok": exitstatus == 0, "figures": found, "config": counted,
+        }  # fmt: skip
+        Path(path).write_text(json.dumps(record, indent=1) + "\n")

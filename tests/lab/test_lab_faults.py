@@ -18,7 +18,7 @@ def test_a_link_goes_down_and_the_other_port_goes_on(way, rng):
     options = {"strategy": way, "slots": 16, "max_payload": 4096}
 
     def near(host):
-        ticket, port, failures = 0, 0, []
+        ticket, port, failures, pulled = 0, 0, [], []
         while ticket < len(payloads):
             first = host.swap(None) if failures else 0
             sender = HostSender(host.open(port).alloc_pd(), first_ticket=first, epoch=1 + port, **options)
@@ -27,16 +27,17 @@ def test_a_link_goes_down_and_the_other_port_goes_on(way, rng):
             ticket = first
             try:
                 for ticket in range(first, len(payloads)):
-                    sender.send(payloads[ticket], timeout=3)
+                    sender.send(payloads[ticket], timeout=20)
                     if ticket == 40 and port == 0:
                         pull(0, 0)
-                sender.finish(timeout=3)
+                        pulled.append(ticket)
+                sender.finish(timeout=20)
                 ticket = len(payloads)
             except (CompletionError, HangError) as error:
                 failures.append(f"{type(error).__name__}: {error.what}")
                 port = 1
         host.hear()
-        return failures, port, sender.next_ticket
+        return failures, pulled, port, sender.next_ticket
 
     def far(host):
         got, port = [], 0
@@ -48,17 +49,17 @@ def test_a_link_goes_down_and_the_other_port_goes_on(way, rng):
             host.swap("connected")
             try:
                 while len(got) < len(payloads):
-                    got.append(receiver.receive(timeout=4))
-                receiver.finish(timeout=4)
+                    got.append(receiver.receive(timeout=20 if port else 5))
+                receiver.finish(timeout=20)
             except (CompletionError, HangError):
                 port = 1
         host.tell("all is here")
         return got, port
 
-    (failures, port, sent), (got, other_port) = on_both(near, far)
+    (failures, pulled, port, sent), (got, other_port) = on_both(near, far)
     print(failures)
     assert got == payloads and sent == len(payloads)
-    assert len(failures) == 1 and port == other_port == 1
+    assert pulled == [40] and len(failures) == 1 and port == other_port == 1
 
 
 @pytest.mark.parametrize(

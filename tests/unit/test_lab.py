@@ -142,6 +142,13 @@ def test_a_kernel_that_lacks_a_module_is_not_kept(played_apt):
         find_kernel(played_apt / "cache")
 
 
+def test_a_cache_that_cannot_be_written_is_named(played_apt):
+    (played_apt / "file").touch()
+    with pytest.raises(NotAvailable, match="RDMAKIT_LAB_CACHE") as caught:
+        download_kernel(played_apt / "file" / "cache")
+    assert "file/cache" in str(caught.value)
+
+
 def test_other_processors_are_told(monkeypatch):
     monkeypatch.setattr("platform.machine", lambda: "aarch64")
     with pytest.raises(NotAvailable, match="aarch64"):
@@ -195,6 +202,13 @@ def test_the_machine_has_two_hosts_and_gives_back_what_its_command_does(tmp_path
     assert lines[-2:] == ["h0: 0 of 2: h0r0 h0r1", "h1: 1 of 2: h1r0 h1r1"]
     assert (tmp_path / "out/states").read_text().split("\n")[:2] == ["4: ACTIVE"] * 2
     assert not here.exists(), "the overlay took it"
+
+
+@needs_the_machine
+def test_out_must_be_a_folder(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(BadArgument, match="no folder for /out"):
+        run(["true"], out=tmp_path / "file")
 
 
 @needs_the_machine
