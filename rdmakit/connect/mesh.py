@@ -24,12 +24,15 @@ __all__ = ["ConnectedMesh", "Joined", "connect_mesh"]
 
 @dataclass(frozen=True)
 class Joined:
-    """One queue pair: number `index` of those to `peer`; it leaves by `path`, which `how` achieved."""
+    """One queue pair: number `index` of those to `peer`; it leaves by `path`, which `how` achieved, and arrives on path
+    number `peer_path` (from 0) of the peer.
+    """
 
     peer: int
     index: int
     qp: QP
     path: Path
+    peer_path: int
     route: Route
     how: str
 
@@ -165,7 +168,8 @@ def connect_mesh(
         for place in places:
             path, route = paths[routes[place].port - 1], routes[place]
             how = _bring_up(made[place], theirs[place], path, route, len(paths), mtu, attributes or {})
-            mesh.joined[place] = Joined(*place, made[place], path, route, how)
+            there = steer(place[0], rank, place[1]).port - 1
+            mesh.joined[place] = Joined(*place, made[place], path, there, route, how)
 
     with _timed(mesh, "connect"):
         _together(rendezvous, connect)  # and nobody sends before all can receive

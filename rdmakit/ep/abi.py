@@ -83,7 +83,7 @@ EP_RANK = _aligned(
         *_u32("layout_version", "rank", "ranks", "host", "hosts", "local", "local_ranks", "channels", "experts",
               "local_experts", "topk", "hidden", "capacity", "notify_bytes"),
         *_u64("heaps", "rail_heaps", "rails"),
-        *_u32("heap_lkey", "max_tokens", "count_bytes", "reserved"),
+        *_u32("max_tokens", "count_bytes"),
         ("at", EP_HEAP),
         ("watch", WATCH),
     ]
@@ -132,8 +132,8 @@ LL_HEAP = _aligned(_u64("staging", "staged", "messages", "counts", "combine_x", 
 LL_RANK = _aligned(
     [
         *_u32("layout_version", "rank", "ranks", "host", "local_ranks", "experts", "local_experts", "topk", "hidden",
-              "max_tokens", "qps_per_rank", "heap_lkey", "fenced"),
-        *_u64("heaps", "remote_heaps", "qps", "announced"),
+              "max_tokens", "qps_per_rank", "fenced"),
+        *_u64("heaps", "remote_heaps", "heap_lkeys", "qps", "announced"),
         ("at", LL_HEAP),
         ("watch", WATCH),
     ]

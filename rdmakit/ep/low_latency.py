@@ -128,10 +128,13 @@ class LowLatencyBuffer:
             self.topk,
             self.hidden,
         )
-        p["max_tokens"], p["qps_per_rank"], p["heap_lkey"] = self.max_tokens, self.qps_per_rank, side.mr.lkey
+        p["max_tokens"], p["qps_per_rank"] = self.max_tokens, self.qps_per_rank
         p["fenced"] = self._fenced
         p["heaps"] = self.mesh.heap_table(rank)
-        p["remote_heaps"] = self.mesh.remote_table(list(range(self.ranks)))
+        peers = [peer for peer in range(self.ranks) for _ in range(self.qps_per_rank)]
+        p["remote_heaps"] = self.mesh.remote_table(peers)
+        lkeys = self.world.array((len(peers),), np.uint32, side.mr.lkey)
+        p["heap_lkeys"] = self.mesh.keep(lkeys)
         p["qps"] = self.mesh.keep(qps)
         p["announced"] = self.mesh.keep(self.world.array((2, self.experts), np.uint64))
         for name in abi.LL_HEAP.names or ():

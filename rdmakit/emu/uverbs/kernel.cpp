@@ -14,6 +14,9 @@ namespace {
 constexpr u32 kPage = 4096;
 constexpr u32 kBfregsPerUar = 2;  // of four in a page, those that are no fast path (MLX5_NUM_NON_FP_BFREGS_PER_UAR)
 constexpr u32 kBfregBytes = 512;
+// libmlx5 counts the fast path's registers as well (mlx5_ib's adjust_bfregn; providers/mlx5/mlx5.c, bfs of a page).
+constexpr u32 kBfregsOfPage = 4;
+constexpr u32 libmlx5_bfreg(u32 bfreg) { return bfreg / kBfregsPerUar * kBfregsOfPage + bfreg % kBfregsPerUar; }
 constexpr u32 kMaxInline = 512, kMaxSge = 30;
 constexpr u32 kQpTypeRc = 2;
 constexpr u32 kCompVectors = 1;
@@ -469,7 +472,7 @@ int OpenDevice::create_qp(In& in, bool extended) {
     core.max_recv_sge = asked.max_recv_sge;
     core.max_inline_data = asked.max_inline_data;
     mlx5_ib_create_qp_resp driver_out = {};
-    driver_out.bfreg_index = record.bfreg;
+    driver_out.bfreg_index = libmlx5_bfreg(record.bfreg);
     if (extended) {
         ib_uverbs_ex_create_qp_resp out = {};
         out.base = core;

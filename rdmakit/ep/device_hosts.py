@@ -1,0 +1,101 @@
+"""An engine between hosts whose queue pairs are those of real devices: memory registered, ranks joined, told in words.
+
+Leans on connect, ep.device_queues, ep.internode. Where kernels run is the link's affair: on a GPU, or on the CPU runner
+(`RunnerHost`), which needs no GPU and takes the same path through the devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rdmakit.connect import Path, Rendezvous, Steer, connect_mesh
+from rdmakit.connect.paths import register
+from rdmakit.emu.outside import OutsideWorld
+from rdmakit.ep.device_queues import DeviceQueues
+from rdmakit.ep.internode import CHANNELS, MAX_TOKENS, Internode
+from rdmakit.ep.internode_memory import HostsShape
+from rdmakit.ep.link import Link, WorldLink
+from rdmakit.errors import BadArgument
+
+__all__ = ["RunnerHost", "doorbells_of", "join_hosts", "shape_of"]
+
+_QUEUES = {
+    "mlx5": "kernels ring the registers of the NIC's own queues",
+    "proxied": "a proxy on the CPU posts what kernels write: the device has no queues that we can reach",
+}
+
+
+def doorbells_of(paths: Sequence[Path]) -> str:
+    """Who rings, and why, a clause for each device.
+
+    What the device says of itself is what counts: `rdmakit.open` has chosen, or its `queues=` option has.
+    """
+    found = {}
+    for path in paths:
+        device = path.context.device
+        kind = device.where.partition(" ")[0]
+        found[device.name] = _QUEUES.get(kind, f"an emulated NIC ({device.where})")
+    return "; ".join(f"{name}: {how}" for name, how in found.items())
+
+
+def shape_of(ranks: int, ranks_per_host: int, *, num_qps_per_rank: int, rdma_bytes: int, nvl_bytes: int,
+             max_tokens: int = MAX_TOKENS) -> HostsShape:  # fmt: skip
+    """Sizes of an engine: `rdma_bytes` of rings, `nvl_bytes` of received rows. BadArgument for ranks that do not fit."""
+    if ranks_per_host < 1 or ranks % ranks_per_host:
+        raise BadArgument("ranks cannot be split evenly over hosts", value=ranks_per_host,
+                          rule=f"a divisor of {ranks} ranks", remedy="another ranks_per_host")  # fmt: skip
+    channels = min(num_qps_per_rank, CHANNELS)
+    return HostsShape.of(ranks, ranks_per_host, channels, max_tokens, rdma_bytes=rdma_bytes, nvl_bytes=nvl_bytes)
+
+
+def join_hosts(
+    rendezvous: Rendezvous, link: Link, heap: np.ndarray[Any, Any], paths: Sequence[Path], shape: HostsShape, *,
+    steer: Steer | None = None, timeout_ns: int = 0,
+) -> Internode:  # fmt: skip
+    """This rank's engine: its heap registered with every device, queue pairs to its rail peers connected. Collective.
+
+    `heap` is the memory at `link.heaps[rank]`. Ranks of one host reach each other's by address.
+    """
+    local = shape.local_ranks
+    rail = [peer for peer in range(rendezvous.rank % local, shape.ranks, local) if peer != rendezvous.rank]
+    registered = register(paths, heap, name=f"heap of rank {rendezvous.rank}")
+    mesh = connect_mesh(
+        rendezvous, paths, qps=shape.channels, peers=rail, steer=steer, tell=registered.told(paths)
+    )  # fmt: skip
+    engine = Internode(
+        link, shape, timeout_ns=timeout_ns,
+        queues=lambda link, shape, timeout_ns: DeviceQueues(link, shape, timeout_ns, mesh, registered),
+    )  # fmt: skip
+    rendezvous.barrier()  # nobody's kernels send to a heap that its rank has not laid out
+    return engine
+
+
+class RunnerHost:
+    """The ranks of one host in this process, kernels on the CPU runner, queue pairs on devices.
+
+    `first`: the host's first rank; `links` its ranks' ends, `heaps` their memory. `patience_s` bounds every wait.
+    """
+
+    def __init__(
+        self, shape: HostsShape, first: int, *, patience_s: float = 30.0, seed: int = 0, world: OutsideWorld | None = None
+    ) -> None:  # fmt: skip
+        self.shape, self.first = shape, first
+        self.world = OutsideWorld(shape.local_ranks, patience_s=patience_s, seed=seed) if world is None else world
+        nbytes, gpu = shape.heap_layout().nbytes, 0 if world is None else first
+        self.heaps = [self.world.array((nbytes,), np.uint8) for _ in range(shape.local_ranks)]
+        all_heaps: list[np.ndarray[Any, Any] | None] = [None] * shape.ranks
+        all_heaps[first : first + shape.local_ranks] = self.heaps
+        self.links = [
+            WorldLink(self.world, first + local, all_heaps, blocks=12, gpu=gpu + local)
+            for local in range(shape.local_ranks)
+        ]
+
+    def join(self, rendezvous: Rendezvous, paths: Sequence[Path], **options: Any) -> Internode:
+        """The engine of rank `rendezvous.rank`. Collective over all hosts."""
+        local = rendezvous.rank - self.first
+        for path in paths:
+            self.world.let_work(path.context)
+        return join_hosts(rendezvous, self.links[local], self.heaps[local], paths, self.shape, **options)
