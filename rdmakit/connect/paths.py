@@ -74,6 +74,11 @@ class Registered:
     def lkey(self, path: Path) -> int:
         return self.mrs[path.pd].lkey
 
+    def close(self) -> None:
+        """Deregister it everywhere."""
+        for mr in self.mrs.values():
+            mr.close()
+
     def told(self, paths: Sequence[Path]) -> dict[str, Any]:
         """What peers need: where it is, and its key on each path."""
         return {"address": self.address, "bytes": self.nbytes, "rkeys": [self.mrs[path.pd].rkey for path in paths]}

@@ -22,9 +22,14 @@ __all__ = [
     "EP_HEAP",
     "EP_PLAN",
     "EP_RANK",
+    "LL_BY_COLUMN",
+    "LL_FP8",
     "LL_HEAP",
     "LL_RANK",
     "LL_RECEIVED",
+    "LL_ROUND_SCALE",
+    "LL_UE8M0",
+    "LL_WIDE_TOPK",
     "MAX_HOSTS",
     "MAX_LOCAL_RANKS",
     "REMOTE_MEMORY",
@@ -139,4 +144,7 @@ LL_RANK = _aligned(
     ]
 )  # fmt: skip
 
-LL_RECEIVED = _aligned(_u64("x", "scales", "counts", "source", "choice", "ranges"))
+LL_RECEIVED = _aligned(
+    _u64("x", "scales", "counts", "source", "choice", "ranges", "row_map", "statistics", "waits")
+)
+LL_FP8, LL_ROUND_SCALE, LL_UE8M0, LL_BY_COLUMN, LL_WIDE_TOPK = 1, 2, 4, 8, 16  # LlFormat, ll.cuh

@@ -1,21 +1,23 @@
 """An engine between hosts whose queue pairs are those of real devices: memory registered, ranks joined, told in words.
 
-Leans on connect, ep.device_queues, ep.internode. Where kernels run is the link's affair: on a GPU, or on the CPU runner
-(`RunnerHost`), which needs no GPU and takes the same path through the devices.
+Leans on connect, ep.device_queues, ep.device_low_latency. Where kernels run is the link's affair: on a GPU, or on the
+CPU runner (`RunnerHost`), which needs no GPU and takes the same path through the devices.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ctypes
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from rdmakit.connect import Path, Rendezvous, Steer, connect_mesh
-from rdmakit.connect.paths import register
+from rdmakit.connect.paths import Registered, register
 from rdmakit.emu.outside import OutsideWorld
+from rdmakit.ep.device_low_latency import DeviceInternode
 from rdmakit.ep.device_queues import DeviceQueues
-from rdmakit.ep.internode import CHANNELS, MAX_TOKENS, Internode
+from rdmakit.ep.internode import CHANNELS, MAX_TOKENS
 from rdmakit.ep.internode_memory import HostsShape
 from rdmakit.ep.link import Link, WorldLink
 from rdmakit.errors import BadArgument
@@ -43,7 +45,7 @@ def doorbells_of(paths: Sequence[Path]) -> str:
 
 def shape_of(ranks: int, ranks_per_host: int, *, num_qps_per_rank: int, rdma_bytes: int, nvl_bytes: int,
              max_tokens: int = MAX_TOKENS) -> HostsShape:  # fmt: skip
-    """Sizes of an engine: `rdma_bytes` of rings, `nvl_bytes` of received rows. BadArgument for ranks that do not fit."""
+    """Sizes of an engine: `rdma_bytes` of rings, `nvl_bytes` of received rows. BadArgument for uneven hosts."""
     if ranks_per_host < 1 or ranks % ranks_per_host:
         raise BadArgument("ranks cannot be split evenly over hosts", value=ranks_per_host,
                           rule=f"a divisor of {ranks} ranks", remedy="another ranks_per_host")  # fmt: skip
@@ -53,24 +55,35 @@ def shape_of(ranks: int, ranks_per_host: int, *, num_qps_per_rank: int, rdma_byt
 
 def join_hosts(
     rendezvous: Rendezvous, link: Link, heap: np.ndarray[Any, Any], paths: Sequence[Path], shape: HostsShape, *,
-    steer: Steer | None = None, timeout_ns: int = 0,
-) -> Internode:  # fmt: skip
-    """This rank's engine: its heap registered with every device, queue pairs to its rail peers connected. Collective.
+    steer: Steer | None = None, timeout_ns: int = 0, low_latency: bool = True,
+) -> DeviceInternode:  # fmt: skip
+    """This rank's engine: its heap registered with every device, queue pairs to other hosts connected. Collective.
 
-    `heap` is the memory at `link.heaps[rank]`. Ranks of one host reach each other's by address.
+    Without `low_latency` only rail peers are joined, which normal calls need. `heap` is the memory at
+    `link.heaps[rank]`. Ranks of one host reach each other's by address.
     """
-    local = shape.local_ranks
-    rail = [peer for peer in range(rendezvous.rank % local, shape.ranks, local) if peer != rendezvous.rank]
-    registered = register(paths, heap, name=f"heap of rank {rendezvous.rank}")
-    mesh = connect_mesh(
-        rendezvous, paths, qps=shape.channels, peers=rail, steer=steer, tell=registered.told(paths)
-    )  # fmt: skip
-    engine = Internode(
-        link, shape, timeout_ns=timeout_ns,
-        queues=lambda link, shape, timeout_ns: DeviceQueues(link, shape, timeout_ns, mesh, registered),
-    )  # fmt: skip
+    rank, local = rendezvous.rank, shape.local_ranks
+    far = [peer for peer in range(shape.ranks) if peer // local != rank // local]
+    peers = far if low_latency else [peer for peer in far if peer % local == rank % local]
+    registered = register(paths, heap, name=f"heap of rank {rank}")
+    mesh = connect_mesh(rendezvous, paths, qps=shape.channels, peers=peers, steer=steer, tell=registered.told(paths))
+
+    def queues(link: Link, shape: HostsShape, timeout_ns: int) -> DeviceQueues:
+        return DeviceQueues(link, shape, timeout_ns, mesh, registered)
+
+    engine = DeviceInternode(link, shape, queues, rendezvous, list(paths), _of_host(paths), timeout_ns=timeout_ns)
     rendezvous.barrier()  # nobody's kernels send to a heap that its rank has not laid out
     return engine
+
+
+def _of_host(paths: Sequence[Path]) -> Callable[[int, int], Registered]:
+    """Registers memory that this process addresses."""
+
+    def known(address: int, nbytes: int) -> Registered:
+        memory: Any = (ctypes.c_uint8 * nbytes).from_address(address)
+        return register(paths, np.frombuffer(memory, np.uint8))
+
+    return known
 
 
 class RunnerHost:
@@ -80,7 +93,8 @@ class RunnerHost:
     """
 
     def __init__(
-        self, shape: HostsShape, first: int, *, patience_s: float = 30.0, seed: int = 0, world: OutsideWorld | None = None
+        self, shape: HostsShape, first: int, *, patience_s: float = 30.0, seed: int = 0,
+        world: OutsideWorld | None = None,
     ) -> None:  # fmt: skip
         self.shape, self.first = shape, first
         self.world = OutsideWorld(shape.local_ranks, patience_s=patience_s, seed=seed) if world is None else world
@@ -93,7 +107,7 @@ class RunnerHost:
             for local in range(shape.local_ranks)
         ]
 
-    def join(self, rendezvous: Rendezvous, paths: Sequence[Path], **options: Any) -> Internode:
+    def join(self, rendezvous: Rendezvous, paths: Sequence[Path], **options: Any) -> DeviceInternode:
         """The engine of rank `rendezvous.rank`. Collective over all hosts."""
         local = rendezvous.rank - self.first
         for path in paths:

@@ -40,6 +40,12 @@ class DeviceQueues(RailQueues):
         self.hca["layout_version"], self.hca["left"] = LAYOUT_VERSION, self.left
         self.watch(self.hca["watch"])
 
+    def close(self) -> None:
+        """Give the queue pairs and the memory regions back."""
+        self.posted.clear()
+        self.mesh.close()
+        self.heap.close()
+
     def remote(self, rank: int, channel: int, offset: int) -> tuple[int, int]:
         told, joined = self.mesh.told[rank], self.mesh.joined[rank, channel]
         return told["address"] + offset, told["rkeys"][joined.peer_path]

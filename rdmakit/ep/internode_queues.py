@@ -1,8 +1,9 @@
 """A rank's queue pairs to ranks of other hosts, and the HCA of warps behind them: nobody else needs to reach them.
 
-Leans on ep.rail_queues, ep.internode_memory, emu.cta_layout. The wire of this HCA (hca_engine.cuh) is the mapping of heaps: a
-peer's is a memory region whose key leads to where this rank reaches it. Of a peer's queue pair it knows a stand-in that
-is always ready: there are no receive queues here, and pointers of another process mean nothing in this one.
+Leans on ep.rail_queues, ep.internode_memory, emu.cta_layout. The wire of this HCA (hca_engine.cuh) is the mapping of
+heaps: a peer's is a memory region whose key leads to where this rank reaches it. Of a peer's queue pair it knows a
+stand-in that is always ready: there are no receive queues here, and pointers of another process mean nothing in this
+one.
 """
 
 from __future__ import annotations

@@ -53,6 +53,9 @@ class Link(Protocol):
     def clear(self, address: int, nbytes: int, stream: int = 0) -> None:
         """Queue zeroing this rank's memory."""
 
+    def settle(self, stream: int = 0) -> None:
+        """Return once all that was queued there has run."""
+
     def wait(self, done: Callable[[], bool], what: str) -> None:
         """Return once `done()` holds; raise when the report says that something failed, or HangError in the end."""
 
@@ -114,6 +117,10 @@ class WorldLink:
     def clear(self, address: int, nbytes: int, stream: int = 0) -> None:
         """At once, as copy."""
         ctypes.memset(address, 0, nbytes)
+
+    def settle(self, stream: int = 0) -> None:
+        """Run the world, if launches are queued."""
+        self.wait(lambda: self.world.queued == 0, "what was queued")
 
     def wait(self, done: Callable[[], bool], what: str) -> None:
         """Run the world."""

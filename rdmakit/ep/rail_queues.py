@@ -1,6 +1,7 @@
 """What an engine between hosts asks of its queue pairs, whoever serves them: handles, keys, the rings over them.
 
-Leans on ep.internode_memory, ep.abi, ep.link. `internode_queues` has an HCA of warps behind them, `device_queues` a NIC.
+Leans on ep.internode_memory, ep.abi, ep.link. `internode_queues` has an HCA of warps behind them, `device_queues` a
+NIC.
 """
 
 from __future__ import annotations

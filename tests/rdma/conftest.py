@@ -4,6 +4,7 @@ RDMAKIT_DEVICES=mlx5_0,mlx5_1 chooses the two ends; by default the first two dev
 """
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import rdmakit
 from rdmakit.verbs.backend import device_names
 
 HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent / "any"), str(HERE.parent / "unit")]  # rigs and checks that are shared
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

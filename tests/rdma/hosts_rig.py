@@ -1,19 +1,16 @@
-"""Engines of several hosts in one process, over real devices: a thread a rank while they join, one world for kernels."""
+"""Engines of several hosts in one process, over real devices: a thread a rank to join, one world for kernels."""
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
+import internode_rig
+import numpy as np
+from connect_rig import results
+from internode_rig import BF16, FP8
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parent / "any"), str(HERE.parent / "unit")]
-
-import internode_rig  # noqa: E402
-from connect_rig import results  # noqa: E402
-
-from rdmakit.connect import FileStore, StoreRendezvous, open_paths  # noqa: E402
-from rdmakit.emu.outside import OutsideWorld  # noqa: E402
-from rdmakit.ep.device_hosts import RunnerHost, shape_of  # noqa: E402
+from rdmakit.connect import FileStore, StoreRendezvous, open_paths
+from rdmakit.emu.outside import OutsideWorld
+from rdmakit.ep.device_hosts import RunnerHost, shape_of
+from rdmakit.ep.engine import RECEIVE, SEND
 
 
 class Rig(internode_rig.Rig):
@@ -47,6 +44,48 @@ class Rig(internode_rig.Rig):
         self.world.run()
         for engine in self.engines:
             engine.link.report.raise_for_status()
+
+    # ---- low latency
+    def ll_configure(self, *sizes):
+        """Collective: memory is registered, and told."""
+        results(self.ranks, lambda rank: self.engines[rank].ll_configure(*sizes))
+
+    def ll_dispatch(self, x, idx, experts, most, *, fp8=False, ue8m0=False, halves=False):
+        """What each rank receives, by name; `halves`: all send, then all receive. Statistics begin at 7."""
+        local, rows, hidden, topk = experts // self.ranks, self.ranks * most, x[0].shape[1], idx[0].shape[1]
+        self.ll_configure(most, hidden, experts, topk)
+        scales = ((local, hidden // 512, rows, 4), np.uint8) if ue8m0 else ((local, hidden // 128, rows), np.float32)
+        calls = []
+        for r, engine in enumerate(self.engines):
+            out = {
+                "x": self.array((local, rows, hidden), FP8 if fp8 else BF16), "scales": self.array(*scales),
+                "count": self.array((local,), np.int32), "source": self.array((local, rows), np.int32),
+                "ranges": self.array((local, self.ranks), np.int64),
+                "map": self.array((self.ranks, most, topk), np.int32),
+                "statistics": self.world.array((local,), np.int32, 7),
+                "waits": self.world.array((self.ranks,), np.int64),
+            }  # fmt: skip
+            given = self.given(x[r]), self.given(idx[r].astype(np.int64))
+            args = (*map(internode_rig.address, given), len(x[r]), fp8, ue8m0, ue8m0)
+            calls.append((engine, args, out, given))
+        for phases in (SEND, RECEIVE) if halves else (SEND | RECEIVE,):
+            for engine, args, out, _ in calls:
+                engine.ll_dispatch(*args, *map(internode_rig.address, out.values()), phases)
+            self.run()
+        return [out for *_, out, _ in calls]
+
+    def ll_combine(self, y, got, idx, weights, *, halves=False):
+        calls = []
+        for r, engine in enumerate(self.engines):
+            out = self.array((max(len(idx[r]), 1), y[r].shape[2]), BF16)
+            given = self.given(y[r]), self.given(idx[r].astype(np.int64)), self.given(weights[r])
+            args = (*map(internode_rig.address, (*given, got[r]["map"])), len(idx[r]), out.ctypes.data, 0)
+            calls.append((engine, args, out, given))
+        for phases in (SEND, RECEIVE) if halves else (SEND | RECEIVE,):
+            for engine, args, _, _ in calls:
+                engine.ll_combine(*args, phases)
+            self.run()
+        return [out[: len(idx[r])] for r, (*_, out, _) in enumerate(calls)]
 
     @property
     def meshes(self):
