@@ -48,6 +48,7 @@ class ConnectedMesh:
     told: list[Any] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     _before: list[dict[str, int]] = field(default_factory=list)
+    _posted: list[int] = field(default_factory=list)
 
     def __getitem__(self, place: tuple[int, int]) -> QP:
         """The queue pair number `index` to `peer`."""
@@ -80,14 +81,20 @@ class ConnectedMesh:
 
     # ---- what the ports count
     def count_from_here(self) -> None:
-        """`sent_bytes` begins at 0 now."""
+        """`sent_bytes` and `posted_blocks` begin at 0 now."""
         self._before = [dict(_counters(path)) for path in self.paths]
+        self._posted = [sum(j.qp.posted for j in leaving) for leaving in self.by_path()]
 
     def sent_bytes(self) -> list[int]:
         """Bytes that each path's port has sent since `count_from_here`, by the device's counters: all traffic."""
         now = [_counters(path) for path in self.paths]
         before = self._before or [{} for _ in now]
         return [each["xmit_bytes"] - old.get("xmit_bytes", 0) for each, old in zip(now, before, strict=True)]
+
+    def posted_blocks(self) -> list[int]:
+        """Basic blocks of WQEs posted for each path since then, by host or kernels: known where no port counts."""
+        now = [sum(j.qp.posted for j in leaving) for leaving in self.by_path()]
+        return [each - old for each, old in zip(now, self._posted, strict=True)]
 
     def check_balance(self, most: float = 1.15) -> list[int]:
         """`sent_bytes`; BadState when the busiest port sent more than `most` times what the idlest did, or one none."""

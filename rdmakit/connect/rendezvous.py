@@ -157,6 +157,10 @@ class MpiRendezvous(_Bounded):
             request.wait()
         return [value for (value,) in found]
 
+    def close(self) -> None:
+        """Collective; the communicator is the caller's."""
+        self.barrier()
+
     def _arrived(self, rank: int) -> Any:
         message = self.comm.improbe(source=rank, tag=_TAG)
         return None if message is None else message.recv()
