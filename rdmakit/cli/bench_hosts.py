@@ -53,6 +53,8 @@ def hosts(args: argparse.Namespace) -> dict[str, Any]:
     from rdmakit.connect import meet, open_paths
     from rdmakit.ep.device_hosts import RunnerHost, doorbells_of, shape_of
     from rdmakit.ep.host_trial import HostTrial, Workload
+    from rdmakit.model.cluster import steer_by
+    from rdmakit.model.execute import check_executed, plan_for
 
     rank, ranks = _place(args)
     work = Workload(args.tokens, args.hidden, args.experts or 2 * ranks, args.topk)
@@ -62,9 +64,10 @@ def hosts(args: argparse.Namespace) -> dict[str, Any]:
                      nvl_bytes=rows, max_tokens=max(work.tokens, 1))  # fmt: skip
     host = RunnerHost(shape, rank, patience_s=args.timeout, seed=args.seed)
     meeting = meet(args.meet, rank, ranks, timeout_s=args.timeout)
-    engine = host.join(meeting, paths)
+    plan = plan_for(paths, ranks, channels=args.channels, policy=args.policy)
+    engine = host.join(meeting, paths, steer=steer_by(plan))
     joined = engine.device_queues.mesh
-    lines = [f"rank {rank} of {ranks}: {doorbells_of(paths)}", joined.table()]
+    lines = [f"rank {rank} of {ranks}: {doorbells_of(paths)}", joined.table(), *(f"  plan: {a}" for a in plan.audit())]
     trial = HostTrial(engine, host.world, work, num_sms=2 * args.channels)
     joined.count_from_here()
     for turn in range(args.rounds):
@@ -89,11 +92,16 @@ def hosts(args: argparse.Namespace) -> dict[str, Any]:
     fair = figures.get("port_bytes_max_over_min", figures["posted_max_over_min"]) <= args.most
     if not fair:
         lines.append(f"  WRONG ports are not used alike: busiest / idlest more than {args.most:g}")
+    try:
+        lines.append(f"  {len(check_executed(plan, joined, most=args.most))} queue pairs leave as planned ({args.policy})")
+    except RdmakitError as error:
+        fair = False
+        lines.append(f"  WRONG {error}")
     meeting.close()
     engine.close()
     lines.append("every row, scale, weight and sum is NumPy's, bit for bit" if not figures["wrong"] else "WRONG")
     config = {"rank": rank, "ranks": ranks, "devices": [str(path) for path in paths], "rounds": args.rounds,
-              "channels": args.channels, "seed": args.seed, "kernels": "on the CPU runner", "bytes": "measured",
+              "channels": args.channels, "seed": args.seed, "policy": args.policy, "kernels": "on the CPU runner", "bytes": "measured",
               **vars(work)}  # fmt: skip
     return {"ok": not figures["wrong"] and fair, "figures": figures, "config": config, "lines": lines,
             "device": doorbells_of(paths)}  # fmt: skip
@@ -210,4 +218,6 @@ def add_parsers(which: Any) -> None:
             ("ring-bytes", 1 << 16, "of each channel's ring"),
         ):  # fmt: skip
             parser.add_argument(f"--{option}", type=int, default=default, help=f"{told} (default {default})")
+        parser.add_argument("--policy", choices=("planned", "hash", "fixed", "first-half"), default="planned",
+                            help="queue pairs onto ports, as `rdmakit plan` has them (default planned)")  # fmt: skip
         parser.add_argument("--most", type=float, default=MOST, help=f"busiest over idlest port (default {MOST})")
