@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from rdmakit.connect.broken import first_error
 from rdmakit.connect.paths import Path
 from rdmakit.connect.rendezvous import Rendezvous
 from rdmakit.connect.route import Route, Steer, by_turns, label_of_source_port
 from rdmakit.connect.terms import check_terms, terms_of
-from rdmakit.device import QP, Endpoint
-from rdmakit.errors import BadArgument, BadState, NotAvailable, PeerMismatch, RdmakitError
+from rdmakit.device import QP, Endpoint, Port
+from rdmakit.errors import BadArgument, BadState, CompletionError, NotAvailable, PeerMismatch, RdmakitError
+from rdmakit.layout import wc_status
 
 __all__ = ["ConnectedMesh", "Joined", "connect_mesh"]
 
@@ -106,6 +108,20 @@ class ConnectedMesh:
                            rank=self.rank)  # fmt: skip
         return sent
 
+    def broken(self) -> CompletionError | None:
+        """The first queue pair that failed by itself, with the way that it takes; None while all are well."""
+        for joined in self.joined.values():
+            found = first_error(joined.qp)
+            if found is not None:
+                up = "up" if _port(joined.path).up else "down"
+                return CompletionError(
+                    f"rank {self.rank} cannot reach rank {joined.peer} by queue pair {joined.index}", syndrome=found[0],
+                    wc_status=wc_status(found[0]).name, qpn=joined.qp.qpn, wqe_index=found[1],
+                    rule=f"it leaves by {joined.path}, which is {up}",
+                    remedy="mend the path or the peer, then join all ranks anew",
+                )  # fmt: skip
+        return None
+
     def close(self) -> None:
         """Give all queue pairs back, with their CQs."""
         for joined in self.joined.values():
@@ -116,8 +132,13 @@ class ConnectedMesh:
         self.joined.clear()
 
 
+def _port(path: Path) -> Port:
+    """The one whose counters and link it is: of a bond that shows one port, that."""
+    return path.context.port(path.physical if len(path.context.ports) > 1 else path.ib_port)
+
+
 def _counters(path: Path) -> dict[str, int]:
-    return path.context.port(path.physical).counters
+    return _port(path).counters
 
 
 def connect_mesh(

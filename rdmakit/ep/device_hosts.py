@@ -112,4 +112,6 @@ class RunnerHost:
         local = rendezvous.rank - self.first
         for path in paths:
             self.world.let_work(path.context)
-        return join_hosts(rendezvous, self.links[local], self.heaps[local], paths, self.shape, **options)
+        engine = join_hosts(rendezvous, self.links[local], self.heaps[local], paths, self.shape, **options)
+        self.world.look_for(engine.device_queues.mesh.broken)
+        return engine
