@@ -24,6 +24,7 @@ from rdmakit.errors import BadArgument
 
 __all__ = ["RunnerHost", "doorbells_of", "join_hosts", "shape_of"]
 
+BLOCKS = 24  # of a kernel on the CPU runner, at most
 _QUEUES = {
     "mlx5": "kernels ring the registers of the NIC's own queues",
     "proxied": "a proxy on the CPU posts what kernels write: the device has no queues that we can reach",
@@ -86,15 +87,24 @@ def _of_host(paths: Sequence[Path]) -> Callable[[int, int], Registered]:
     return known
 
 
+class _AtOnce(WorldLink):
+    """Whoever launches waits until the kernel has ended: other hosts run theirs meanwhile."""
+
+    def launch(self, *arguments: Any, **options: Any) -> None:
+        super().launch(*arguments, **{**options, "stream": 0})
+        self.settle()
+
+
 class RunnerHost:
     """The ranks of one host in this process, kernels on the CPU runner, queue pairs on devices.
 
     `first`: the host's first rank; `links` its ranks' ends, `heaps` their memory. `patience_s` bounds every wait.
+    Kernels run when `world` is run; with `at_once`, for a host of one rank, when they are launched.
     """
 
     def __init__(
         self, shape: HostsShape, first: int, *, patience_s: float = 30.0, seed: int = 0,
-        world: OutsideWorld | None = None,
+        world: OutsideWorld | None = None, at_once: bool = False,
     ) -> None:  # fmt: skip
         self.shape, self.first = shape, first
         self.world = OutsideWorld(shape.local_ranks, patience_s=patience_s, seed=seed) if world is None else world
@@ -102,8 +112,9 @@ class RunnerHost:
         self.heaps = [self.world.array((nbytes,), np.uint8) for _ in range(shape.local_ranks)]
         all_heaps: list[np.ndarray[Any, Any] | None] = [None] * shape.ranks
         all_heaps[first : first + shape.local_ranks] = self.heaps
+        kind = _AtOnce if at_once else WorldLink
         self.links = [
-            WorldLink(self.world, first + local, all_heaps, blocks=12, gpu=gpu + local)
+            kind(self.world, first + local, all_heaps, blocks=BLOCKS, gpu=gpu + local)
             for local in range(shape.local_ranks)
         ]
 
