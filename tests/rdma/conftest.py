@@ -39,3 +39,12 @@ def contexts(request, devices):
     suffix = ":queues=proxied" if request.param == "proxied" else ""
     with rdmakit.open(devices[0] + suffix) as here, rdmakit.open(devices[1] + suffix) as there:
         yield here, there
+
+
+@pytest.fixture(params=["own", "proxied"])
+def names(request):
+    """Device strings of all that there are, in order."""
+    found = sorted(device_names()[0], key=lambda name: (len(name), name))
+    if not found:
+        pytest.skip("no RDMA device: rdmakit connectx -- python -m pytest tests/rdma")
+    return [name + ":queues=proxied" * (request.param == "proxied") for name in found]

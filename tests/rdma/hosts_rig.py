@@ -13,6 +13,12 @@ from rdmakit.ep.device_hosts import RunnerHost, shape_of
 from rdmakit.ep.engine import RECEIVE, SEND
 
 
+def shared_out(names, hosts):
+    """As many devices for each host; the same one again where there are too few."""
+    each = max(1, len(names) // hosts)
+    return [[names[(host * each + i) % len(names)] for i in range(each)] for host in range(hosts)]
+
+
 class Rig(internode_rig.Rig):
     """`devices[host]`: names of that host's devices. Heaps are poisoned but for words that begin at 0."""
 

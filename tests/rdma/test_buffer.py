@@ -11,8 +11,8 @@ import pytest
 torch = pytest.importorskip("torch", reason="pip install torch: Buffer takes and returns its tensors")
 from connect_rig import every_rank, results  # noqa: E402
 from deepep_rig import to_numpy, to_torch  # noqa: E402
+from hosts_rig import shared_out  # noqa: E402
 from moe import make_inputs  # noqa: E402
-from test_hosts import names, shared_out  # noqa: E402, F401
 
 from rdmakit.connect import meet  # noqa: E402
 from rdmakit.ep import device_engine, reference  # noqa: E402
@@ -24,7 +24,7 @@ SIZES = {"num_nvl_bytes": 1 << 21, "num_rdma_bytes": 1 << 22, "low_latency_mode"
 
 
 @pytest.fixture
-def hosts(monkeypatch, tmp_path, names):  # noqa: F811
+def hosts(monkeypatch, tmp_path, names):
     """`hosts(function)`: function(buffer, rank) of each host, in a thread of its own; results by rank."""
     devices, here = shared_out(names, RANKS), threading.local()
     monkeypatch.setenv("RDMAKIT_KERNELS", "cpu")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from connect_rig import results
 from hosts_checks import check_low_latency
-from hosts_rig import Rig
+from hosts_rig import Rig, shared_out
 from internode_checks import check_round_trip
 from moe import make_inputs
 
@@ -18,22 +18,6 @@ from rdmakit.connect import Route, open_paths
 from rdmakit.errors import BadArgument, BadState, CompletionError, HangError, NotAvailable
 from rdmakit.model.cluster import steer_by
 from rdmakit.model.execute import check_executed, plan_for
-from rdmakit.verbs.backend import device_names
-
-
-@pytest.fixture(params=["own", "proxied"])
-def names(request):
-    """Device strings of all that there are, in order."""
-    found = sorted(device_names()[0], key=lambda name: (len(name), name))
-    if not found:
-        pytest.skip("no RDMA device: rdmakit connectx -- python -m pytest tests/rdma")
-    return [name + ":queues=proxied" * (request.param == "proxied") for name in found]
-
-
-def shared_out(names, hosts):
-    """As many devices for each host; the same one again where there are too few."""
-    each = max(1, len(names) // hosts)
-    return [[names[(host * each + i) % len(names)] for i in range(each)] for host in range(hosts)]
 
 
 @pytest.mark.parametrize("fp8", [False, True], ids=["bf16", "fp8"])
