@@ -96,16 +96,15 @@ def _ports(mesh: Any, plan: Any, most: float) -> tuple[dict[str, Any], list[str]
     """What each port did, and whether that is what was planned: figures, lines."""
     from rdmakit.model.execute import check_executed
 
-    sent, posted = mesh.sent_bytes(), mesh.posted_blocks()
-    counted = all(count > 0 for count in sent)
+    sent, posted, counted = mesh.sent_bytes(), mesh.posted_blocks(), mesh.moved()[1] == "bytes sent"
     figures: dict[str, Any] = {"posted_max_over_min": _ratio(posted)}
     if counted:
         figures["port_bytes_max_over_min"] = _ratio(sent)
     lines = []
     for number, (path, count, blocks) in enumerate(zip(mesh.paths, sent, posted, strict=True), 1):
-        bytes_said = f"{count} B sent" if counted else "the device counts no bytes"
+        bytes_said = f"{count} B sent" if counted else "no bytes are counted for it alone"
         lines.append(f"  port {number} = {path}: {blocks} basic blocks posted, {bytes_said}")
-    if _ratio(sent if counted else posted) > most:
+    if _ratio(mesh.moved()[0]) > most:
         lines.append(f"  WRONG ports are not used alike: busiest / idlest more than {most:g}")
     try:
         lines.append(f"  {len(check_executed(plan, mesh, most=most))} queue pairs leave as planned ({plan.policy})")

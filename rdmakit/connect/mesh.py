@@ -88,25 +88,35 @@ class ConnectedMesh:
         self._posted = [sum(j.qp.posted for j in leaving) for leaving in self.by_path()]
 
     def sent_bytes(self) -> list[int]:
-        """Bytes that each path's port has sent since `count_from_here`, by the device's counters: all traffic."""
-        now = [_counters(path) for path in self.paths]
+        """Bytes that each path's port has sent since `count_from_here`: all traffic; 0 where no counter is its own.
+
+        So it is with a bond, which shows both ports as one.
+        """
+        ports = [(path.context, _port(path).number) for path in self.paths]
+        own = [ports.count(port) == 1 for port in ports]
+        now = [_counters(path)["xmit_bytes"] if alone else 0 for path, alone in zip(self.paths, own, strict=True)]
         before = self._before or [{} for _ in now]
-        return [each["xmit_bytes"] - old.get("xmit_bytes", 0) for each, old in zip(now, before, strict=True)]
+        return [max(each - old.get("xmit_bytes", 0), 0) for each, old in zip(now, before, strict=True)]
 
     def posted_blocks(self) -> list[int]:
         """Basic blocks of WQEs posted for each path since then, by host or kernels: known where no port counts."""
         now = [sum(j.qp.posted for j in leaving) for leaving in self.by_path()]
         return [each - old for each, old in zip(now, self._posted, strict=True)]
 
-    def check_balance(self, most: float = 1.15) -> list[int]:
-        """`sent_bytes`; BadState when the busiest port sent more than `most` times what the idlest did, or one none."""
+    def moved(self) -> tuple[list[int], str]:
+        """What each path has moved since then, and in what: bytes where all ports count, else what was posted."""
         sent = self.sent_bytes()
-        if len(sent) > 1 and (min(sent) <= 0 or max(sent) > most * min(sent)):
-            what = ", ".join(f"{path}: {count} B" for path, count in zip(self.paths, sent, strict=True))
-            raise BadState("ports are not used alike", value=what, rule=f"busiest ≤ {most:g} × idlest",
+        return (sent, "bytes sent") if all(sent) else (self.posted_blocks(), "basic blocks posted")
+
+    def check_balance(self, most: float = 1.15) -> list[int]:
+        """`moved`; BadState when the busiest path moved more than `most` times what the idlest did, or one nothing."""
+        counts, unit = self.moved()
+        if len(counts) > 1 and (min(counts) <= 0 or max(counts) > most * min(counts)):
+            what = ", ".join(f"{path}: {count}" for path, count in zip(self.paths, counts, strict=True))
+            raise BadState("ports are not used alike", value=f"{unit} {what}", rule=f"busiest ≤ {most:g} × idlest",
                            remedy="see table(): which queue pairs leave where; a bond in hash mode needs source ports",
                            rank=self.rank)  # fmt: skip
-        return sent
+        return counts
 
     def broken(self) -> CompletionError | None:
         """The first queue pair that failed by itself, with the way that it takes; None while all are well."""

@@ -77,14 +77,14 @@ def check_executed(plan: Plan, mesh: ConnectedMesh, *, most: float = 1.15) -> li
                     rule=f"{row[what]}, by {plan.mechanism}", rank=mesh.rank, peer=row["peer"], channel=row["channel"],
                     qpn=hex(row["qpn"]), remedy="see ConnectedMesh.table(): how each was steered",
                 )  # fmt: skip
-    sent = mesh.sent_bytes()
-    moved = sent if all(count > 0 for count in sent) else mesh.posted_blocks()
+    moved, unit = mesh.moved()
     flows = plan.flows[plan.flows["rank"] == mesh.rank]
     planned = [int(flows["bytes"][flows["port"] == 1 + number].sum()) for number in range(len(mesh.paths))]
     total, whole = sum(moved), sum(planned)
     for number, (count, share) in enumerate(zip(moved, planned, strict=True), 1):
         if count * whole > most * share * total or share * total > most * count * whole:
-            raise BadState("a port moved another share than planned", value=f"{count} of {total} at port {number}",
+            seen = f"{count} of {total} {unit} at port {number}"
+            raise BadState("a port moved another share than planned", value=seen,
                            rule=f"{share} of {whole}, within {most:g}", rank=mesh.rank,
                            remedy="plan with the traffic that it did not know, or more tokens a call")  # fmt: skip
     return rows
