@@ -8,7 +8,7 @@ connects all queue pairs of a rank at once. Nobody is launched here: torchrun, m
 
 from __future__ import annotations
 
-from rdmakit.connect.mesh import ConnectedMesh, connect_mesh
+from rdmakit.connect.mesh import ConnectedMesh, Joined, connect_mesh
 from rdmakit.connect.paths import Path, open_paths
 from rdmakit.connect.rendezvous import MpiRendezvous, Rendezvous, StoreRendezvous, meet
 from rdmakit.connect.route import Route, Steer, by_turns
@@ -17,6 +17,7 @@ from rdmakit.connect.stores import FileStore, Store, TcpStore, TorchStore
 __all__ = [
     "ConnectedMesh",
     "FileStore",
+    "Joined",
     "MpiRendezvous",
     "Path",
     "Rendezvous",

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rdmakit.connect import ConnectedMesh, Path
-from rdmakit.errors import BadState
+from rdmakit.connect import ConnectedMesh, Joined, Path
+from rdmakit.errors import BadState, NotAvailable
 from rdmakit.model.plan import Plan, make_plan
 from rdmakit.model.preset import Preset, load
 
@@ -20,16 +20,16 @@ __all__ = ["check_executed", "executed", "plan_for", "preset_of"]
 _BASE = {"Ethernet": "roce", "InfiniBand": "ib"}
 
 
-def preset_of(paths: Sequence[Path], ranks: int, ranks_per_host: int = 1) -> Preset:
+def preset_of(paths: Sequence[Path], ranks: int, ranks_per_host: int = 1, lag: str | None = None) -> Preset:
     """The cluster that these ways out make, if all ranks have such: ports, bond, link layer, MTU, speed.
 
-    A bond whose mode the device does not tell counts as one that takes queue affinity; where that is refused,
-    `changed(lag="hash")` plans source ports. What ports and hosts do not say (switches, latencies) is the base
-    preset's.
+    `lag`: how a bond spreads queue pairs, "affinity" or "hash", where the device does not tell; affinity without it. If
+    it hashes, `ConnectedMesh.table` says so, and a plan of source ports is wanted. What ports and hosts do not say
+    (switches, latencies) is the base preset's.
     """
     first = paths[0]
-    info, lag = first.context.ib_port(first.ib_port), first.context.device.lag
-    bonded = "affinity" if lag == "bond" else lag
+    info, told = first.context.ib_port(first.ib_port), first.context.device.lag
+    bonded = lag or ("affinity" if told == "bond" else told)
     values: dict[str, Any] = {
         "hosts": ranks // ranks_per_host, "gpus_per_host": ranks_per_host, "nics_per_gpu": 1, "ports": len(paths),
         "device_ports": len(paths),
@@ -42,22 +42,33 @@ def preset_of(paths: Sequence[Path], ranks: int, ranks_per_host: int = 1) -> Pre
 
 def plan_for(
     paths: Sequence[Path], ranks: int, *, channels: int, ranks_per_host: int = 1, kernel: str = "ll",
-    policy: str = "planned", traffic: Any = None,
+    policy: str = "planned", traffic: Any = None, lag: str | None = None,
 ) -> Plan:  # fmt: skip
     """A plan for `channels` queue pairs of each two ranks. The same on every rank, from what each knows of itself."""
-    preset = preset_of(paths, ranks, ranks_per_host)
+    preset = preset_of(paths, ranks, ranks_per_host, lag)
     return make_plan(preset, kernel, channels=channels, policy=policy, traffic=traffic)
+
+
+def _seen_port(mesh: ConnectedMesh, joined: Joined) -> int:
+    """By which of the rank's ports it leaves, as the device says; 0 where it does not: a bond that hashes."""
+    path, said = joined.path, int(joined.qp.query()["physical_port"])
+    if path.lag_port and len(path.context.ports) == 1:
+        try:
+            said = joined.qp.lag_port[1]
+        except NotAvailable:
+            return 0
+    found = [number for number, way in enumerate(mesh.paths, 1) if way.context is path.context and way.physical == said]
+    return found[0] if found else 0
 
 
 def executed(plan: Plan, mesh: ConnectedMesh) -> list[dict[str, int]]:
     """A row for each queue pair of this rank: what was planned, and what the device says (`seen_…`; 0: it does not)."""
     rows = []
     for (peer, index), joined in sorted(mesh.joined.items()):
-        flow, seen = plan.flow(mesh.rank, peer, index), joined.qp.query()
-        at = seen["physical_port"] if len(joined.path.context.ports) > 1 else joined.route.port
+        flow = plan.flow(mesh.rank, peer, index)
         rows.append({
             "peer": peer, "channel": index, "qpn": joined.qp.qpn, "port": flow.port, "source_port": flow.source_port,
-            "seen_port": int(at), "seen_source_port": int(seen["udp_source_port"]),
+            "seen_port": _seen_port(mesh, joined), "seen_source_port": joined.qp.udp_sport,
         })  # fmt: skip
     return rows
 
