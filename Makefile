@@ -8,7 +8,7 @@ PIP    := $(PY) -m pip --disable-pip-version-check
 BUILD_REQUIRES = $(shell sed -n 's/^requires = \[\(.*\)\]/\1/p' pyproject.toml | tr -d ,)
 
 SOURCES := setup.py pyproject.toml $(wildcard rdmakit/emu/*.pyx rdmakit/emu/*.pxi rdmakit/emu/*.pxd rdmakit/emu/*/*.cpp \
-           rdmakit/verbs/*.pyx rdmakit/verbs/native/* \
+           rdmakit/verbs/*.pyx rdmakit/verbs/*.pxi rdmakit/verbs/native/* \
            rdmakit/emu/*/*.hpp rdmakit/emu/compile.py cuda/rdmakit/*.cuh cuda/kernels/*.cu)
 
 .PHONY: help demo test bench explore lab lab-setup notebooks docs lint ruff cython-lint mypy stubtest clean distclean check

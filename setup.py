@@ -45,7 +45,7 @@ WORLD = Extension(
 VERBS = Extension(  # links to nothing of RDMA's: libibverbs and libmlx5 are opened when they are needed
     "rdmakit.verbs._verbs",
     sources=["rdmakit/verbs/_verbs.pyx", *files("rdmakit/verbs/native/*.cpp")],
-    depends=["setup.py", *files("rdmakit/verbs/native/*.hpp", "cuda/rdmakit/*.cuh")],
+    depends=["setup.py", *files("rdmakit/verbs/*.pxi", "rdmakit/verbs/native/*.hpp", "cuda/rdmakit/*.cuh")],
     include_dirs=["cuda", "rdmakit/verbs"],
     language="c++",
     extra_compile_args=["-std=c++17", "-O2", "-fvisibility=hidden", "-MMD"],

@@ -30,8 +30,10 @@ __all__ = [
     "LaunchError",
     "NotAvailable",
     "ObjectBusy",
+    "PeerMismatch",
     "QueueFull",
     "RankDied",
+    "RankMissing",
     "RdmakitError",
     "SequenceError",
     "UnknownDevice",
@@ -158,6 +160,18 @@ class RankDied(HangError):
     def __init__(self, what: str, *, ranks: tuple[int, ...] = (), **parts: Any) -> None:
         super().__init__(what, **({"ranks": ", ".join(map(str, ranks))} if ranks else {}), **parts)
         self.ranks = ranks
+
+
+class RankMissing(HangError):
+    """A rank that others waited for, and that did not come in time. `ranks` are those that are missing."""
+
+    def __init__(self, what: str, *, ranks: tuple[int, ...] = (), **parts: Any) -> None:
+        super().__init__(what, **parts)
+        self.ranks = ranks
+
+
+class PeerMismatch(RdmakitError, ValueError):
+    """What two ranks say does not fit together: how many they are, queue pairs, MTU, GIDs, link layers."""
 
 
 class DeviceFault(RdmakitError, RuntimeError):

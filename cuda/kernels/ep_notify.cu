@@ -25,8 +25,9 @@ RDMAKIT_DEVICE Status send_counts(const EpRank& ep, const EpPlan& plan, u32 host
     if (host == ep.host) return Status::ok;
     return by_lane_zero([&] {
         const RemoteMemory peer = ep.rail_heaps[host];
-        return put_signal(rail(ep, host, 0).qp, peer + (ep.at.notify_in + ((exchange & 1) * ep.hosts + ep.host) * ep.notify_bytes),
-                          LocalMemory{reinterpret_cast<u64>(bytes), ep.heap_lkey}, ep.notify_bytes,
+        const ChannelHandle& channel = rail(ep, host, 0);
+        return put_signal(channel.qp, peer + (ep.at.notify_in + ((exchange & 1) * ep.hosts + ep.host) * ep.notify_bytes),
+                          LocalMemory{reinterpret_cast<u64>(bytes), channel.staging_lkey}, ep.notify_bytes,
                           peer + (ep.at.notify_tail + 8ull * ep.host), 1);
     });
 }

@@ -5,12 +5,13 @@
 namespace rdmakit {
 
 // Token t's message into staging: header, then BF16 as is or FP8 with its scales.
-RDMAKIT_DEVICE void ll_stage(const LlRank& ll, const u8* x, const i32* topk, u32 t, u64 epoch, bool fp8) {
+RDMAKIT_DEVICE void ll_stage(const LlRank& ll, const u8* x, const i32* topk, u32 t, u64 epoch, u32 format) {
+    const bool fp8 = (format & kLlFp8) != 0;
     u8* const bytes = ll_heap(ll, ll.rank, ll.at.staging) + ((epoch & 1) * ll.max_tokens + t) * ll_slot_bytes(ll);
     const LlMessage m = ll_message(ll, bytes, fp8);
     if (lane_id() == 0) *m.source = static_cast<i32>(t);
     for (u32 k = static_cast<u32>(lane_id()); k < ll.topk; k += kLanes) {
-        m.topk[k] = topk[static_cast<u64>(t) * ll.topk + k];
+        m.topk[k] = ll_choice(topk, static_cast<u64>(t) * ll.topk + k, format);
     }
     const u8* const row = x + static_cast<u64>(t) * 2 * ll.hidden;
     if (!fp8) {
@@ -29,8 +30,11 @@ RDMAKIT_DEVICE void ll_stage(const LlRank& ll, const u8* x, const i32* topk, u32
                 for (u32 half : {w & 0xffff, w >> 16}) amax = larger(amax, bf16_to_float(half & 0x7fff));
             }
         }
-        const float up = kFp8Max / amax;
-        const float scale = amax / kFp8Max;
+        float up = kFp8Max / amax, scale = amax / kFp8Max;
+        if ((format & kLlRoundScale) != 0) {
+            scale = power_of_two_above(scale);
+            up = 1.0f / scale;
+        }
         for (u32 i = 0; i < 8; ++i) {
             Vec16 out = {};
             for (u32 j = 0; j < 2; ++j) {
@@ -48,13 +52,14 @@ RDMAKIT_DEVICE void ll_stage(const LlRank& ll, const u8* x, const i32* topk, u32
 }
 
 // All tokens that chose one expert, in order, then their number.
-RDMAKIT_DEVICE Status ll_send_expert(const LlRank& ll, const i32* topk, u32 tokens, u32 expert, u64 epoch, bool fp8) {
+RDMAKIT_DEVICE Status ll_send_expert(const LlRank& ll, const i32* topk, u32 tokens, u32 expert, u64 epoch, u32 format) {
+    const bool fp8 = (format & kLlFp8) != 0;
     const u32 rank = expert / ll.local_experts, local_expert = expert % ll.local_experts;
     u64* const staged = reinterpret_cast<u64*>(ll_heap(ll, ll.rank, ll.at.staged));
     u32 n = 0;
     for (u32 i0 = 0; i0 < tokens * ll.topk; i0 += kLanes) {
         const u32 i = i0 + static_cast<u32>(lane_id());
-        u32 mask = warp_ballot(i < tokens * ll.topk && topk[i] == static_cast<i32>(expert));
+        u32 mask = warp_ballot(i < tokens * ll.topk && ll_choice(topk, i, format) == static_cast<i32>(expert));
         for (; mask != 0; mask &= mask - 1, ++n) {
             u32 lane = 0;
             while (((mask >> lane) & 1) == 0) ++lane;
@@ -81,17 +86,33 @@ RDMAKIT_DEVICE Status ll_send_expert(const LlRank& ll, const i32* topk, u32 toke
 
 struct LlReceived {
     u8* x;             // [local_experts][ranks * max_tokens] rows, BF16 or FP8
-    float* scales;     // [local_experts][ranks * max_tokens][hidden / 128], or null
+    float* scales;     // [local_experts][ranks * max_tokens][hidden / 128], or null; by column: the last two the other way
+                       // round, and as UE8M0 bytes [local_experts][hidden / 512][ranks * max_tokens][4]
     i32* counts;       // [local_experts]
     i32* source;       // [local_experts][ranks * max_tokens]: token index at its source
-    i32* choice;       // [local_experts][ranks * max_tokens]: which of its choices this expert was
+    i32* choice;       // [local_experts][ranks * max_tokens]: which of its choices this expert was; or null
     i32* ranges;       // [local_experts][ranks][2]: number of rows from that rank, and the first
+    i32* row_map;      // [ranks][max_tokens][topk], zeroed: 1 + local expert * (ranks * max_tokens) + row; or null
+    u32* statistics;   // [local_experts]: rows received, added up; or null
+    u64* waits;        // [ranks]: clocks waited for each, added up; or null
 };
+
+RDMAKIT_DEVICE void ll_place_scale(const LlRank& ll, const LlReceived& out, u32 e, u64 row, u32 j, float scale, u32 format) {
+    const u64 rows = static_cast<u64>(ll.ranks) * ll.max_tokens;
+    const u32 count = ll.hidden / 128;
+    if ((format & kLlUe8m0) != 0) {
+        reinterpret_cast<u8*>(out.scales)[((e * (count / 4) + j / 4) * rows + row) * 4 + j % 4] = static_cast<u8>(float_bits(scale) >> 23);
+    } else if ((format & kLlByColumn) != 0) {
+        out.scales[(static_cast<u64>(e) * count + j) * rows + row] = scale;
+    } else {
+        out.scales[(e * rows + row) * count + j] = scale;
+    }
+}
 
 }  // namespace rdmakit
 
 RDMAKIT_KERNEL ll_dispatch_send(const rdmakit::LlRank* rank, const unsigned char* x, const int* topk, unsigned tokens,
-                                unsigned long long epoch, unsigned fp8) {
+                                unsigned long long epoch, unsigned format) {
     using namespace rdmakit;
     const LlRank& ll = *rank;
     if (!check_queues(ll)) return;
@@ -99,29 +120,30 @@ RDMAKIT_KERNEL ll_dispatch_send(const rdmakit::LlRank* rank, const unsigned char
     const u32 warp = static_cast<u32>(block_id() * warps_in_block() + warp_id());
     u64* const staged = reinterpret_cast<u64*>(ll_heap(ll, ll.rank, ll.at.staged));
     for (u32 t = warp; t < tokens; t += warps) {
-        ll_stage(ll, x, topk, t, epoch, fp8 != 0);
+        ll_stage(ll, x, topk, t, epoch, format);
         warp_sync();
         if (lane_id() == 0) store_release<Scope::gpu>(staged + t, static_cast<u64>(epoch));
     }
     for (u32 e = warp; e < ll.experts; e += warps) {
-        if (ll_send_expert(ll, topk, tokens, e, epoch, fp8 != 0) != Status::ok) return;
+        if (ll_send_expert(ll, topk, tokens, e, epoch, format) != Status::ok) return;
     }
 }
 
-RDMAKIT_KERNEL ll_dispatch_receive(const rdmakit::LlRank* rank, rdmakit::LlReceived out, unsigned long long epoch, unsigned fp8) {
+RDMAKIT_KERNEL ll_dispatch_receive(const rdmakit::LlRank* rank, rdmakit::LlReceived out, unsigned long long epoch, unsigned format) {
     using namespace rdmakit;
     const LlRank& ll = *rank;
     if (!check_queues(ll)) return;
+    const bool fp8 = (format & kLlFp8) != 0;
     const u32 warps = static_cast<u32>(warps_in_block() * blocks_in_grid());
     const u32 warp = static_cast<u32>(block_id() * warps_in_block() + warp_id());
-    const u32 row_bytes = ll_payload_bytes(ll, fp8 != 0), scales = ll_scale_count(ll, fp8 != 0);
+    const u32 row_bytes = ll_payload_bytes(ll, fp8), scales = ll_scale_count(ll, fp8);
     for (u32 job = warp; job < ll.local_experts * ll.ranks; job += warps) {
         const u32 e = job / ll.ranks, source = job % ll.ranks;
         u32 begin = 0, n = 0;
         for (u32 s = 0; s <= source; ++s) {  // rows are packed by source rank
             const u64* word = reinterpret_cast<const u64*>(ll_heap(ll, ll.rank, ll_count(ll, epoch, e, s)));
             u64 seen = 0;
-            const Status status = by_lane_zero([&] {
+            const Status status = ll_clocked(s == source ? out.waits : nullptr, s, [&] {
                 return wait_until<Scope::sys>(word, [epoch](u64 v) { return (v >> 32) == epoch; }, ll.watch,
                                               Subject{"the number of an expert's tokens from a rank", epoch, 0, s, e}, &seen);
             });
@@ -133,21 +155,27 @@ RDMAKIT_KERNEL ll_dispatch_receive(const rdmakit::LlRank* rank, rdmakit::LlRecei
         if (lane_id() == 0) {
             out.ranges[2 * job] = static_cast<i32>(n);
             out.ranges[2 * job + 1] = static_cast<i32>(begin);
-            if (source == ll.ranks - 1) out.counts[e] = static_cast<i32>(begin + n);
+            if (source == ll.ranks - 1) {
+                out.counts[e] = static_cast<i32>(begin + n);
+                if (out.statistics != nullptr) fetch_add<Scope::gpu>(out.statistics + e, begin + n);
+            }
         }
         for (u32 i = 0; i < n; ++i) {
-            const LlMessage m = ll_message(ll, ll_heap(ll, ll.rank, ll_slot(ll, epoch, e, source, i)), fp8 != 0);
+            const LlMessage m = ll_message(ll, ll_heap(ll, ll.rank, ll_slot(ll, epoch, e, source, i)), fp8);
             const u64 row = e * rows + begin + i;
             warp_copy(out.x + row * row_bytes, m.payload, row_bytes);
             for (u32 j = static_cast<u32>(lane_id()); j < scales; j += kLanes) {
-                out.scales[row * scales + j] = reinterpret_cast<const float*>(m.scales)[j];
+                ll_place_scale(ll, out, e, begin + i, j, reinterpret_cast<const float*>(m.scales)[j], format);
             }
             if (lane_id() != 0) continue;
             const i32 expert = static_cast<i32>(ll.rank * ll.local_experts + e);
             i32 k = 0;
             while (k < static_cast<i32>(ll.topk) && m.topk[k] != expert) ++k;
             out.source[row] = *m.source;
-            out.choice[row] = k;
+            if (out.choice != nullptr) out.choice[row] = k;
+            if (out.row_map == nullptr) continue;
+            const u64 token = static_cast<u64>(source) * ll.max_tokens + static_cast<u32>(*m.source);
+            out.row_map[token * ll.topk + static_cast<u32>(k)] = 1 + static_cast<i32>(row);
         }
     }
 }

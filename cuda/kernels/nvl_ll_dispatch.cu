@@ -48,11 +48,6 @@ RDMAKIT_DEVICE NvlLlCounters nvl_ll_counters(const NvlLl& p, u8* shared, u32 blo
     return {before, before + local, shared + 4ull * words, reinterpret_cast<float*>(shared + 4ull * words + 2ull * p.hidden)};
 }
 
-RDMAKIT_DEVICE float power_of_two_above(float v) {  // the least that is not below v, which is normal and positive
-    const u32 bits = float_bits(v);
-    return bits_float((bits & 0x7f800000u) + ((bits & 0x7fffffu) != 0 ? 0x800000u : 0u));
-}
-
 // Vector u of the token that lies in shared memory as FP8, and the scale of its block of 128 channels.
 RDMAKIT_DEVICE Vec16 nvl_cast(const NvlLlDispatchInput& in, const NvlLlCounters& mine, u32 u, float* scale) {
     float amax = kFp8MinAmax;

@@ -56,26 +56,30 @@ namespace rdmakit {
 #else
 namespace host {
 // The twins. One OS thread runs the whole world, so a plain access is atomic; what others may see of it, and when, is
-// Explore's business: there every access is the memory model's (rdmakit/emu/explore).
+// Explore's business: there every access is the memory model's (rdmakit/emu/explore). Elsewhere acquires, releases and
+// fences are the CPU's own as well, since real devices may take part (rdmakit/emu/outside.py). Updates are not: a word that
+// kernels add to is added to by nobody outside.
 constexpr cost::Kind fence_cost(Scope scope) {
     return scope == Scope::cta ? cost::kFenceCta : scope == Scope::gpu ? cost::kFenceGpu : cost::kFenceSys;
 }
 constexpr cpu::Access access(cpu::Order order, Scope scope) { return {order, static_cast<u32>(scope)}; }
 
-template <class T> T load(const T* p, [[maybe_unused]] cpu::Access how, [[maybe_unused]] Site site) {
+template <class T> T load(const T* p, cpu::Access how, [[maybe_unused]] Site site) {
     T value;
 #if RDMAKIT_POLICY == RDMAKIT_EXPLORE
     cpu::self().api->load(&cpu::self(), p, &value, sizeof(T), how, site);
 #else
     if constexpr (std::is_scalar_v<T>) value = *static_cast<const volatile T*>(p);
     else value = *p;
+    if (how.order != cpu::Order::plain && how.order != cpu::Order::relaxed) __atomic_thread_fence(__ATOMIC_ACQUIRE);
 #endif
     return value;
 }
-template <class T> void store(T* p, T value, [[maybe_unused]] cpu::Access how, [[maybe_unused]] Site site) {
+template <class T> void store(T* p, T value, cpu::Access how, [[maybe_unused]] Site site) {
 #if RDMAKIT_POLICY == RDMAKIT_EXPLORE
     cpu::self().api->store(&cpu::self(), p, &value, sizeof(T), how, site);
 #else
+    if (how.order != cpu::Order::plain && how.order != cpu::Order::relaxed) __atomic_thread_fence(__ATOMIC_RELEASE);
     if constexpr (std::is_scalar_v<T>) *static_cast<volatile T*>(p) = value;
     else *p = value;
     cpu::written(p, sizeof(T));
@@ -155,6 +159,8 @@ template <Scope S> RDMAKIT_DEVICE void fence([[maybe_unused]] Site site = Site::
     cpu::step(cost::of(host::fence_cost(S)));
 #if RDMAKIT_POLICY == RDMAKIT_EXPLORE
     cpu::self().api->fence(&cpu::self(), host::access(cpu::Order::acq_rel, S), site);
+#else
+    __atomic_thread_fence(__ATOMIC_ACQ_REL);
 #endif
 #endif
 }

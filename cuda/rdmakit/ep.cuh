@@ -45,12 +45,10 @@ struct EpRank {
     u32 capacity;            // rows of recv_* and combine_*
     u32 notify_bytes;        // of one message, a multiple of 16
     u8* const* heaps;        // [ranks]; null for ranks of other hosts
-    const RemoteMemory* rail_heaps;  // [hosts]: the rail peer's heap, as its NIC knows it
+    const RemoteMemory* rail_heaps;  // [hosts]: the rail peer's heap, as the NIC of channel 0 knows it there
     const ChannelHandle* rails;      // [hosts][channels]; those of the own host are not used
-    u32 heap_lkey;
     u32 max_tokens;          // of one source, in one operation
     u32 count_bytes;         // of a source's row in `counts`, a multiple of 16: at least 16 + 4 * local_experts
-    u32 reserved;
     EpHeap at;
     Watch watch;
 };

@@ -29,15 +29,28 @@ struct LlRank {
     u32 hidden;
     u32 max_tokens;          // of one rank in one call
     u32 qps_per_rank;
-    u32 heap_lkey;
     u32 fenced;              // 1: a signal waits for the completion of all that its QP has been given (no sequence lock)
     u8* const* heaps;        // [ranks]; null for ranks of other hosts
-    const RemoteMemory* remote_heaps;  // [ranks]: as our NIC knows them
+    const RemoteMemory* remote_heaps;  // [ranks][qps_per_rank]: as the NIC of that queue pair knows them
+    const u32* heap_lkeys;   // [ranks][qps_per_rank]: this rank's own heap, likewise
     const QpHandle* qps;     // [ranks][qps_per_rank]; those of ranks on this host are not used
     u64* announced;          // [2][experts], by parity: what this rank's count word at each expert holds now
     LlHeap at;
     Watch watch;
 };
+
+// What a call's rows look like, and its arguments: DeepEP's choices are 64 bits wide, of which the lower half tells, and its
+// scales lie by column.
+enum LlFormat : u32 { kLlFp8 = 1, kLlRoundScale = 2, kLlUe8m0 = 4, kLlByColumn = 8, kLlWideTopk = 16 };
+RDMAKIT_DEVICE i32 ll_choice(const i32* topk, u64 i, u32 format) { return topk[(format & kLlWideTopk) != 0 ? 2 * i : i]; }
+
+// Waits, and adds the clocks that it took to those of a rank, if they are counted.
+template <class Wait> RDMAKIT_DEVICE Status ll_clocked(u64* waits, u32 rank, Wait wait) {
+    const u64 began = clock_cycles();
+    const Status s = by_lane_zero(wait);
+    if (waits != nullptr && lane_id() == 0) fetch_add<Scope::gpu>(waits + rank, clock_cycles() - began);
+    return s;
+}
 
 // A message: where it comes from, what its token chose, the payload, its scales.
 struct LlMessage {
@@ -72,8 +85,8 @@ RDMAKIT_DEVICE u64 ll_partial(const LlRank& ll, u64 epoch, u32 token, u32 k) {
     return ll.at.partial + (((epoch & 1) * ll.max_tokens + token) * ll.topk + k) * 2ull * ll.hidden;
 }
 // Everything for one expert of a rank takes one QP, so that its signal stands behind its data.
-RDMAKIT_DEVICE const QpHandle& ll_qp(const LlRank& ll, u32 rank, u32 local_expert) {
-    return ll.qps[rank * ll.qps_per_rank + local_expert % ll.qps_per_rank];
+RDMAKIT_DEVICE u32 ll_way(const LlRank& ll, u32 rank, u32 local_expert) {
+    return rank * ll.qps_per_rank + local_expert % ll.qps_per_rank;
 }
 RDMAKIT_DEVICE u8* ll_heap(const LlRank& ll, u32 rank, u64 offset) { return ll.heaps[rank] + offset; }
 
@@ -95,20 +108,22 @@ RDMAKIT_DEVICE Status ll_send(const LlRank& ll, u32 rank, u32 local_expert, u64 
         return Status::ok;
     }
     return by_lane_zero([&] {
-        return put(ll_qp(ll, rank, local_expert), ll.remote_heaps[rank] + to,
-                   LocalMemory{reinterpret_cast<u64>(source), ll.heap_lkey}, bytes);
+        const u32 way = ll_way(ll, rank, local_expert);
+        return put(ll.qps[way], ll.remote_heaps[way] + to, LocalMemory{reinterpret_cast<u64>(source), ll.heap_lkeys[way]},
+                   bytes);
     });
 }
 // Adds to a word of another rank's heap, behind everything that ll_send sent for that expert.
 RDMAKIT_DEVICE Status ll_signal(const LlRank& ll, u32 rank, u32 local_expert, u64 word, u64 add) {
     return by_lane_zero([&] {
         if (!same_host(ll, rank)) {
-            const QpHandle& qp = ll_qp(ll, rank, local_expert);
+            const u32 way = ll_way(ll, rank, local_expert);
+            const QpHandle& qp = ll.qps[way];
             if (ll.fenced != 0) {
                 const Status done = quiet(qp);
                 if (done != Status::ok) return done;
             }
-            return signal(qp, ll.remote_heaps[rank] + word, add);
+            return signal(qp, ll.remote_heaps[way] + word, add);
         }
         fence<Scope::sys>();  // this warp's rows before the word
         fetch_add<Scope::sys>(reinterpret_cast<u64*>(ll_heap(ll, rank, word)), add);

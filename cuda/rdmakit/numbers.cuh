@@ -59,6 +59,11 @@ RDMAKIT_DEVICE Vec16 to_bf16(const Sum8& sum) {
 constexpr float kFp8Max = 448.0f;
 constexpr float kFp8MinAmax = 1e-4f;
 
+RDMAKIT_DEVICE float power_of_two_above(float v) {  // the least that is not below v, which is normal and positive
+    const u32 bits = float_bits(v);
+    return bits_float((bits & 0x7f800000u) + ((bits & 0x7fffffu) != 0 ? 0x800000u : 0u));
+}
+
 // Round to nearest even, saturating at ±448; values are finite here (scaled by their own maximum).
 RDMAKIT_DEVICE u32 float_to_e4m3(float value) {
     const u32 bits = float_bits(value);

@@ -1,8 +1,9 @@
 """`rdmakit bench …`: what the project promises about speed, with a check beside every number.
 
 Leans on all layers below. `bench ep` and `scale` measure dispatch and combine on GPUs, `bench queue`, `put` and
-`primitives` what a GPU posts and what its primitives cost; `bench signal` models what signals cost; `bench emu` times
-the CPU runner and the emulated HCA, each part in a process of its own, so that its peak memory is its own.
+`primitives` what a GPU posts and what its primitives cost; `bench hosts` and `mesh` need RDMA devices and no GPU;
+`bench signal` models what signals cost; `bench emu` times the CPU runner and the emulated HCA, each part in a process
+of its own, so that its peak memory is its own.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from rdmakit.cli import bench_emu, bench_ep, bench_gpu, bench_plot, bench_post, bench_scale, bench_signal
+from rdmakit.cli import (
+    bench_emu,
+    bench_ep,
+    bench_gpu,
+    bench_hosts,
+    bench_mesh,
+    bench_plot,
+    bench_post,
+    bench_scale,
+    bench_signal,
+)
 from rdmakit.cli.bench_record import add_output, finish
 
 __all__ = ["add_parser"]
@@ -51,6 +62,8 @@ def add_parser(subparsers: Any) -> None:
     bench_gpu.add_parsers(which)
     bench_plot.add_parser(which)
     bench_post.add_parser(which)
+    bench_hosts.add_parser(which)
+    bench_mesh.add_parser(which)
     signal = which.add_parser("signal", help="what each strategy of the sequence lock costs, in virtual time")
     signal.add_argument("--seed", type=int, default=1)
     signal.add_argument("--length", type=int, action="append", help="bytes of a transfer; several may be given")

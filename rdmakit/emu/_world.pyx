@@ -264,6 +264,7 @@ cdef extern from "run/world.hpp" namespace "rdmakit::emu" nogil:
         string launch(const LaunchSpec&) except +
         RunOutcome run() except +
         void ask_to_stop(cbool (*)(void*) noexcept, void*)
+        void ask_outside(cbool (*)(void*, cbool) noexcept, void*)
         const vector[Waiting]& waiting()
         vector[DeviceError] take_errors()
         vector[NamedEvent] take_events()
@@ -319,6 +320,14 @@ cdef cbool signalled(void* world) noexcept with gil:
     return False
 
 
+cdef cbool outside(void* world, cbool moved) noexcept with gil:
+    try:
+        return (<World>world).beyond(moved)
+    except BaseException as error:
+        (<World>world).pending = error
+    return False
+
+
 def kernel_entry(uintptr_t address):
     """Describes the kernel entry at `address`: (name, policy, lanes, layout_version, ((kind, bytes), ...))."""
     cdef const KernelEntry* entry = <const KernelEntry*>address
@@ -336,7 +345,8 @@ cdef class World:
 
     cdef CppWorld* world
     cdef bint busy
-    cdef object pending  # what a signal handler raised
+    cdef object pending  # what a signal handler raised, or who is asked outside
+    cdef object beyond
 
     def __cinit__(self, u32 policy=0, u64 seed=0, u32 gpus=1, u32 resident_warps=132 * 64, bint data_in_order=False):
         cdef WorldConfig config
@@ -650,21 +660,28 @@ cdef class World:
         spec.argument_bytes = len(arguments)
         return self.world.launch(spec).decode()
 
-    def run(self):
+    def run(self, beyond=None):
         """Runs until all launches have ended and all HCAs are idle: 0 done, 1 hung, 2 a kernel failed.
 
         Signal handlers of Python are called meanwhile; if one raises (Ctrl-C does), all launches are ended.
+        `beyond(moved)` is called when nothing can go on here, since devices outside may write what kernels wait for:
+        whether something has moved since the last call; False ends the run as hung, an exception is raised then.
         """
         cdef RunOutcome outcome
         if self.busy:
             raise RuntimeError("this world is running already; a world is used by one thread at a time")
         self.busy = True
         try:
+            self.beyond = beyond
             self.world.ask_to_stop(signalled, <void*>self)
+            self.world.ask_outside(NULL, NULL)
+            if beyond is not None:
+                self.world.ask_outside(outside, <void*>self)
             with nogil:
                 outcome = self.world.run()
         finally:
             self.busy = False
+            self.beyond = None
         if self.pending is not None:
             error, self.pending = self.pending, None
             raise error

@@ -307,6 +307,11 @@ class World:
             self._cta.launch()
 
     # ---- running
+    @property
+    def queued(self) -> int:
+        """Launches that have not run yet."""
+        return len(self._pending)
+
     def run(self) -> Run:
         """Run until every launch has ended and every HCA is idle.
 

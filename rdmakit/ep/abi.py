@@ -22,9 +22,14 @@ __all__ = [
     "EP_HEAP",
     "EP_PLAN",
     "EP_RANK",
+    "LL_BY_COLUMN",
+    "LL_FP8",
     "LL_HEAP",
     "LL_RANK",
     "LL_RECEIVED",
+    "LL_ROUND_SCALE",
+    "LL_UE8M0",
+    "LL_WIDE_TOPK",
     "MAX_HOSTS",
     "MAX_LOCAL_RANKS",
     "REMOTE_MEMORY",
@@ -83,7 +88,7 @@ EP_RANK = _aligned(
         *_u32("layout_version", "rank", "ranks", "host", "hosts", "local", "local_ranks", "channels", "experts",
               "local_experts", "topk", "hidden", "capacity", "notify_bytes"),
         *_u64("heaps", "rail_heaps", "rails"),
-        *_u32("heap_lkey", "max_tokens", "count_bytes", "reserved"),
+        *_u32("max_tokens", "count_bytes"),
         ("at", EP_HEAP),
         ("watch", WATCH),
     ]
@@ -132,11 +137,14 @@ LL_HEAP = _aligned(_u64("staging", "staged", "messages", "counts", "combine_x", 
 LL_RANK = _aligned(
     [
         *_u32("layout_version", "rank", "ranks", "host", "local_ranks", "experts", "local_experts", "topk", "hidden",
-              "max_tokens", "qps_per_rank", "heap_lkey", "fenced"),
-        *_u64("heaps", "remote_heaps", "qps", "announced"),
+              "max_tokens", "qps_per_rank", "fenced"),
+        *_u64("heaps", "remote_heaps", "heap_lkeys", "qps", "announced"),
         ("at", LL_HEAP),
         ("watch", WATCH),
     ]
 )  # fmt: skip
 
-LL_RECEIVED = _aligned(_u64("x", "scales", "counts", "source", "choice", "ranges"))
+LL_RECEIVED = _aligned(
+    _u64("x", "scales", "counts", "source", "choice", "ranges", "row_map", "statistics", "waits")
+)
+LL_FP8, LL_ROUND_SCALE, LL_UE8M0, LL_BY_COLUMN, LL_WIDE_TOPK = 1, 2, 4, 8, 16  # LlFormat, ll.cuh

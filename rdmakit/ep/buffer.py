@@ -40,6 +40,9 @@ class Buffer(NormalCalls, LowLatencyCalls):
     `destroy()` gives the memory back. `allow_mnnvl` allows what one host has no need of. NotAvailable for `use_fabric`,
     `allow_nvlink_for_low_latency_mode=False` with the low-latency mode, and for a group that really spans hosts.
 
+    RDMAKIT_KERNELS=cpu in the environment: every process is a host without a GPU, tensors are the CPU's, and RDMA
+    devices join the hosts (docs/hosts.md); both kinds of calls. `comm` may be a rendezvous of `rdmakit.connect.meet`.
+
     `ranks_per_host` (default: what RDMAKIT_RANKS_PER_HOST says, else all) makes hosts of so many ranks each, in order,
     out of one machine's: what DeepEP decides by num_ranks / 8. Calls then go through queue pairs, whose HCA is made
     of warps (docs/internode.md), need `num_rdma_bytes`, and there is no low-latency mode.
@@ -66,10 +69,10 @@ class Buffer(NormalCalls, LowLatencyCalls):
             raise NotAvailable("use_fabric is not supported", value=use_fabric,
                                rule="a Buffer serves the GPUs of one host, by CUDA's inter-process handles",
                                remedy="leave use_fabric out")  # fmt: skip
-        if low_latency_mode and not allow_nvlink_for_low_latency_mode:
+        if low_latency_mode and not allow_nvlink_for_low_latency_mode and not tensors.kernels_on_cpu():
             raise NotAvailable("allow_nvlink_for_low_latency_mode=False is not supported", value=False,
-                               rule="rows go over NVLink; rdmakit drives no real NIC yet",
-                               remedy="leave it True")  # fmt: skip
+                               rule="rows of GPUs go over NVLink; only kernels on the CPU drive NICs yet",
+                               remedy=f"leave it True, or {tensors.KERNELS}=cpu")  # fmt: skip
         check_positive(num_qps_per_rank=num_qps_per_rank)
         for name, value in {"num_nvl_bytes": num_nvl_bytes, "num_rdma_bytes": num_rdma_bytes}.items():
             if value < 0:

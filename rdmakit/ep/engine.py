@@ -2,8 +2,8 @@
 
 Addresses are device memory, streams `cudaStream_t`, both as int; 0 is "absent". Every call enqueues on its stream and
 returns; only `counts`, `ll_configure`, `close` and the constructor may wait. Everything is contiguous unless it says
-otherwise, and alive until the stream has passed the call. Leans on errors and ep.rendezvous; knows neither torch nor
-CuPy.
+otherwise, and alive until the stream has passed the call. Leans on errors, ep.rendezvous and ep.tensors; knows neither
+torch nor CuPy.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import Any, Protocol
 
 from rdmakit.ep.rendezvous import RANKS_PER_HOST, Rendezvous, asked_ranks_per_host, host_identity
+from rdmakit.ep.tensors import KERNELS, kernels_on_cpu
 from rdmakit.errors import BadArgument, NotAvailable
 
 __all__ = ["RECEIVE", "SEND", "Engine", "Received", "open_engine"]
@@ -211,17 +212,19 @@ def open_engine(
     """The engine for these ranks and the current CUDA device, and the number of hosts that they are on. Collective.
 
     An `Engine` for one host; for more, an `rdmakit.ep.internode.Internode`. `ranks_per_host`, or else the environment's
-    RDMAKIT_RANKS_PER_HOST, lets one machine play several hosts. NotAvailable where ranks really span hosts: rdmakit
-    drives no real NIC yet; and for what is not there between hosts.
+    RDMAKIT_RANKS_PER_HOST, lets one machine play several hosts. With RDMAKIT_KERNELS=cpu each process is a host, and
+    RDMA devices join them. NotAvailable for GPUs of several machines, and for what is not there between hosts.
     """
     ranks = rendezvous.size
     asked = asked_ranks_per_host() if ranks_per_host is None else ranks_per_host
     told = rendezvous.all_gather((host_identity(), asked))
     machines = len({machine for machine, _ in told})
-    if machines > 1:
+    on_cpu = kernels_on_cpu()
+    if machines > 1 and not on_cpu:
         raise NotAvailable(
-            "the group spans hosts", value=f"{machines} hosts", rule="rdmakit drives no real NIC yet",
-            remedy="a group of one host's ranks; between hosts, rdmakit.World shows the protocol emulated",
+            "the group spans hosts", value=f"{machines} hosts",
+            rule="GPUs of one machine reach each other; rdmakit has not driven a NIC from one of another yet",
+            remedy=f"a group of one host's ranks; or {KERNELS}=cpu, which drives NICs from the CPU",
             rank=rendezvous.rank,
         )  # fmt: skip
     if len({each for _, each in told}) > 1:
@@ -231,17 +234,20 @@ def open_engine(
     if isinstance(each, bool) or not isinstance(each, int) or each < 1 or ranks % each:
         raise BadArgument("ranks cannot be split evenly over hosts", value=each, rule=f"a divisor of {ranks} ranks",
                           remedy=f"another ranks_per_host or {RANKS_PER_HOST}")  # fmt: skip
-    if each == ranks:
+    if each == ranks and not on_cpu:
         return import_module("rdmakit.ep.nvlink").connect(
             rendezvous, num_nvl_bytes=num_nvl_bytes, num_rdma_bytes=num_rdma_bytes if low_latency else 0,
             enable_shrink=enable_shrink,
         ), 1  # fmt: skip
-    for name, wanted in {"low_latency_mode": low_latency, "enable_shrink": enable_shrink}.items():
+    for name, wanted in {"low_latency_mode": low_latency and not on_cpu, "enable_shrink": enable_shrink}.items():
         if wanted:
             raise NotAvailable(f"{name} is not supported between hosts", value=wanted,
                                rule="normal dispatch and combine only", remedy=f"leave {name} out")  # fmt: skip
-    engine = import_module("rdmakit.ep.internode").connect(
-        rendezvous, ranks_per_host=each, num_nvl_bytes=num_nvl_bytes, num_rdma_bytes=num_rdma_bytes,
-        num_qps_per_rank=num_qps_per_rank,
-    )  # fmt: skip
+    sizes = {"num_nvl_bytes": num_nvl_bytes, "num_rdma_bytes": num_rdma_bytes, "num_qps_per_rank": num_qps_per_rank}
+    if on_cpu:
+        found = import_module("rdmakit.ep.device_engine").connect(
+            rendezvous, ranks_per_host=each, low_latency=low_latency, **sizes
+        )
+        return found, ranks // each
+    engine = import_module("rdmakit.ep.internode").connect(rendezvous, ranks_per_host=each, **sizes)
     return engine, ranks // each

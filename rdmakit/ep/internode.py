@@ -9,6 +9,7 @@ operations are collective and come in one order on every rank.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from rdmakit.ep.internode_queues import QueuePairs
 from rdmakit.ep.link import Link
 from rdmakit.ep.nvl_memory import Block, HeapRank
 from rdmakit.ep.pool import Pool
+from rdmakit.ep.rail_queues import RailQueues
 from rdmakit.ep.rendezvous import Rendezvous
 from rdmakit.errors import BadArgument
 
@@ -39,10 +41,17 @@ KERNELS = (
 )  # fmt: skip
 
 
-class Internode(HeapRank):
-    """One rank's side. `shape` says what the link's heap holds; ranks are numbered host by host."""
+MakeQueues = Callable[[Link, HostsShape, int], RailQueues]
 
-    def __init__(self, link: Link, shape: HostsShape, *, timeout_ns: int = 0) -> None:
+
+class Internode(HeapRank):
+    """One rank's side. `shape` says what the link's heap holds; ranks are numbered host by host. `queues` makes the
+    queue pairs, of a real device's (device_queues.py); without it warps are the HCA.
+    """
+
+    def __init__(
+        self, link: Link, shape: HostsShape, *, timeout_ns: int = 0, queues: MakeQueues | None = None
+    ) -> None:
         layout = shape.heap_layout()
         if shape.ranks != link.ranks or layout.nbytes > link.heap_bytes:
             raise BadArgument("the heap does not fit the hosts", value=f"{link.heap_bytes} bytes, {link.ranks} ranks",
@@ -50,7 +59,10 @@ class Internode(HeapRank):
                               remedy="make the heap for HostsShape.of(…).heap_layout().nbytes")  # fmt: skip
         self.shape, self.link, self.rank, self.ranks = shape, link, link.rank, link.ranks
         self.hosts, self.local_ranks = shape.hosts, shape.local_ranks
-        self.queue_pairs = QueuePairs(link, shape, layout, timeout_ns)
+        if queues is None:
+            self.queue_pairs: RailQueues = QueuePairs(link, shape, layout, timeout_ns)
+        else:
+            self.queue_pairs = queues(link, shape, timeout_ns)
         self.pods = Pods(link, shape, layout, self.queue_pairs)
         self.pool = Pool(layout.offset["pool"], shape.pool_bytes)
         self._told = link.host_memory(16 + 4 * MAX_EXPERTS)
@@ -106,7 +118,8 @@ class Internode(HeapRank):
         plan = self.pods.plan(route, tokens_per_expert)
         blocks = self._blocks_of(self.ranks + self.hosts * route.channels)
         self._launch("ep_route", blocks, [pod, plan, is_in_rank, np.uint32(route.tokens)], stream)
-        self._ride("ep_notify_riding", 1, 1, [pod, plan, np.uint64(self._exchange), np.uint64(self._epoch)], stream)
+        numbers = np.uint64(self._exchange), np.uint64(self._epoch)
+        self._ride("ep_notify_riding", 1, self._riders(1), [pod, plan, *numbers], stream)
         out = np.zeros((), abi.TELL_OUTPUT)
         out[()] = (self._told.ctypes.data, rank_prefix, host_prefix, self._exchange, expert_alignment, 0)
         self._launch("ep_tell", 1, [pod, plan, out[()]], stream)
@@ -195,7 +208,7 @@ class Internode(HeapRank):
 
     # ---- launching
     def _riders(self, num_sms: int) -> int:
-        return max(1, min(RIDERS, num_sms // 6))
+        return max(1, min(RIDERS, num_sms // 6)) if self.queue_pairs.rides else 0
 
     def _blocks_of(self, warps: int) -> int:
         return max(1, min(-(-warps // self.link.warps), self.link.blocks))

@@ -1,6 +1,6 @@
 """The PODs that kernels between hosts take: the rank as a call's shape has it, the rings, the plan of a dispatch.
 
-Leans on ep.abi, ep.internode_memory, ep.internode_queues. What a shape needs is made once, and stays.
+Leans on ep.abi, ep.internode_memory, ep.rail_queues. What a shape needs is made once, and stays.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from rdmakit.device.handle import LAYOUT_VERSION
 from rdmakit.ep import abi
 from rdmakit.ep.heap import HeapLayout
 from rdmakit.ep.internode_memory import HostsShape, Slab
-from rdmakit.ep.internode_queues import QueuePairs
 from rdmakit.ep.link import Link
+from rdmakit.ep.rail_queues import RailQueues
 
 __all__ = ["Pods", "Route"]
 
@@ -37,7 +37,7 @@ class Route:
 class Pods:
     """What kernels of one engine read, in memory of its own."""
 
-    def __init__(self, link: Link, shape: HostsShape, layout: HeapLayout, queue_pairs: QueuePairs) -> None:
+    def __init__(self, link: Link, shape: HostsShape, layout: HeapLayout, queue_pairs: RailQueues) -> None:
         self.link, self.shape, self.layout, self.queue_pairs = link, shape, layout, queue_pairs
         self._slab = Slab(link, NBYTES)
         self._found: dict[Hashable, int] = {}
@@ -46,7 +46,8 @@ class Pods:
         self._heaps = self._slab.put(np.array(heaps, np.uint64))
         peers = np.zeros(shape.hosts, abi.REMOTE_MEMORY)
         for other in range(shape.hosts):
-            peers[other] = queue_pairs.remote(other * local + queue_pairs.local, 0)
+            if other != host:
+                peers[other] = queue_pairs.remote(other * local + queue_pairs.local, 0, 0)
         self._peers = self._slab.put(peers)
 
     def plan_words(self, tokens: int, channels: int, experts: int) -> int:
@@ -100,8 +101,7 @@ class Pods:
             "channels": channels, "experts": experts, "local_experts": experts // shape.ranks, "topk": topk,
             "hidden": hidden,
             "capacity": capacity, "notify_bytes": shape.notify_bytes, "heaps": self._heaps, "rail_heaps": self._peers,
-            "rails": self._rails(channels, stride), "heap_lkey": self.queue_pairs.lkey, "max_tokens": shape.max_tokens,
-            "count_bytes": shape.count_bytes,
+            "rails": self._rails(channels, stride), "max_tokens": shape.max_tokens, "count_bytes": shape.count_bytes,
         }  # fmt: skip
         for name, value in values.items():
             pod[name] = value

@@ -1,8 +1,9 @@
 """A rank's queue pairs to ranks of other hosts, and the HCA of warps behind them: nobody else needs to reach them.
 
-Leans on ep.internode_memory, ep.abi, emu.cta_layout. The wire of this HCA (hca_engine.cuh) is the mapping of heaps: a
-peer's is a memory region whose key leads to where this rank reaches it. Of a peer's queue pair it knows a stand-in that
-is always ready: there are no receive queues here, and pointers of another process mean nothing in this one.
+Leans on ep.rail_queues, ep.internode_memory, emu.cta_layout. The wire of this HCA (hca_engine.cuh) is the mapping of
+heaps: a peer's is a memory region whose key leads to where this rank reaches it. Of a peer's queue pair it knows a
+stand-in that is always ready: there are no receive queues here, and pointers of another process mean nothing in this
+one.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from rdmakit.device.handle import LAYOUT_VERSION, QP_HANDLE, SQ_STATE
-from rdmakit.emu.cta_layout import HCA_CQ, HCA_GROUP, HCA_HANDLE, HCA_QP, KEY_ENTRY
-from rdmakit.ep import abi
+from rdmakit.emu.cta_layout import HCA_CQ, HCA_GROUP, HCA_QP, KEY_ENTRY
 from rdmakit.ep.heap import HeapLayout
 from rdmakit.ep.internode_memory import ALIGNMENT, WORD, HostsShape, Slab
 from rdmakit.ep.link import Link
+from rdmakit.ep.rail_queues import RailQueues
 from rdmakit.layout import CQE_INITIAL_OP_OWN
 
 __all__ = ["QueuePairs"]
@@ -27,19 +28,15 @@ LOG_SQ = 7  # basic blocks of a send queue: several chunks' WRITEs, one a slot
 FIRST_QPN = 0x100
 _LOCAL_KEY, _REMOTE_KEYS = 1, 2  # indices: the own heap, then each rank's
 _PD, _ALL_ACCESS, _RTS, _NO_DBR = 1, 0xF, 3, 3  # kKey*, HcaQpState, HcaDoorbell
-_OF_RING = ("staging_payload", "staging_meta", "head", "ring_payload", "ring_meta", "tail", "sent", "received")
 
 
-class QueuePairs:
-    """A rank's queue pairs to its rail peers, `channels` to each, and the HCA that serves them.
+class QueuePairs(RailQueues):
+    """A rank's queue pairs to its rail peers, `channels` to each, and the HCA that serves them."""
 
-    `handles[host, channel]` are their `QpHandle` PODs; `hca` is the HcaHandle, whose `leavers` the caller counts.
-    """
+    rides = True
 
     def __init__(self, link: Link, shape: HostsShape, layout: HeapLayout, timeout_ns: int) -> None:
-        self.link, self.shape, self.timeout_ns = link, shape, timeout_ns
-        self.host, self.local = divmod(link.rank, shape.local_ranks)
-        self.others = [host for host in range(shape.hosts) if host != self.host]
+        super().__init__(link, shape, timeout_ns)
         count = len(self.others) * shape.channels
         padded = -(-count // HCA_GROUP) * HCA_GROUP
         each = (64 << LOG_SQ) + QP_HANDLE.itemsize + SQ_STATE.itemsize + 2 * HCA_QP.itemsize + HCA_CQ.itemsize
@@ -51,7 +48,6 @@ class QueuePairs:
         _, attend = self._slab.take(padded, np.uint32)
         pods, pods_at = self._slab.take(2 * count, HCA_QP)  # the queue pairs, then their peers' stand-ins
         cqs, cqs_at = self._slab.take(count, HCA_CQ)
-        self.handles = np.zeros((shape.hosts, shape.channels), QP_HANDLE)
         sinks = link.heaps[link.rank] + layout.offset["sink"]
         places = [(host, channel) for host in self.others for channel in range(shape.channels)]
         for index, (host, channel) in enumerate(places):
@@ -73,15 +69,10 @@ class QueuePairs:
         link.upload(cqs_at, cqs)
         link.upload(pods_at, pods)
         _, self.left = self._slab.take(1, np.uint32)
-        self.hca = np.zeros((), HCA_HANDLE)
         self.hca["layout_version"], self.hca["count"], self.hca["qps"] = LAYOUT_VERSION, count, pods_at
         self.hca["registers"], self.hca["heard"], self.hca["attend"] = registers, heard, attend
         self.hca["left"] = self.left
         self.watch(self.hca["watch"])
-
-    def watch(self, pod: Any) -> None:
-        """Fill in a `Watch`."""
-        pod["report"], pod["rank"], pod["timeout_ns"] = self.link.report.address, self.link.rank, self.timeout_ns
 
     def _keys(self, layout: HeapLayout) -> tuple[int, int]:
         """The table of keys: address and length."""
@@ -110,33 +101,8 @@ class QueuePairs:
         cq["log_stride"], cq["collapsed"] = 6, 1
         self.watch(handle["watch"])
 
-    def remote(self, rank: int, offset: int) -> tuple[int, int]:
-        """A `RemoteMemory` in a rank's heap."""
+    def remote(self, rank: int, channel: int, offset: int) -> tuple[int, int]:
         return self.link.heaps[rank] + offset, (_REMOTE_KEYS + rank) << 8
 
-    @property
-    def lkey(self) -> int:
-        """Of the own heap."""
+    def lkey(self, rank: int, channel: int) -> int:
         return _LOCAL_KEY << 8
-
-    def rails(self, layout: HeapLayout, channels: int, stride: int) -> Array:
-        """ChannelHandle[hosts][channels], rings in slots of `stride` bytes; those of the own host stay zero."""
-        shape = self.shape
-        rails = np.zeros((shape.hosts, channels), abi.CHANNEL_HANDLE)
-        slots, chunk = shape.slots(stride)
-        sizes = {name: layout.size[name] // (shape.hosts * shape.channels) for name in _OF_RING}
-        theirs = {"peer_payload": "ring_payload", "peer_meta": "ring_meta", "peer_tail": "tail", "peer_head": "head"}
-        heap = self.link.heaps[self.link.rank]
-        for host in self.others:
-            for channel in range(channels):
-                rail = rails[host, channel]
-                rail["qp"] = rail["credit_qp"] = self.handles[host, channel]
-                here, there = (h * shape.channels + channel for h in (host, self.host))
-                for name, each in sizes.items():
-                    rail[name] = heap + layout.offset[name] + here * each
-                for field, name in theirs.items():
-                    offset = layout.offset[name] + there * sizes[name]
-                    rail[field] = self.remote(host * shape.local_ranks + self.local, offset)
-                rail["staging_lkey"], rail["slots"], rail["chunk"] = self.lkey, slots, chunk
-                rail["payload_stride"], rail["meta_stride"] = stride, shape.meta_stride
-        return rails

@@ -54,6 +54,9 @@ class Link(Protocol):
     def clear(self, address: int, nbytes: int, stream: int = 0) -> None:
         """Queue zeroing this rank's memory."""
 
+    def settle(self, stream: int = 0) -> None:
+        """Return once all that was queued there has run."""
+
     def wait(self, done: Callable[[], bool], what: str) -> None:
         """Return once `done()` holds; raise when the report says that something failed, or HangError in the end."""
 
@@ -62,17 +65,24 @@ class Link(Protocol):
 
 
 class WorldLink:
-    """A rank of an emulated world (one host): kernels run when somebody waits, or when the world is run."""
+    """A rank of an emulated world: kernels run when somebody waits, or when the world is run.
+
+    `heaps` by rank; None for ranks of other hosts, which real devices reach. `gpu`: which of the world's it is; the
+    rank's own number by default.
+    """
 
     def __init__(
-        self, world: Any, rank: int, heaps: Sequence[np.ndarray[Any, Any]], *, blocks: int = 4, warps: int = 4,
-        most_threads: int = 1024,
+        self, world: Any, rank: int, heaps: Sequence[np.ndarray[Any, Any] | None], *, blocks: int = 4, warps: int = 4,
+        most_threads: int = 1024, gpu: int | None = None,
     ) -> None:  # fmt: skip
         self.world = world
         self.rank, self.ranks = rank, len(heaps)
-        self.heaps = [int(heap.ctypes.data) for heap in heaps]
-        self.heap_bytes = heaps[rank].nbytes
-        self.heap_owner = heaps[rank]
+        self.gpu = rank if gpu is None else gpu
+        self.heaps = [0 if heap is None else int(heap.ctypes.data) for heap in heaps]
+        own = heaps[rank]
+        assert own is not None, "a rank has its own heap"
+        self.heap_bytes = own.nbytes
+        self.heap_owner = own
         self._kept: list[Any] = [heaps]
         self.report = Report(self.host_memory(REPORT.itemsize))
         self.blocks = blocks
@@ -99,7 +109,7 @@ class WorldLink:
         self, kernel: str, grid: int, block: int, args: Sequence[Any], *, shared_mem: int = 0, stream: int = 0
     ) -> None:
         """Queue it; the rank's launches run in order."""
-        self.world.stock_kernel(kernel)(grid, block, tuple(args), shared_mem=shared_mem, rank=self.rank, stream=stream)
+        self.world.stock_kernel(kernel)(grid, block, tuple(args), shared_mem=shared_mem, rank=self.gpu, stream=stream)
 
     def copy(self, to: int, source: int, nbytes: int, stream: int = 0) -> None:
         """At once: what is to be copied has to be there, not queued."""
@@ -108,6 +118,10 @@ class WorldLink:
     def clear(self, address: int, nbytes: int, stream: int = 0) -> None:
         """At once, as copy."""
         ctypes.memset(address, 0, nbytes)
+
+    def settle(self, stream: int = 0) -> None:
+        """Run the world, if launches are queued."""
+        self.wait(lambda: self.world.queued == 0, "what was queued")
 
     def wait(self, done: Callable[[], bool], what: str) -> None:
         """Run the world, after which there is nothing more to come."""

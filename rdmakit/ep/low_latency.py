@@ -1,8 +1,8 @@
 """Low-latency dispatch and combine over all ranks of a world: a message for each (token, expert), no counts first.
 
-Leans on ep.mesh, ep.heap, ep.abi, ep.layout; the device code is cuda/kernels/ll_*.cu. Every call is a collective: one
-array a rank in, one result a rank out. Each half can be run alone: `return_hook=True` sends and gives back a function
-that receives, for overlap with computation.
+Leans on ep.mesh, ep.ll_memory, ep.abi, ep.layout; the device code is cuda/kernels/ll_*.cu. Every call is a collective:
+one array a rank in, one result a rank out. Each half can be run alone: `return_hook=True` sends and gives back a
+function that receives, for overlap with computation.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from rdmakit.device.handle import LAYOUT_VERSION, QP_HANDLE
 from rdmakit.ep import abi
-from rdmakit.ep.heap import HeapLayout
 from rdmakit.ep.layout import check_hidden, check_sizes, check_topk_idx, check_topk_weights, check_topology
+from rdmakit.ep.ll_memory import ll_heap_layout
 from rdmakit.ep.mesh import Mesh
 from rdmakit.ep.reference import LowLatencyDispatched
 from rdmakit.ep.wiring import Wiring
@@ -79,7 +79,7 @@ class LowLatencyBuffer:
         self.local_experts = experts // self.ranks
         self.qps_per_rank = min(qps_per_rank, self.local_experts)
         self.rows = self.ranks * max_tokens
-        self.layout = self._layout()
+        self.layout = ll_heap_layout(max_tokens, hidden, experts, topk, self.ranks)
         self.mesh = Mesh(world, self.layout, timeout_ns=timeout_ns, steer=wiring.steer)
         for a in range(self.ranks):
             for b in range(a + 1, self.ranks):
@@ -97,22 +97,6 @@ class LowLatencyBuffer:
             f"top-{self.topk} of {self.experts}, {self.qps_per_rank} QPs a pair of ranks>"
         )
 
-    def _layout(self) -> HeapLayout:
-        heap = HeapLayout()
-        header = -(-4 * (1 + self.topk) // 16) * 16
-        slot = header + 2 * self.hidden + 16  # ll_slot_bytes, ll.cuh
-        for name, nbytes in (
-            ("staging", 2 * self.max_tokens * slot),
-            ("staged", 8 * self.max_tokens),
-            ("messages", 2 * self.local_experts * self.rows * slot),
-            ("counts", 2 * self.local_experts * self.ranks * 8),
-            ("combine_x", self.local_experts * self.rows * 2 * self.hidden),
-            ("partial", 2 * self.max_tokens * self.topk * 2 * self.hidden),
-            ("returned", 8 * self.experts),
-        ):
-            heap.add(name, nbytes)
-        return heap
-
     def _rank_pod(self, rank: int) -> Array:
         side = self.mesh.sides[rank]
         qps = self.world.array((self.ranks, self.qps_per_rank), QP_HANDLE)
@@ -128,10 +112,13 @@ class LowLatencyBuffer:
             self.topk,
             self.hidden,
         )
-        p["max_tokens"], p["qps_per_rank"], p["heap_lkey"] = self.max_tokens, self.qps_per_rank, side.mr.lkey
+        p["max_tokens"], p["qps_per_rank"] = self.max_tokens, self.qps_per_rank
         p["fenced"] = self._fenced
         p["heaps"] = self.mesh.heap_table(rank)
-        p["remote_heaps"] = self.mesh.remote_table(list(range(self.ranks)))
+        peers = [peer for peer in range(self.ranks) for _ in range(self.qps_per_rank)]
+        p["remote_heaps"] = self.mesh.remote_table(peers)
+        lkeys = self.world.array((len(peers),), np.uint32, side.mr.lkey)
+        p["heap_lkeys"] = self.mesh.keep(lkeys)
         p["qps"] = self.mesh.keep(qps)
         p["announced"] = self.mesh.keep(self.world.array((2, self.experts), np.uint64))
         for name in abi.LL_HEAP.names or ():
@@ -256,6 +243,9 @@ class LowLatencyBuffer:
             source.ctypes.data,
             choice.ctypes.data,
             ranges.ctypes.data,
+            0,
+            0,
+            0,
         )
         packed = LowLatencyDispatched(x, scales, counts, source, np.zeros((experts, self.ranks), np.int64))
         return packed, LowLatencyHandle(tokens, source, choice, ranges), pod
@@ -313,7 +303,7 @@ class LowLatencyBuffer:
             for r in range(self.ranks):
                 self._launch(
                     "ll_combine_receive",
-                    [self.rank_pods[r], out[r], chosen[r], weights[r], handles[r].tokens, epoch],
+                    [self.rank_pods[r], out[r], chosen[r], weights[r], handles[r].tokens, epoch, 0, 0],
                     r,
                 )
             self.mesh.run()

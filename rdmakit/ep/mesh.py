@@ -1,8 +1,8 @@
 """Ranks joined by queue pairs: who has which heap, and which QP of whom leads to which peer over which port.
 
-Leans on device (public objects) and ep.heap; knows no backend beyond what a world offers: `ranks`, `array`, `open`.
-The plan (peer, channel) → QP → port is made here and can be listed: channel c of every pair leaves by port c modulo the
-number of ports, so that both ports of a NIC carry half the channels of each peer.
+Leans on device (public objects), connect.broken and ep.heap; knows no backend beyond what a world offers: `ranks`,
+`array`, `open`. The plan (peer, channel) → QP → port is made here and can be listed: channel c of every pair leaves by
+port c modulo the number of ports, so that both ports of a NIC carry half the channels of each peer.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rdmakit.connect.broken import first_error
 from rdmakit.device.handle import DeviceHandle
 from rdmakit.device.qp_attributes import QPState
 from rdmakit.device.report import REPORT, DeviceStatus, Report
@@ -19,7 +20,7 @@ from rdmakit.ep.abi import REMOTE_MEMORY
 from rdmakit.ep.heap import Heap, HeapLayout
 from rdmakit.ep.wiring import Route, Steer
 from rdmakit.errors import BadArgument, CompletionError, HangError, RankDied
-from rdmakit.layout import ERR_CQE, CqeOpcode, Syndrome, wc_status
+from rdmakit.layout import Syndrome, wc_status
 
 __all__ = ["Mesh", "PlannedQp", "Side"]
 
@@ -172,10 +173,10 @@ class Mesh:
                         rule="no work request of its own says why: Context.events() may",
                         remedy="make the buffers and their queue pairs anew",
                     )
-                ring = np.frombuffer(qp.send_cq.view().tobytes(), ERR_CQE)
-                bad = ring[(ring["op_own"] >> 4 == CqeOpcode.REQ_ERR) & (ring["syndrome"] != Syndrome.WR_FLUSH_ERR)]
-                if not len(bad):
+                error = first_error(qp)
+                if error is None:
                     continue
+                syndrome, wqe_index = error
                 down = [
                     f"{', '.join(str(port.number) for port in end.context.ports if not port.up) or 'none'}"
                     f" at rank {end.rank}"
@@ -183,10 +184,10 @@ class Mesh:
                 ]
                 return CompletionError(
                     f"rank {side.rank} cannot reach rank {peer} on channel {channel}",
-                    syndrome=int(bad[0]["syndrome"]),
-                    wc_status=wc_status(int(bad[0]["syndrome"])).name,
+                    syndrome=syndrome,
+                    wc_status=wc_status(syndrome).name,
                     qpn=qp.qpn,
-                    wqe_index=int(bad[0]["wqe_counter"]),
+                    wqe_index=wqe_index,
                     rule=f"ports down: {' and '.join(down)}",
                     remedy="mend the path, then make the buffers and their queue pairs anew",
                 )

@@ -223,7 +223,6 @@ def rank_pod(mesh: Mesh, shape: NormalShape, wiring: Wiring, rank: int) -> Array
         "heaps": mesh.heap_table(rank),
         "rail_heaps": mesh.remote_table([h * shape.local_ranks + side.local for h in range(shape.hosts)]),
         "rails": mesh.keep(_rails(mesh, shape, wiring, rank)),
-        "heap_lkey": side.mr.lkey,
         "max_tokens": shape.max_tokens,
         "count_bytes": shape.count_bytes,
     }

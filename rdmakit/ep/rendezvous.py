@@ -1,7 +1,7 @@
 """How the ranks of a Buffer find each other: a torch process group or an mpi4py communicator, whichever started them.
 
-Also which of them share a host. Leans on ep.tensors. rdmakit launches nothing: torchrun, Slurm or mpirun do. It needs
-two collectives, both when a Buffer is made or destroyed, never on the way of a token.
+Also which of them share a host. Leans on connect and ep.tensors. rdmakit launches nothing: torchrun, Slurm or mpirun
+do. It needs two collectives, both when a Buffer is made or destroyed, never on the way of a token.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import socket
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from rdmakit.connect import MpiRendezvous, Rendezvous, StoreRendezvous
 from rdmakit.ep import tensors
 from rdmakit.errors import BadArgument
 
@@ -20,19 +21,6 @@ RANKS_PER_HOST = "RDMAKIT_RANKS_PER_HOST"
 """Environment: how many ranks, in order, make a host. One machine then plays several."""
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # man 5 proc: one value a boot, the same in every container
-
-
-class Rendezvous(Protocol):
-    """Ranks that can exchange small Python objects."""
-
-    rank: int
-    size: int
-
-    def all_gather(self, value: Any) -> list[Any]:
-        """Every rank's value (whatever pickles), by rank. Collective."""
-
-    def barrier(self) -> None:
-        """Returns when every rank has called it. Collective."""
 
 
 class _Torch:
@@ -50,20 +38,12 @@ class _Torch:
         self.all_gather(None)
 
 
-class _Mpi:
-    def __init__(self, comm: Any) -> None:
-        self.comm = comm
-        self.rank, self.size = int(comm.Get_rank()), int(comm.Get_size())
-
-    def all_gather(self, value: Any) -> list[Any]:
-        return list(self.comm.allgather(value))
-
-    def barrier(self) -> None:
-        self.comm.Barrier()
-
-
 def introduce(group: Any = None, comm: Any = None) -> Rendezvous:
-    """A Rendezvous over a torch `ProcessGroup`, or an `mpi4py.MPI.Comm` where there is no group."""
+    """A Rendezvous over a torch `ProcessGroup`, or an `mpi4py.MPI.Comm` where there is no group; one of
+    `rdmakit.connect.meet` as it is.
+    """
+    if isinstance(comm, StoreRendezvous | MpiRendezvous):
+        return comm
     if group is not None:
         if not (callable(getattr(group, "rank", None)) and callable(getattr(group, "size", None))):
             raise BadArgument("group is no process group", value=type(group).__name__,
@@ -78,7 +58,7 @@ def introduce(group: Any = None, comm: Any = None) -> Rendezvous:
     if not callable(getattr(comm, "allgather", None)):
         raise BadArgument("comm is no communicator", value=type(comm).__name__, rule="an mpi4py.MPI.Comm",
                           remedy="pass MPI.COMM_WORLD; a torch process group goes to group=")  # fmt: skip
-    return _Mpi(comm)
+    return MpiRendezvous(comm)
 
 
 def host_identity() -> str:
@@ -90,9 +70,12 @@ def host_identity() -> str:
 
 
 def asked_ranks_per_host() -> int | None:
-    """What the environment says, None where it says nothing. BadArgument for what is no number of ranks."""
+    """What the environment says, None where it says nothing; 1 where kernels run on the CPU, a process a host.
+
+    BadArgument for what is no number of ranks.
+    """
     text = os.environ.get(RANKS_PER_HOST, "")
     if text and not (text.isdecimal() and int(text) > 0):
         raise BadArgument(f"{RANKS_PER_HOST} is no number of ranks", value=text, rule="a positive integer",
                           remedy=f"unset it, or set {RANKS_PER_HOST}=1 for hosts of one GPU")  # fmt: skip
-    return int(text) if text else None
+    return int(text) if text else 1 if tensors.kernels_on_cpu() else None

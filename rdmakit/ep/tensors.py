@@ -7,12 +7,14 @@ above knows `Cuda`'s methods and nothing else of streams, so that tests put a ba
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from rdmakit.errors import NotAvailable
+from rdmakit.errors import BadArgument, NotAvailable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +24,22 @@ if TYPE_CHECKING:
 else:
     Tensor = Stream = Event = Device = Dtype = Any
 
-__all__ = ["Cuda", "Device", "Dtype", "Event", "Kinds", "Stream", "Tensor", "backend", "torch"]
+__all__ = [
+    "KERNELS",
+    "Cuda",
+    "Device",
+    "Dtype",
+    "Event",
+    "Kinds",
+    "Stream",
+    "Tensor",
+    "backend",
+    "kernels_on_cpu",
+    "torch",
+]
+
+KERNELS = "RDMAKIT_KERNELS"
+"""The environment variable that says where kernels run."""
 
 HIGH_PRIORITY = -1  # torch.cuda.Stream: lower numbers go first
 
@@ -192,7 +209,22 @@ class Cuda:
         return flat.narrow(0, begin, prod(shape) * int(kind.itemsize)).view(kind).view(tuple(shape))
 
 
+def kernels_on_cpu() -> bool:
+    """What RDMAKIT_KERNELS says: "cpu", or "gpu" and nothing for GPUs. BadArgument for anything else."""
+    asked = os.environ.get(KERNELS, "gpu")
+    if asked not in ("cpu", "gpu"):
+        raise BadArgument(f"{KERNELS} says neither", value=asked, rule="cpu or gpu", remedy="unset it for GPUs")
+    return asked == "cpu"
+
+
 @functools.cache
+def _backend(on_cpu: bool) -> Any:
+    return import_module("rdmakit.ep.cpu_tensors").CpuTensors() if on_cpu else Cuda()
+
+
 def backend() -> Any:
-    """What Buffer does its tensors and streams with: `Cuda`. NotAvailable without torch or without a GPU."""
-    return Cuda()
+    """What Buffer does its tensors and streams with: `Cuda`, or `CpuTensors` where RDMAKIT_KERNELS=cpu.
+
+    NotAvailable without torch, or without a GPU when one is needed.
+    """
+    return _backend(kernels_on_cpu())

@@ -1,27 +1,17 @@
 """How the channels of two ranks share queue pairs, and where those leave: what an optimisation changes about a mesh.
 
-Leans on errors. The default is the best known: a queue pair for each channel, signals in it, no fence.
+Leans on connect.route and errors. The default is the best known: a queue pair for each channel, signals in it, no
+fence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
+from rdmakit.connect.route import Route, Steer
 from rdmakit.errors import BadArgument
 
 __all__ = ["Route", "Steer", "Wiring"]
-
-
-@dataclass(frozen=True)
-class Route:
-    """Physical port and UDP source port of one queue pair; source port 0 leaves the device's own."""
-
-    port: int
-    source_port: int = 0
-
-
-Steer = Callable[[int, int, int], Route]  # rank, peer, number of the queue pair among those of the two → its route
 
 
 @dataclass(frozen=True)

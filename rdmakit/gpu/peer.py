@@ -174,6 +174,10 @@ class PeerLink:
         """Queue zeroing."""
         cupy().cuda.runtime.memsetAsync(address, 0, nbytes, stream)
 
+    def settle(self, stream: int = 0) -> None:
+        """Synchronise with that stream."""
+        cupy().cuda.runtime.streamSynchronize(stream)
+
     def wait(self, done: Callable[[], bool], what: str) -> None:
         """Poll, without a call of CUDA's, so that nothing is synchronised."""
         deadline = time.monotonic() + _PATIENCE_S

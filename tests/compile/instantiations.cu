@@ -458,12 +458,13 @@ RDMAKIT_KERNEL use_ll(LlRank ll, Memory m) {
     m.keep(ll_header_bytes(ll)).keep(ll_payload_bytes(ll, fp8)).keep(ll_scale_count(ll, fp8)).keep(ll_slot_bytes(ll));
     m.keep(ll_message_bytes(ll, fp8)).keep(ll_message(ll, m.bytes, fp8).scales).keep(same_host(ll, a));
     m.keep(ll_slot(ll, n, a, a, a)).keep(ll_count(ll, n, a, a)).keep(ll_partial(ll, n, a, a));
-    m.keep(check_queues(ll)).keep(ll_qp(ll, a, a).qpn).keep(ll_heap(ll, a, n)).keep(ll_send(ll, a, a, n, n, 64)).keep(ll_signal(ll, a, a, n, 1));
+    m.keep(ll_choice(m.any<const i32*>(6), n, a)).keep(ll_clocked(m.any<u64*>(5), a, [] { return Status::ok; }));
+    m.keep(check_queues(ll)).keep(ll_way(ll, a, a)).keep(ll_heap(ll, a, n)).keep(ll_send(ll, a, a, n, n, 64)).keep(ll_signal(ll, a, a, n, 1));
 }
 RDMAKIT_KERNEL use_numbers(Memory m) {
     const float f = m.any<float>(), g = m.any<float>(1);
     m.keep(float_bits(f)).keep(bits_float(m.any<u32>())).keep(bf16_to_float(m.any<u32>())).keep(float_to_bf16(f));
-    m.keep(pack_bf16(f, g)).keep(float_to_e4m3(f)).keep(pack_e4m3(f, g)).keep(product(f, g));
+    m.keep(pack_bf16(f, g)).keep(power_of_two_above(f)).keep(float_to_e4m3(f)).keep(pack_e4m3(f, g)).keep(product(f, g));
     add_bf16(m.any<Sum8>(4), m.any<Vec16>());
     add_scaled_bf16(m.any<Sum8>(4), m.any<Vec16>(), f);
     m.keep(to_bf16(m.any<Sum8>(4)));

@@ -4,6 +4,7 @@ RDMAKIT_DEVICES=mlx5_0,mlx5_1 chooses the two ends; by default the first two dev
 """
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from rdmakit.verbs import _verbs
 from rdmakit.verbs.backend import device_names
 
 HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent / "any"), str(HERE.parent / "unit")]  # rigs and checks that are shared
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -46,3 +48,12 @@ def contexts(request, devices, mlx5):
     suffix = ":queues=proxied" if request.param == "proxied" else ""
     with rdmakit.open(devices[0] + suffix) as here, rdmakit.open(devices[1] + suffix) as there:
         yield here, there
+
+
+@pytest.fixture(params=["own", "proxied"])
+def names(request):
+    """Device strings of all that there are, in order."""
+    found = sorted(device_names()[0], key=lambda name: (len(name), name))
+    if not found:
+        pytest.skip("no RDMA device: rdmakit connectx -- python -m pytest tests/rdma")
+    return [name + ":queues=proxied" * (request.param == "proxied") for name in found]

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 # Python layer → the layers that it may import besides its own.
 ENGINES = {"errors", "layout", "device"}
-SIGNALS = ENGINES | {"emu", "verbs", "gpu"}
+SIGNALS = ENGINES | {"emu", "verbs", "gpu", "connect"}
 PYTHON = {
     "errors": set(),
     "layout": {"errors"},
@@ -21,6 +21,7 @@ PYTHON = {
     "emu": ENGINES,
     "verbs": ENGINES,
     "gpu": ENGINES | {"emu"},
+    "connect": ENGINES,
     "channels": SIGNALS | {"signal"},
     "signal": SIGNALS | {"channels"},
     "ep": SIGNALS | {"channels", "signal"},

@@ -51,6 +51,19 @@ def test_the_suite_for_real_devices(name, lag, run_seed):
     assert counted or "apt-get install" in done.stdout, done.stdout
 
 
+@pytest.mark.parametrize(
+    "nics",
+    [4, [Nic(f"mlx5_{n}", (f"10.0.{n}.1", f"10.0.{n}.2")) for n in range(2)]],
+    ids=["a NIC for each port", "two ports a NIC"],
+)
+def test_hosts_of_two_ports(nics, run_seed):
+    """Both ports of each host, as planned."""
+    chosen = "ports or port or low_latency_among or normal_calls"
+    done = run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--seed={run_seed}", "-k", chosen,
+                "tests/rdma/test_hosts.py"], nics, cwd=ROOT)  # fmt: skip
+    assert done.returncode == 0 and "skipped" not in done.stdout, done.stdout + done.stderr
+
+
 def example(name):
     found = shutil.which(name)
     if found is None:

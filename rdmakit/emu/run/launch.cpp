@@ -413,13 +413,16 @@ void before_access(cpu::Thread* t) {
     back_on(t);
 }
 
-// A doorbell that an HCA made of warps watches lies in plain memory (hca_engine.cuh).
+// A doorbell that an HCA made of warps watches lies in plain memory (hca_engine.cuh); one of a device that is not of this
+// world is written here as well, between fences that also order write-combining memory.
 void store_as_memory(cpu::Thread* t, void* word, u64 value) {
     if (scheduler_of(t).exploration() != nullptr) {
         const cpu::Access relaxed{cpu::Order::relaxed, 2};
         exploration_of(t).store(fibre_of(t).agent, word, &value, sizeof value, relaxed, Site{"atom.cuh", 0});
     } else {
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
         __atomic_store_n(static_cast<u64*>(word), value, __ATOMIC_RELAXED);
+        __atomic_thread_fence(__ATOMIC_SEQ_CST);
     }
     scheduler_of(t).written(word, sizeof value);
 }

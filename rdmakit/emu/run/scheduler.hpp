@@ -78,6 +78,7 @@ class Scheduler {
     // Ends the longest wait of those that may end for nothing (WaitNote::may_end): whoever has waited longest is through
     // first, since all wait alike. False when there is none.
     bool expire_first();
+    u64 progress() const { return progress_; }
     const SchedulerCounters& counters() const { return counters_; }
 
     // ---- primitives of device code (cpu::RunnerApi)

@@ -182,6 +182,7 @@ RunOutcome World::run_once() {
     FaultGuard guard;
     waiting_.clear();
     bool hung = false;
+    u64 progress = 0;  // of the scheduler, when the outside was asked last
     for (int round = 0;;) {
         launcher_.scheduler().run();
         if (launcher_.scheduler().interrupted()) {
@@ -191,6 +192,11 @@ RunOutcome World::run_once() {
         if (exploration() != nullptr && exploration()->pruned) break;
         if (nudge_hcas() || fire_timers(kNever)) continue;
         if (launcher_.idle()) break;
+        if (outside_ != nullptr && !hung) {
+            const u64 before = progress;
+            progress = launcher_.scheduler().progress();
+            if (outside_(outside_argument_, progress != before)) continue;
+        }
         if (launcher_.scheduler().expire_first()) continue;
         if (!hung) list_waiting();
         hung = true;

@@ -87,6 +87,9 @@ class World final : public Environment {
         launcher_.scheduler().interrupt = stop;
         launcher_.scheduler().interrupt_argument = argument;
     }
+    // Who writes into memory that kernels wait for without being of this world: real devices. Asked when nothing can go on
+    // here; `moved`: something has since it was asked last. False: nothing will come any more.
+    void ask_outside(bool (*outside)(void*, bool moved), void* argument) { outside_ = outside, outside_argument_ = argument; }
     const std::vector<Waiting>& waiting() const { return waiting_; }
     std::vector<DeviceError> take_errors();
     std::vector<NamedEvent> take_events();
@@ -221,6 +224,8 @@ class World final : public Environment {
         void take(u32 index) override;
     } actions_;
     WorldFaults faults_;
+    bool (*outside_)(void*, bool) = nullptr;
+    void* outside_argument_ = nullptr;
     bool keep_ = false;
     struct Kept {
         LaunchSpec spec;

@@ -27,8 +27,9 @@ struct Posted {
     size_t count;  // how many were taken
 };
 
-// In one chain each; no lock is needed but the queue pair's own. A length of 0 is no payload.
-Posted post_sends(Qp* qp, const BatchSend* requests, size_t count);
-Posted post_receives(Qp* qp, const BatchRecv* requests, size_t count);
+// Rows of BatchSend, of BatchRecv. No lock is needed but the queue pair's own. A length of 0 is no payload.
+using PostRows = Posted (*)(Qp* qp, const void* rows, size_t count);
+Posted post_sends(Qp* qp, const void* rows, size_t count);
+Posted post_receives(Qp* qp, const void* rows, size_t count);
 
 }  // namespace rdmakit::verbs

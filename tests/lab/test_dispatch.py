@@ -1,0 +1,51 @@
+"""Dispatch and combine between the lab's two hosts, over both soft-RoCE ports of each: kernels on the CPU runner.
+
+A host is a process; queue pairs are posted by the proxy. What is compared with what: rdmakit.ep.host_trial.
+"""
+
+import argparse
+
+import pytest
+
+two_hosts = pytest.importorskip("two_hosts", reason="the lab's tests share it")
+
+from rdmakit.cli import bench, bench_hosts, bench_mesh  # noqa: E402
+
+pytestmark = pytest.mark.timeout(400)
+PLACE = {"hosts": ("--tokens", "96", "--hidden", "256", "--rounds", "1"), "mesh": ("--qps", "16")}
+
+
+def on_each(tmp_path, what, run, *more):
+    """`bench WHAT` on both hosts, each with its own two devices."""
+
+    def part(host):
+        parser = argparse.ArgumentParser()
+        bench.add_parser(parser.add_subparsers())
+        devices = ",".join(host.name(port) for port in two_hosts.PORTS)
+        given = ("--meet", f"file:{tmp_path}/meeting", "--rank", str(host.number), "--ranks", "2", "--devices", devices)
+        result = run(parser.parse_args(["bench", what, *given, "--timeout", "150", *PLACE[what], *more]))
+        return {name: result[name] for name in ("ok", "figures", "lines")}
+
+    return two_hosts.on_both(part, part, seconds=350)
+
+
+def test_every_bit_is_right_and_both_ports_carry_half(tmp_path, figure):
+    for result in on_each(tmp_path, "hosts", bench_hosts.hosts):
+        text = "\n".join(result["lines"])
+        assert result["ok"], text
+        assert "a proxy on the CPU posts" in text and "by a device for each port and flow label" in text
+        figure("dispatch_port_bytes_max_over_min", result["figures"]["port_bytes_max_over_min"])
+
+
+def test_all_on_one_port_is_found_out(tmp_path):
+    """The trap of a pool that lies by ports: bytes are right, ports are not."""
+    for result in on_each(tmp_path, "hosts", bench_hosts.hosts, "--policy", "first-half", "--tokens", "16"):
+        text = "\n".join(result["lines"])
+        assert not result["ok"] and result["figures"]["wrong"] == 0
+        assert "port 2 carries nothing" in text and "ports are not used alike" in text
+
+
+def test_queue_pairs_a_second(tmp_path, figure):
+    for result in on_each(tmp_path, "mesh", bench_mesh.mesh):
+        assert result["ok"] and result["figures"]["qps"] == 16, result["lines"]
+        figure("qps_per_second", result["figures"]["qps_per_second"])
