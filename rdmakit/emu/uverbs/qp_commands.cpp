@@ -14,6 +14,7 @@ namespace {
 
 constexpr u32 kMaxInline = 512;
 constexpr u32 kQpTypeRc = 2;
+constexpr u32 kBfregsOfPage = 4;  // MLX5_BFREGS_PER_UAR
 constexpr u32 kNoBfreg = 1u << 31;  // MLX5_IB_INVALID_BFREG
 
 }  // namespace
@@ -98,7 +99,10 @@ int OpenDevice::create_qp(Command& in, bool extended) {
     core.max_recv_sge = asked.max_recv_sge;
     core.max_inline_data = asked.max_inline_data;
     mlx5_ib_create_qp_resp driver_out = {};
-    driver_out.bfreg_index = record.bfreg;
+    // libmlx5 counts the fast path's registers of each page as well (mlx5_ib's adjust_bfregn; providers/mlx5/mlx5.c).
+    driver_out.bfreg_index = record.bfreg == kNoBfreg || driver.flags & MLX5_QP_FLAG_BFREG_INDEX
+                                 ? record.bfreg
+                                 : record.bfreg / kBfregsPerUar * kBfregsOfPage + record.bfreg % kBfregsPerUar;
     if (extended) {
         ib_uverbs_ex_create_qp_resp out = {};
         out.base = core;
