@@ -81,7 +81,10 @@ class HostReceiver(HostEnd):
         pair has failed.
         """
         if self._credit is None:
-            raise BadState("the receiver is not connected", rule="connect comes first", remedy="connect(their offer)")
+            raise BadState(
+                "the receiver is not connected", value=f"QP {self.qp.qpn:#x}", rule="connect comes first",
+                remedy="receiver.connect(sender.offer())",
+            )  # fmt: skip
         ticket = self.signed_off
         if self.receiver.strategy is Strategy.AMO:
             tail = self.receiver.tail(self.epoch)
@@ -114,7 +117,7 @@ class HostReceiver(HostEnd):
     def _refuse(self, what: str, reason: str, ticket: int, expected: Any, seen: Any) -> SequenceError:
         rule, remedy = "tickets are signed off once, in order", "connect anew under a later epoch"
         return SequenceError(
-            what, reason=reason, ticket=ticket, expected=expected, seen=seen, rule=rule, remedy=remedy
+            what, value=seen, reason=reason, ticket=ticket, expected=expected, rule=rule, remedy=remedy
         )
 
     def _print(self, ticket: int, epoch: int | None = None) -> int:
@@ -144,7 +147,10 @@ class HostReceiver(HostEnd):
                 if not completion.ok:
                     completion.raise_for_status()
                 if completion.imm is None:
-                    raise CompletionError("a receive without an immediate", qpn=self.qp.qpn)
+                    raise CompletionError(
+                        "a receive without an immediate", value=completion.opcode, rule="a lock's sender posts no SEND",
+                        remedy="let nothing else post on its queue pair", qpn=self.qp.qpn,
+                    )  # fmt: skip
                 self._immediates.append(completion.imm)
             return bool(self._immediates)
 

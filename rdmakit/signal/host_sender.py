@@ -88,7 +88,10 @@ class HostSender(HostEnd):
         queue pair has failed.
         """
         if self._ring is None or self._signal is None:
-            raise BadState("the sender is not connected", rule="connect comes first", remedy="connect(their offer)")
+            raise BadState(
+                "the sender is not connected", value=f"QP {self.qp.qpn:#x}", rule="connect comes first",
+                remedy="sender.connect(receiver.offer())",
+            )  # fmt: skip
         if len(payload) > self.max_payload:
             raise BadArgument("a payload longer than a slot", value=len(payload), rule=f"at most {self.max_payload} B",
                               remedy="send it by several transfers")  # fmt: skip

@@ -146,7 +146,7 @@ def die() -> None:
 
 
 def command(*words: str) -> str:
-    """What a program prints. CalledProcessError, with what it complained of, when it fails."""
+    """What a program prints. RuntimeError, with what it complained of, when it fails."""
     done = subprocess.run(words, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)}: {done.stderr.strip()}")
