@@ -49,7 +49,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "connectx",
         help="run a program of libibverbs's on emulated ConnectX NICs",
-        description="libibverbs and libmlx5 find emulated NICs, mlx5_0 and so on, in the one process that is run.",
+        description="libibverbs and libmlx5 find emulated NICs, mlx5_0 and so on, in the command and what it starts.",
     )
     parser.add_argument("--nics", type=int, default=2, help="how many (default 2)")
     parser.add_argument(

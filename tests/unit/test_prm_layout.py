@@ -24,7 +24,8 @@ NAMES = {
     }),
     "mkc": ("SwMkc", {
         "AccessMode4To2": "access_mode_4_2", "AccessMode1To0": "access_mode_1_0",
-        "RelaxedWrite": "relaxed_ordering_write", "Umr": "umr_en", "Atomic": "a", "RemoteWrite": "rw", "RemoteRead": "rr", "LocalWrite": "lw", "LocalRead": "lr",
+        "RelaxedWrite": "relaxed_ordering_write", "Umr": "umr_en", "Atomic": "a", "RemoteWrite": "rw",
+        "RemoteRead": "rr", "LocalWrite": "lw", "LocalRead": "lr",
         "LowByte": "mkey_7_0", "Start": "start_addr", "Length": "len",
     }),
     "hca_cap": ("CmdHcaCap", {

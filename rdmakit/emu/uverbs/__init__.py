@@ -5,7 +5,7 @@ ask of the kernel. No root, no module, no container; libmlx5 builds the WQEs, th
 
     python -m rdmakit connectx -- ibv_devinfo
 
-One process at a time: HCAs of one process reach each other, those of two do not.
+Processes in one `preloaded` environment reach each other's queue pairs, and their port counters are summed.
 """
 
 from __future__ import annotations

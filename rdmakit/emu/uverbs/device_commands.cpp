@@ -31,18 +31,12 @@ int OpenDevice::get_context(Command& in) {
     return 0;
 }
 
-int OpenDevice::open_context(Command& in, std::size_t core_request, std::size_t core_response) {
-    if (opened_) return EINVAL;
-    const auto asked = in.take_driver<mlx5_ib_alloc_ucontext_req_v2>(core_request);
-    // libmlx5 that asks for UAR pages one by one has none numbered beforehand (kernel mlx5_ib_alloc_ucontext).
-    const bool dynamic = asked.lib_caps & MLX5_LIB_CAP_DYN_UAR;
-    bfregs_ = (asked.total_num_bfregs + kBfregsPerUar - 1) / kBfregsPerUar * kBfregsPerUar;
-    if (bfregs_ == 0 || asked.num_low_latency_bfregs > bfregs_ - 1) return EINVAL;
+mlx5_ib_alloc_ucontext_resp OpenDevice::describe_context() const {
     const HcaConfig& config = hca_->config();
     mlx5_ib_alloc_ucontext_resp driver = {};
     driver.qp_tab_size = 1u << 18;
     driver.bf_reg_size = kBfregBytes;
-    driver.tot_bfregs = dynamic ? 0 : bfregs_;
+    driver.tot_bfregs = dynamic_uars_ ? 0 : bfregs_;
     driver.cache_line_size = 64;
     driver.max_sq_desc_sz = 1024;
     driver.max_rq_desc_sz = 512;
@@ -52,7 +46,18 @@ int OpenDevice::open_context(Command& in, std::size_t core_request, std::size_t 
     driver.response_length = static_cast<u32>(sizeof driver);
     driver.log_uar_size = 12;
     driver.num_uars_per_page = 1;
-    in.give_driver(driver, core_response);
+    return driver;
+}
+
+int OpenDevice::open_context(Command& in, std::size_t core_request, std::size_t core_response) {
+    if (opened_) return EINVAL;
+    const auto asked = in.take_driver<mlx5_ib_alloc_ucontext_req_v2>(core_request);
+    // libmlx5 that asks for UAR pages one by one has none numbered beforehand (kernel mlx5_ib_alloc_ucontext).
+    const bool dynamic = asked.lib_caps & MLX5_LIB_CAP_DYN_UAR;
+    bfregs_ = (asked.total_num_bfregs + kBfregsPerUar - 1) / kBfregsPerUar * kBfregsPerUar;
+    if (bfregs_ == 0 || asked.num_low_latency_bfregs > bfregs_ - 1) return EINVAL;
+    dynamic_uars_ = dynamic;
+    in.give_driver(describe_context(), core_response);
     if (asked.flags & MLX5_IB_ALLOC_UCTX_DEVX) devx_.allow();
     opened_ = true;
     Machine::here().listen(hca_, this);

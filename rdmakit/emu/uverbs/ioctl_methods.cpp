@@ -4,6 +4,7 @@
 #include <rdma/ib_user_ioctl_cmds.h>
 #include <rdma/ib_user_ioctl_verbs.h>
 #include <rdma/ib_user_verbs.h>
+#include <rdma/mlx5_user_ioctl_cmds.h>
 
 #include <cerrno>
 
@@ -47,10 +48,12 @@ int OpenDevice::run(u32 object, u32 number, Attributes& attributes) {
     switch (method(object, number)) {
         case method(UVERBS_OBJECT_DEVICE, UVERBS_METHOD_INVOKE_WRITE): return invoke_write(attributes);
         case method(UVERBS_OBJECT_DEVICE, UVERBS_METHOD_GET_CONTEXT): return ioctl_get_context(attributes);
+        case method(UVERBS_OBJECT_DEVICE, UVERBS_METHOD_QUERY_CONTEXT): return query_context(attributes);
         case method(UVERBS_OBJECT_DEVICE, UVERBS_METHOD_QUERY_PORT): return ioctl_query_port(attributes);
         case method(UVERBS_OBJECT_DEVICE, UVERBS_METHOD_QUERY_GID_ENTRY): return query_gid_entry(attributes);
         case method(UVERBS_OBJECT_ASYNC_EVENT, UVERBS_METHOD_ASYNC_EVENT_ALLOC): return alloc_async(attributes);
         case method(UVERBS_OBJECT_PD, UVERBS_METHOD_PD_DESTROY): return ioctl_dealloc_pd(attributes);
+        case method(UVERBS_OBJECT_PD, MLX5_IB_METHOD_PD_QUERY): return query_pd(attributes);
         case method(UVERBS_OBJECT_MR, UVERBS_METHOD_MR_DESTROY): return ioctl_dereg_mr(attributes);
         case method(UVERBS_OBJECT_MR, UVERBS_METHOD_QUERY_MR): return ioctl_query_mr(attributes);
         case method(UVERBS_OBJECT_CQ, UVERBS_METHOD_CQ_CREATE): return ioctl_create_cq(attributes);
@@ -89,12 +92,25 @@ int OpenDevice::ioctl_get_context(Attributes& in) {
     return 0;
 }
 
+// Of a context that is open already: another descriptor of it has come along (ibv_import_device).
+int OpenDevice::query_context(Attributes& in) {
+    if (const int error = in.check({}, {UVERBS_ATTR_QUERY_CONTEXT_NUM_COMP_VECTORS, UVERBS_ATTR_QUERY_CONTEXT_CORE_SUPPORT,
+                                        MLX5_IB_ATTR_QUERY_CONTEXT_RESP_UCTX}))
+        return error;
+    if (!opened_) return EINVAL;
+    in.put(UVERBS_ATTR_QUERY_CONTEXT_NUM_COMP_VECTORS, u32{kCompVectors});
+    in.put(UVERBS_ATTR_QUERY_CONTEXT_CORE_SUPPORT, u64{IB_UVERBS_CORE_SUPPORT_OPTIONAL_MR_ACCESS});
+    in.put(MLX5_IB_ATTR_QUERY_CONTEXT_RESP_UCTX, describe_context());
+    return 0;
+}
+
+// Events go to the first.
 int OpenDevice::alloc_async(Attributes& in) {
     if (const int error = in.check({UVERBS_ATTR_ASYNC_EVENT_ALLOC_FD_HANDLE})) return error;
-    if (async_) return EINVAL;
-    async_ = EventFile::create();
-    if (!async_) return EMFILE;
-    in.put_handle(UVERBS_ATTR_ASYNC_EVENT_ALLOC_FD_HANDLE, static_cast<u64>(async_->fd()));
+    const std::shared_ptr<EventFile> made = EventFile::create();
+    if (!made) return EMFILE;
+    if (!async_) async_ = made;
+    in.put_handle(UVERBS_ATTR_ASYNC_EVENT_ALLOC_FD_HANDLE, static_cast<u64>(made->fd()));
     return 0;
 }
 
@@ -134,6 +150,14 @@ int OpenDevice::ioctl_dealloc_pd(Attributes& in) {
     u8 nothing;
     Command command = wrap(request, &nothing);
     return dealloc_pd(command);
+}
+
+int OpenDevice::query_pd(Attributes& in) {
+    if (const int error = in.check({MLX5_IB_ATTR_QUERY_PD_HANDLE, MLX5_IB_ATTR_QUERY_PD_RESP_PDN})) return error;
+    const u32 pd = in.handle(MLX5_IB_ATTR_QUERY_PD_HANDLE);
+    if (pds_.count(pd) == 0) return ENOENT;
+    in.put(MLX5_IB_ATTR_QUERY_PD_RESP_PDN, pd);
+    return 0;
 }
 
 int OpenDevice::ioctl_dereg_mr(Attributes& in) {

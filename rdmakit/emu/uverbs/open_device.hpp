@@ -2,6 +2,8 @@
 // Leans on machine.hpp, event_file.hpp, command.hpp, devx.hpp. *_commands.cpp have the commands, one file for each kind of object;
 // they include the kernel's own ABI headers, rdma/*.h of linux-libc-dev.
 #pragma once
+#include <rdma/mlx5-abi.h>
+
 #include <map>
 
 #include "command.hpp"
@@ -58,6 +60,7 @@ class OpenDevice final : public Listener {
     int run(u32 object, u32 method, Attributes& attributes);
 
     int get_context(Command& in);
+    mlx5_ib_alloc_ucontext_resp describe_context() const;
     int open_context(Command& in, std::size_t core_request, std::size_t core_response);
     int query_device(Command& in, bool extended);
     int query_port(Command& in);
@@ -81,10 +84,12 @@ class OpenDevice final : public Listener {
     // ioctl_methods.cpp
     int invoke_write(Attributes& in);
     int ioctl_get_context(Attributes& in);
+    int query_context(Attributes& in);
     int alloc_async(Attributes& in);
     int ioctl_query_port(Attributes& in);
     int query_gid_entry(Attributes& in);
     int ioctl_dealloc_pd(Attributes& in);
+    int query_pd(Attributes& in);
     int ioctl_dereg_mr(Attributes& in);
     int ioctl_query_mr(Attributes& in);
     int ioctl_create_cq(Attributes& in);
@@ -94,7 +99,7 @@ class OpenDevice final : public Listener {
 
     Hca* const hca_;
     std::shared_ptr<EventFile> async_;
-    bool opened_ = false;
+    bool opened_ = false, dynamic_uars_ = false;
     Count port_events_ = std::make_shared<u32>(0);
     std::map<u32, CqRecord> cqs_;
     std::map<u32, QpRecord> qps_;

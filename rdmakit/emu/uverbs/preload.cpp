@@ -140,6 +140,23 @@ int open_device(int number) {
     return fd;
 }
 
+// Another descriptor of the same open device.
+int duplicated(int from, int to) {
+    if (to < 0 || !is_ours(from)) return to;
+    if (to >= kMaxFd) {
+        static const auto real_close = next<int (*)(int)>("close");
+        real_close(to);
+        errno = EMFILE;
+        return -1;
+    }
+    const std::lock_guard<std::mutex> hold(lock);
+    const auto found = opened().find(from);
+    if (found == opened().end()) return to;
+    opened()[to] = found->second;
+    ours[to].store(true, std::memory_order_release);
+    return to;
+}
+
 template <class S>
 void describe(S* into, int number) {
     std::memset(into, 0, sizeof *into);
@@ -245,6 +262,34 @@ RDMAKIT_PRELOAD int close(int fd) {
     }
     return real(fd);
 }
+
+RDMAKIT_PRELOAD int dup(int fd) {
+    static const auto real = next<int (*)(int)>("dup");
+    return duplicated(fd, real(fd));
+}
+RDMAKIT_PRELOAD int dup2(int fd, int to) {
+    static const auto real = next<int (*)(int, int)>("dup2");
+    if (fd != to && is_ours(to)) close(to);
+    return fd == to ? real(fd, to) : duplicated(fd, real(fd, to));
+}
+RDMAKIT_PRELOAD int dup3(int fd, int to, int flags) {
+    static const auto real = next<int (*)(int, int, int)>("dup3");
+    if (fd != to && is_ours(to)) close(to);
+    return duplicated(fd, real(fd, to, flags));
+}
+
+#define RDMAKIT_FCNTL(name)                                                      \
+    RDMAKIT_PRELOAD int name(int fd, int command, ...) {                         \
+        static const auto real = next<int (*)(int, int, void*)>(#name);          \
+        va_list list;                                                            \
+        va_start(list, command);                                                 \
+        void* const argument = va_arg(list, void*);                              \
+        va_end(list);                                                            \
+        const int result = real(fd, command, argument);                          \
+        return command == F_DUPFD || command == F_DUPFD_CLOEXEC ? duplicated(fd, result) : result; \
+    }
+RDMAKIT_FCNTL(fcntl)
+RDMAKIT_FCNTL(fcntl64)
 
 RDMAKIT_PRELOAD ssize_t read(int fd, void* into, size_t size) {
     static const auto real = next<ssize_t (*)(int, void*, size_t)>("read");

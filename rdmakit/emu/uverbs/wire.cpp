@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -40,10 +41,12 @@ struct flock byte_lock(short type, u32 number) {
 // All zeros is the beginning: nobody has been here.
 struct Wire::Registry {
     struct Process {
-        std::atomic<u32> taken;  // there has been one of this number
+        std::atomic<u32> taken;                     // there has been one of this number
         std::atomic<u64> senders[kProcesses / 64];  // who has opened a ring to it
+        std::atomic<u32> ring[kProcesses];          // by sender: which of the rings behind the registry
         std::atomic<u64> counters[kSharedCounters];
     };
+    std::atomic<u32> rings;  // given out
     Process process[kProcesses];
 };
 
@@ -53,11 +56,24 @@ struct Wire::Ring {
     alignas(4096) u8 bytes[kRingBytes];
 };
 
+namespace {
+
+constexpr u64 kRings = (sizeof(Wire::Registry) + 4095) / 4096 * 4096;
+
+// Makes the file at least so long. Two may do it at once, so nobody sets its length: that could shorten it.
+bool reaches(int fd, u64 bytes) {
+    struct stat now;
+    if (fstat(fd, &now) != 0) return false;
+    if (static_cast<u64>(now.st_size) >= bytes) return true;
+    return pwrite(fd, "", 1, static_cast<off_t>(bytes - 1)) == 1;
+}
+
+}  // namespace
+
 Wire::Wire(const std::string& path) {
     fd_ = ::open(path.c_str(), O_RDWR | O_CLOEXEC);
     if (fd_ < 0) return;
-    const off_t whole = static_cast<off_t>(sizeof(Registry) + sizeof(Ring) * kProcesses * kProcesses);
-    if (ftruncate(fd_, whole) == 0) {
+    if (reaches(fd_, kRings)) {
         void* const at = mmap(nullptr, sizeof(Registry), PROT_READ | PROT_WRITE, MAP_SHARED, fd_, 0);
         if (at != MAP_FAILED) registry_ = static_cast<Registry*>(at);
     }
@@ -91,9 +107,10 @@ bool Wire::alive(u32 number) const {
     return fcntl(fd_, F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
 }
 
-Wire::Ring* Wire::map_ring(u32 from, u32 to) const {
-    const off_t at = static_cast<off_t>(sizeof(Registry) + sizeof(Ring) * (u64{to} * kProcesses + from));
-    void* const memory = mmap(nullptr, sizeof(Ring), PROT_READ | PROT_WRITE, MAP_SHARED, fd_, at);
+Wire::Ring* Wire::map_ring(u32 index) const {
+    const u64 at = kRings + u64{index} * sizeof(Ring);
+    if (!reaches(fd_, at + sizeof(Ring))) return nullptr;
+    void* const memory = mmap(nullptr, sizeof(Ring), PROT_READ | PROT_WRITE, MAP_SHARED, fd_, static_cast<off_t>(at));
     return memory == MAP_FAILED ? nullptr : static_cast<Ring*>(memory);
 }
 
@@ -101,8 +118,10 @@ bool Wire::send(u32 to, const void* head, std::size_t head_bytes, const void* ta
     if (!alive(to)) return false;
     Outgoing& out = outgoing_[to];
     if (out.ring == nullptr) {
-        out.ring = map_ring(number_, to);
+        const u32 index = registry_->rings.fetch_add(1, std::memory_order_relaxed);
+        out.ring = map_ring(index);
         if (out.ring == nullptr) return false;
+        registry_->process[to].ring[number_].store(index, std::memory_order_relaxed);
         registry_->process[to].senders[number_ / 64].fetch_or(u64{1} << number_ % 64, std::memory_order_acq_rel);
     }
     const u64 length = head_bytes + tail_bytes;
@@ -172,7 +191,8 @@ bool Wire::move(const Taker& taker) {
         for (; senders != 0; senders &= senders - 1) {
             const u32 from = word * 64 + static_cast<u32>(__builtin_ctzll(senders));
             Incoming& in = incoming_[from];
-            if (in.ring == nullptr) in.ring = map_ring(from, number_);
+            if (in.ring == nullptr)
+                in.ring = map_ring(registry_->process[number_].ring[from].load(std::memory_order_relaxed));
             if (in.ring != nullptr) moved |= pull(from, in, taker);
         }
     }
@@ -194,7 +214,9 @@ u64 Wire::sum(const std::string& path, u32 counter) {
     if (fd < 0) return 0;
     u64 total = 0;
     for (u32 number = 0; number < kProcesses && counter < kSharedCounters; ++number) {
-        const auto at = [&](std::size_t offset) { return static_cast<off_t>(number * sizeof(Registry::Process) + offset); };
+        const auto at = [&](std::size_t offset) {
+            return static_cast<off_t>(offsetof(Registry, process) + number * sizeof(Registry::Process) + offset);
+        };
         u32 taken = 0;
         u64 value = 0;
         if (pread(fd, &taken, sizeof taken, at(offsetof(Registry::Process, taken))) != sizeof taken) break;

@@ -46,8 +46,9 @@ class Wire {
     // The child of a fork has no number of its own; the parent's lock must not live on in it.
     void leave();
 
-  private:
     struct Registry;
+
+  private:
     struct Ring;
     struct Incoming {
         Ring* ring = nullptr;
@@ -59,7 +60,7 @@ class Wire {
         std::deque<std::vector<u8>> messages;
         std::size_t sent = 0;  // of the first
     };
-    Ring* map_ring(u32 from, u32 to) const;
+    Ring* map_ring(u32 index) const;
     bool push(u32 to, Outgoing& out);
     bool pull(u32 from, Incoming& in, const Taker& taker);
 
