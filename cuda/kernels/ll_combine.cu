@@ -75,7 +75,7 @@ RDMAKIT_KERNEL ll_combine_receive(const rdmakit::LlRank* rank, unsigned char* ou
     const u32 warp = static_cast<u32>(block_id() * warps_in_block() + warp_id());
     const u64* const returned = reinterpret_cast<const u64*>(ll_heap(ll, ll.rank, ll.at.returned));
     for (u32 e = warp; e < ll.experts; e += warps) {  // every expert answers, also those that nobody chose: the epoch is over
-        const Status s = ll_clocked(waits, e / ll.local_experts, [&] {
+        const Status s = ll_clocked(e % ll.local_experts == 0 ? waits : nullptr, e / ll.local_experts, [&] {
             u64 seen = 0;
             return wait_signal(returned + e, epoch, ll.watch,
                                Subject{"an expert's rows to come back", epoch, 0, e / ll.local_experts, e % ll.local_experts}, &seen);

@@ -143,7 +143,7 @@ RDMAKIT_KERNEL ll_dispatch_receive(const rdmakit::LlRank* rank, rdmakit::LlRecei
         for (u32 s = 0; s <= source; ++s) {  // rows are packed by source rank
             const u64* word = reinterpret_cast<const u64*>(ll_heap(ll, ll.rank, ll_count(ll, epoch, e, s)));
             u64 seen = 0;
-            const Status status = ll_clocked(s == source ? out.waits : nullptr, s, [&] {
+            const Status status = ll_clocked(e == 0 && s == source ? out.waits : nullptr, s, [&] {
                 return wait_until<Scope::sys>(word, [epoch](u64 v) { return (v >> 32) == epoch; }, ll.watch,
                                               Subject{"the number of an expert's tokens from a rank", epoch, 0, s, e}, &seen);
             });
@@ -157,7 +157,7 @@ RDMAKIT_KERNEL ll_dispatch_receive(const rdmakit::LlRank* rank, rdmakit::LlRecei
             out.ranges[2 * job + 1] = static_cast<i32>(begin);
             if (source == ll.ranks - 1) {
                 out.counts[e] = static_cast<i32>(begin + n);
-                if (out.statistics != nullptr) fetch_add<Scope::gpu>(out.statistics + e, begin + n);
+                if (out.statistics != nullptr) out.statistics[e] += begin + n;
             }
         }
         for (u32 i = 0; i < n; ++i) {

@@ -44,11 +44,12 @@ struct LlRank {
 enum LlFormat : u32 { kLlFp8 = 1, kLlRoundScale = 2, kLlUe8m0 = 4, kLlByColumn = 8, kLlWideTopk = 16 };
 RDMAKIT_DEVICE i32 ll_choice(const i32* topk, u64 i, u32 format) { return topk[(format & kLlWideTopk) != 0 ? 2 * i : i]; }
 
-// Waits, and adds the clocks that it took to those of a rank, if they are counted.
+// Waits, and adds the clocks that it took to those of a rank, if they are counted: by one warp for each rank, that of its
+// first expert.
 template <class Wait> RDMAKIT_DEVICE Status ll_clocked(u64* waits, u32 rank, Wait wait) {
     const u64 began = clock_cycles();
     const Status s = by_lane_zero(wait);
-    if (waits != nullptr && lane_id() == 0) fetch_add<Scope::gpu>(waits + rank, clock_cycles() - began);
+    if (waits != nullptr && lane_id() == 0) waits[rank] += clock_cycles() - began;
     return s;
 }
 
