@@ -214,6 +214,34 @@ def test_trace(capsys, tmp_path):
     assert main(["trace", *SMALL, "--out", str(tmp_path / "no" / "t.json")]) == 2
 
 
+def test_viewers_lose_nothing(tmp_path):
+    """What Perfetto 52 dropped, when it was opened with the EP32 ladder's last step: slices of a port that overlap."""
+    out = tmp_path / "trace.json"
+    assert main(["trace", "--set", "pcie_rate=20GB/s", *SMALL, "--out", str(out)]) == 0
+    whole = json.loads(out.read_text())
+    events = whole["traceEvents"]
+    assert whole["displayTimeUnit"] == "ns" and whole["otherData"]["time"] == "modelled"
+    tracks = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    order = {(e["pid"], e["tid"]): e["args"]["sort_index"] for e in events if e["name"] == "thread_sort_index"}
+    assert order.keys() == tracks.keys() and {(e["pid"], e["tid"]) for e in events if e["ph"] in "Xi"} <= tracks.keys()
+    assert any("lane 2" in name for name in tracks.values()), "no port was busy twice: nothing is tested"
+    wires = {(e["pid"], e["name"], e["args"]["wqe"]): e for e in events if "bytes" in e.get("args", {})}
+    flows = {}
+    for event in events:
+        if event["ph"] in "stf":
+            flows.setdefault(event["id"], []).append(event)
+    assert len(flows) == len(wires) > 0
+    for arrow in flows.values():
+        assert [e["ph"] for e in arrow] == ["s", "t", "f"] and [e["ts"] for e in arrow] == sorted(
+            e["ts"] for e in arrow
+        )
+        names = [tracks[e["pid"], e["tid"]].split()[0] for e in arrow]
+        assert names == ["warp", "port", "QP"]
+    lane = next(e for e in events if e["ph"] == "X" and "lane 2" in tracks[e["pid"], e["tid"]])
+    lane["tid"] -= 1  # back onto the port's first track
+    assert any("overlaps" in problem for problem in check_trace(json.dumps(whole)))
+
+
 def test_a_wqe_lives_in_order():
     preset = load("ib").changed(hosts=2, gpus_per_host=2)
     got = measure(preset, sized_for(preset, "normal", "dispatch", tokens=24, channels=2), STEPS[5], timeline=True)
@@ -246,6 +274,8 @@ def test_what_is_no_trace():
         {"ph": "X", "name": "a", "ts": -1, "dur": 1, "pid": 1, "tid": 1},
         {"ph": "i", "s": "x", "name": "a", "ts": 1, "pid": 1, "tid": 1},
         {"ph": "X", "name": "a", "ts": True, "dur": 1, "pid": 1, "tid": 1},
+        {"ph": "s", "name": "a", "ts": 1, "pid": 1, "tid": 1},
+        {"ph": "s", "name": "a", "ts": 1, "pid": 1, "tid": 1, "id": 3},
     ):
         assert check_trace(trace_json([event])), event
     from rdmakit import World
