@@ -1,5 +1,5 @@
-"""How a timeline becomes tracks of a viewer: GPUs and NICs are processes, their warps, ports and queue pairs tracks, and
-an arrow leads each WQE from its doorbell over the wire to its CQE.
+"""How a timeline becomes tracks of a viewer: GPUs and NICs are processes, their warps, ports and queue pairs tracks,
+and an arrow leads each WQE from its doorbell over the wire to its CQE.
 
 Leans on show.perfetto. Messages that leave by one port while another still waits for PCIe overlap: they get lanes.
 """

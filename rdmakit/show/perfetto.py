@@ -33,7 +33,7 @@ def instant(name: str, when_us: float, process: int, track: int, **facts: Any) -
 
 
 def flow(name: str, number: int, places: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """An arrow through events that belong together, in order of time; `number` is its own. `places`: slices or instants.
+    """An arrow through slices or instants that belong together, by time; `number` is its own.
 
     >>> [e["ph"] for e in flow("WQE", 1, [instant("doorbell", 1, 1, 1), slice_("wire", 2, 1, 2, 1)])]
     ['s', 'f']

@@ -217,7 +217,7 @@ def test_trace(capsys, tmp_path):
 def test_viewers_lose_nothing(tmp_path):
     """What Perfetto 52 dropped, when it was opened with the EP32 ladder's last step: slices of a port that overlap."""
     out = tmp_path / "trace.json"
-    assert main(["trace", "--set", "pcie_rate=20GB/s", *SMALL, "--out", str(out)]) == 0
+    assert main(["trace", "--set", "pcie_rate=20GB/s", *SMALL, "--set", "hosts=4", "--out", str(out)]) == 0
     whole = json.loads(out.read_text())
     events = whole["traceEvents"]
     assert whole["displayTimeUnit"] == "ns" and whole["otherData"]["time"] == "modelled"
