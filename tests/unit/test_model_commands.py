@@ -298,6 +298,29 @@ def test_sweep(capsys, tmp_path):
     assert "band" in capsys.readouterr().out
 
 
+def test_sweep_against_another_step(capsys, tmp_path):
+    out = tmp_path / "sweep.csv"
+    options = ["--preset", "roce", *SMALL, "--seeds", "3", "--jobs", "1", "--against", "0", "--csv", str(out)]
+    assert main(["sweep", "channels=2,4", *options, "--json"]) == 0
+    figures = one_object(capsys.readouterr().out)["figures"]
+    rows = list(csv.DictReader(out.open()))
+    preset = load("roce").changed(hosts=2, gpus_per_host=2)
+    for i, row in enumerate(rows):
+        least, middle, most = (figures[f"value{i}_gain{name}"] for name in ("_least", "", "_most"))
+        assert 0 < least <= middle <= most and float(row["gain"]) == middle
+        assert (float(row["gain_least"]), float(row["gain_most"])) == (least, most)
+    work = sized_for(preset, "normal", "dispatch", tokens=24, channels=4, seed=1)
+    gains = []
+    for seed in range(3):
+        cluster = preset.changed(hash_seed=preset.count("hash_seed") + seed)
+        job = replace(work, seed=1 + seed)
+        last, first = (measure(cluster, job, STEPS[n], seed=seed).logical_gbs for n in (5, 0))
+        gains.append(last / first)
+    names = ("value1_gain_least", "value1_gain", "value1_gain_most")
+    assert sorted(gains) == pytest.approx([figures[name] for name in names])
+    assert main(["sweep", "channels=2", *options]) == 0 and "gain over step 0" in capsys.readouterr().out
+
+
 def test_sweep_changes_hosts_too():
     preset = load("ib").changed(hosts=2, gpus_per_host=2)
     work = sized_for(preset, "normal", "dispatch", tokens=8, channels=2)
