@@ -19,7 +19,7 @@ from rdmakit.cli.bench_record import commit
 from rdmakit.cli.progress import Progress
 from rdmakit.model import load
 from rdmakit.model.published import POINTS, Point
-from rdmakit.model.sensitivity import FILE, assumptions, fingerprint, sensitivities
+from rdmakit.model.sensitivity import FILE, fingerprint, sensitivities
 
 LEAST = 0.002  # changes smaller than this are left out of the file
 SMALL = 16  # ranks up to which everything is tried

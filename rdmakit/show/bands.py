@@ -1,4 +1,6 @@
-"""Medians and bands: a row for each value, from the least to the largest seen, a mark at the median. Leans on `figure`."""
+"""Medians and bands: a row for each value, from the least to the largest seen, with a mark at the median. Leans on
+`figure` and `axis`.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,8 @@ def band_rows(
     ``marks`` are ``(name, value)``, drawn as dashed lines through all rows; ``note`` stands below. Values are finite,
     at least 0 and in order (`ValueError`). The axis begins at 0.
 
-    >>> print(band_rows(["chunk", ("4", 1.4, 1.5, 1.9), ("8", 1.9, 1.9, 3.0)], "times", title="Larger chunks gain more"))
-    Larger chunks gain more
+    >>> print(band_rows(["chunk", ("4", 1.4, 1.5, 1.9), ("8", 1.9, 1.9, 3.0)], "times", title="Large ones gain"))
+    Large ones gain
     chunk
       4    1.5 times  1.4 … 1.9
       8    1.9 times  1.9 … 3
