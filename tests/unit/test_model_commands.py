@@ -10,9 +10,9 @@ import pytest
 
 from rdmakit.cli import main
 from rdmakit.errors import BadArgument, BadState
-from rdmakit.model import load
+from rdmakit.model import load, sensitivity
 from rdmakit.model.calibrate import FREE, Free, _offset, fit
-from rdmakit.model.ladder import climb, run_all
+from rdmakit.model.ladder import Ladder, climb, run_all
 from rdmakit.model.measure import measure
 from rdmakit.model.published import POINTS, point_of
 from rdmakit.model.steps import STEPS
@@ -43,8 +43,8 @@ def test_ladder(capsys, tmp_path):
     assert "prefers-color-scheme" in svg.read_text()
     assert main(["ladder", "--preset", "ib", *options]) == 0
     out = capsys.readouterr().out
-    for word in ("CPU proxy", "IBGDA", "where the time goes", "ports full of payload", "waits for", "modelled"):
-        assert word in out
+    words = ("CPU proxy", "IBGDA", "where the time goes", "ports full of payload", "waits for", "modelled")
+    assert all(word in out for word in (*words, "step 5 is bound by"))
 
 
 def test_ladder_is_the_runs_it_names():
@@ -55,6 +55,24 @@ def test_ladder_is_the_runs_it_names():
     assert ladder.steps[5].microseconds == alone.microseconds and ladder.gbs(5) == alone.logical_gbs
     assert ladder.gain_total == pytest.approx(ladder.steps[5].logical_gbs / ladder.steps[0].logical_gbs)
     assert [s.step for s in ladder.steps] == list(range(6))
+
+
+@pytest.mark.parametrize(
+    "busy, says",
+    [
+        ({"port send": 0.46, "NVLink": 0.95}, "bound by NVLink (95% busy), not by the ports (47%)"),
+        ({"port send": 0.97, "NVLink": 0.95}, "bound by the ports (97% busy)"),
+        ({"port send": 0.3, "NVLink": 0.6}, "bound by nothing that is busy (ports 47%, NVLink 60%)"),
+        ({"PCIe read": 0.91, "NVLink": 0.92}, "bound by PCIe read (91% busy) and NVLink (92% busy)"),
+    ],
+)
+def test_the_last_step_says_what_it_waits_for(busy, says):
+    preset = load("ib").changed(hosts=2, gpus_per_host=2)
+    work = sized_for(preset, "normal", "dispatch", tokens=24, channels=4)
+    run = measure(preset, work, STEPS[5])
+    quiet = dict.fromkeys(run.usage.busiest, 0.1)
+    usage = replace(run.usage, busiest=quiet | {"port receive": 0.47} | busy)
+    assert says in Ladder(preset, work, ((replace(run, usage=usage),),), 1.0).verdict()
 
 
 def test_ladder_of_low_latency(capsys):
@@ -192,6 +210,47 @@ def test_fit_finds_what_an_operation_has_once(monkeypatch):
     assert said == ["kernel_launch 1.3e+04 ns: 0.0%"]
     with pytest.raises(BadState, match="out of its bounds"):
         fit(load("ib"), [replace(free, most=12_000)])
+
+
+# ---- what a prediction rests on
+def test_a_quarter_worse():
+    preset = load("ib")
+    names = sensitivity.assumptions(preset)
+    assert {"pcie_rate", "nvlink_rate", "kernel_launch", "spines"} <= set(names)
+    assert not {"port_rate", "hosts", "mtu", "ports"} & set(names)
+    for name in names:
+        changed = sensitivity.worse(preset, name)
+        times = changed[name] / preset[name]
+        assert times == pytest.approx(1.25) if times > 1 else 0.78 < times <= 0.801, name
+        assert {n for n in preset.settings if changed.settings[n].value != preset.settings[n].value} == {name}
+
+
+def test_sensitivities_are_runs_side_by_side():
+    point = point_of("ll", "dispatch", 8)
+    preset = load("ib")
+    names = ["kernel_launch", "nvlink_rate", "pcie_rate"]
+    found = sensitivity.sensitivities(preset, [point], names, jobs=1)[point.name]
+    base = measure(preset.for_ranks(8), run_of(preset, "ll", "dispatch", 8).work, STEPS[5]).microseconds
+    assert found["kernel_launch"] == pytest.approx(preset["kernel_launch"] / 1e6 / 4 / base)
+    assert found["nvlink_rate"] > 0.05 and found["pcie_rate"] == 0  # one host has no NIC in the way
+
+
+def test_what_was_found_for_another_preset_is_not_shown(monkeypatch, tmp_path, capsys):
+    preset = load("ib")
+    file = tmp_path / "kept.json"
+    found = {"preset": sensitivity.fingerprint(preset), "points": {"ll_dispatch_ep8": {"nvlink_rate": 0.123}}}
+    file.write_text(json.dumps(found))
+    monkeypatch.setattr(sensitivity, "FILE", file)
+    assert sensitivity.kept(preset.for_ranks(64)) == found["points"]
+    assert not sensitivity.kept(preset.changed(pcie_rate=54)) and not sensitivity.kept(load("roce"))
+    options = ["validate", "--kernel", "ll", "--op", "dispatch", "--ep", "8", "--jobs", "1"]
+    assert main(options) == 0 and "nvlink_rate (+12%)" in capsys.readouterr().out
+    assert main([*options, "--set", "pcie_rate=54GB/s"]) == 0 and "nvlink_rate" not in capsys.readouterr().out
+
+
+def test_what_is_kept_is_the_presets():
+    kept = sensitivity.kept(load("ib"))
+    assert {p.name for p in POINTS if p.ranks <= 16} <= kept.keys(), "run benchmarks/sensitivity.py again"
 
 
 # ---- trace
