@@ -2,9 +2,9 @@
 
     python benchmarks/cost.py --out benchmarks/results/DATE-model-cost.json     (and .svg beside it)
 
-Low-latency dispatch, 128 tokens a rank, each size in a process of its own. Messages are WQEs: rows that cross to another
-host, and the counts behind them. Within one host there are none: EP8 says what a run costs without. CPU time, not the
-clock's: machines have other work. Takes about two minutes of one core and 6 GB.
+Low-latency dispatch, 128 tokens a rank, each size in a process of its own. Messages are WQEs: rows that cross to
+another host, and the counts behind them. Within one host there are none: EP8 says what a run costs without. CPU time,
+not the clock's: machines have other work. Takes about two minutes of one core and 6 GB.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python benchmarks/sensitivity.py [--most-ranks 64]
 
-For every published point up to EP16 and every parameter that is not published, a run with the parameter a quarter
-worse; for larger ones only those that matter there, and the network's. Takes about 10 minutes of one core up to EP32.
+For every published point up to EP16 and every parameter that is not published (or those of `--names`), a run with the
+parameter a quarter worse; for larger ones only those that matter there, and the network's. Takes about 10 minutes of one
+core up to EP32.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ def telling(found: dict[str, dict[str, float]], point: Point) -> list[str]:
 def main(arguments: list[str]) -> int:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--most-ranks", type=int, default=32)
+    p.add_argument("--names", nargs="+", metavar="PARAMETER", help="try these only, at small sizes")
     p.add_argument("--jobs", type=int)
     p.add_argument("--out", type=Path, default=FILE)
     args = p.parse_args(arguments)
@@ -48,7 +50,7 @@ def main(arguments: list[str]) -> int:
     points = [point for point in POINTS if point.ranks <= args.most_ranks]
     small = [point for point in points if point.ranks <= SMALL]
     with Progress("sensitivity") as progress:
-        found = sensitivities(preset, small, jobs=args.jobs, done=progress.step)
+        found = sensitivities(preset, small, args.names, jobs=args.jobs, done=progress.step)
         for point in points:
             if point not in small:
                 names = telling(found, point) + NETWORK
