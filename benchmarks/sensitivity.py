@@ -3,8 +3,8 @@
     python benchmarks/sensitivity.py [--most-ranks 64]
 
 For every published point up to EP16 and every parameter that is not published (or those of `--names`), a run with the
-parameter a quarter worse; for larger ones only those that matter there, and the network's. Takes about 10 minutes of one
-core up to EP32.
+parameter a quarter worse; for larger ones only those that matter there, and the network's. Takes about 10 minutes of
+one core up to EP32.
 """
 
 from __future__ import annotations
