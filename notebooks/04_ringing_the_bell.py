@@ -212,7 +212,7 @@ show.heat_map(failed, list(kernels), modes, unit="seeds of 100 that fail", down=
 # And where nobody reads the record, a neighbour's bell promises nothing of ours (row 3, last column).
 #
 # ## Exercise: place the fences
-# The kernel below has none. Put in what it needs, and no line more: each costs 800 ns. It is tried with 250 seeds on
+# The kernel below has none. Put in what it needs, and no line more: each costs 582 ns. It is tried with 250 seeds on
 # NICs that believe the record and on NICs that believe the register. If it does not compile, the message names the line
 # of *this cell* (View → Show Line Numbers).
 
@@ -254,4 +254,4 @@ if course.hardware_cell("gpu+mlx5"):
 #   GPU. Two things it does not show: a load that finds what is stored later (load buffering), and stores of two threads to
 #   one word that land in another order than they were made.
 # * **How rare it is.** A count of seeds is no probability on hardware. It says: this can happen, and here is how.
-# * **The times.** 800 ns a fence is assumed; `cuda/rdmakit/cost.cuh` has all such numbers with their sources.
+# * **The times.** 582 ns a fence was measured on an H200; `cuda/rdmakit/cost.cuh` has all such numbers with their sources.

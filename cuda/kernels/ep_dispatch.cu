@@ -54,7 +54,8 @@ RDMAKIT_DEVICE void tell_arrivals(const EpRank& ep, u32 local, u64 rows) {
 
 // Tokens for ranks of this host go there by direct stores.
 RDMAKIT_DEVICE void place_own(const EpRank& ep, const EpPlan& plan, const DispatchInput& in, Range range, const WarpShare& share) {
-    for (u32 g = 0; g < ep.local_ranks; ++g) {
+    for (u32 i = 0; i < ep.local_ranks; ++i) {
+        const u32 g = (ep.rank + share.part + i) % ep.local_ranks;  // all at once, not all ranks into one after the other
         const u32 rank = first_local_rank(ep) + g;
         const u32 start = static_cast<u32>(heap_array<i32>(ep, rank, ep.at.start)[ep.rank]);
         u64 rows = 0;

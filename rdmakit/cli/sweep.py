@@ -35,6 +35,9 @@ def add_parser(subparsers: Any) -> None:
     add_work(p)
     p.set_defaults(tokens=512)
     p.add_argument("--step", type=int, default=5, help="of the ladder (default 5)")
+    p.add_argument(
+        "--against", type=int, metavar="STEP", help="run this step, too, with the same seeds, and show the gain over it"
+    )
     p.add_argument("--seeds", type=int, default=1, help="for medians and bands (default 1)")
     p.add_argument("--jobs", type=int, help="processes (default: all cores)")
     p.add_argument("--csv", metavar="FILE", help="write the table to FILE")
@@ -63,7 +66,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise BadArgument("seeds make no band", value=args.seeds, rule="1 … 64", remedy="--seeds 5")
     preset = cluster_of(args)
     work = work_of(args, preset)
-    with Progress("sweep", total=len(given) * args.seeds, quiet=args.json) as progress:
+    against = None if args.against is None else step_of(args.against)
+    total = len(given) * args.seeds * (1 if against is None else 2)
+    with Progress("sweep", total=total, quiet=args.json) as progress:
         swept = sweep(
             preset,
             work,
@@ -71,6 +76,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             name,
             [with_unit(name, v) for v in given],
             seeds=range(args.seeds),
+            against=against,
             jobs=args.jobs,
             done=progress.step,
         )
@@ -83,6 +89,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             f"value{i}_gbs_most": high,
             f"value{i}_us": each.median("microseconds"),
         }
+        if against is not None:
+            figures |= {
+                f"value{i}_gain": each.gain,
+                f"value{i}_gain_least": min(each.gains),
+                f"value{i}_gain_most": max(each.gains),
+            }
     config = {k: v for k, v in vars(args).items() if k not in ("func", "command", "json")}
     return {
         "ok": True,
@@ -99,32 +111,47 @@ def main(args: argparse.Namespace) -> int:
 
     result = run(args)
     swept, name = result["swept"], result["name"]
-    rows = [
-        [s.value, *(f"{s.median(f):.4g}" for f in FIELDS), "{:.4g} … {:.4g}".format(*s.band("logical_gbs"))]
-        for s in swept
-    ]
-    bars = show.port_bars(
-        [(s.value, s.median("logical_gbs")) for s in swept],
-        "GB/s",
-        title=f"logical GB/s over {name} (modelled, step {args.step})",
-    )
+    gained = args.against is not None
+    if gained:
+        title = f"gain of step {args.step} over step {args.against}, by {name} (modelled)"
+        bars = show.band_rows([(s.value, min(s.gains), s.gain, max(s.gains)) for s in swept], "times", title=title)
+    else:
+        title = f"logical GB/s over {name} (modelled, step {args.step})"
+        bars = show.band_rows(
+            [(s.value, *_banded(s.median("logical_gbs"), s.band("logical_gbs"))) for s in swept], "GB/s", title=title
+        )
     with writing():
         if args.csv:
-            with open(args.csv, "w", encoding="utf-8") as file:
-                file.write(",".join([name, *FIELDS, "gbs_least", "gbs_most"]) + "\n")
-                for s in swept:
-                    cells = [s.value, *(repr(s.median(f)) for f in FIELDS), *(repr(v) for v in s.band("logical_gbs"))]
-                    file.write(",".join(cells) + "\n")
+            _csv(args.csv, name, swept)
         if args.svg:
             bars.save(args.svg)
     if args.json:
         print(json.dumps({k: result[k] for k in ("ok", "figures", "config")}))
-    else:
-        print(f"{result['config']['cluster']}\n")
-        print(
-            show.data_table(
-                rows, [name, *FIELDS, "GB/s, band"], title=f"step {args.step}, {args.seeds} seeds (modelled)"
-            )
-        )
-        print(f"\n{bars}")
+        return 0
+    rows = []
+    for s in swept:
+        cells = [s.value, *(f"{s.median(f):.4g}" for f in FIELDS), "{:.4g} … {:.4g}".format(*s.band("logical_gbs"))]
+        if gained:
+            cells.append(f"{s.gain:.2f} ({min(s.gains):.2f} … {max(s.gains):.2f})")
+        rows.append(cells)
+    heads = [name, *FIELDS, "GB/s, band"] + [f"gain over step {args.against}"] * gained
+    print(f"{result['config']['cluster']}\n")
+    print(show.data_table(rows, heads, title=f"step {args.step}, {args.seeds} seeds (modelled)"))
+    print(f"\n{bars}")
     return 0
+
+
+def _banded(median: float, band: tuple[float, float]) -> tuple[float, float, float]:
+    return band[0], median, band[1]
+
+
+def _csv(path: str, name: str, swept: list[Any]) -> None:
+    """A row for each value: medians, and bands."""
+    gained = bool(swept[0].baseline)
+    with open(path, "w", encoding="utf-8") as file:
+        more = ["gain", "gain_least", "gain_most"] * gained
+        file.write(",".join([name, *FIELDS, "gbs_least", "gbs_most", *more]) + "\n")
+        for s in swept:
+            numbers = [*(s.median(f) for f in FIELDS), *s.band("logical_gbs")]
+            numbers += [s.gain, min(s.gains), max(s.gains)] if gained else []
+            file.write(",".join([s.value, *map(repr, numbers)]) + "\n")

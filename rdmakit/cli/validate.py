@@ -45,6 +45,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Comparisons with `ok`, `figures`, `config` and `rows`."""
     from rdmakit.errors import BadArgument
     from rdmakit.model.published import POINTS, Point, point_of
+    from rdmakit.model.sensitivity import kept
     from rdmakit.model.steps import step_of
     from rdmakit.model.validate import compare
 
@@ -89,14 +90,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     config = {k: v for k, v in vars(args).items() if k not in ("func", "command", "json", "ranks")}
     config |= {"cluster": str(preset), "time": "modelled"}
     ok = figures.get("worst_error", 0.0) <= MOST
-    return {"ok": ok, "figures": figures, "config": config, "rows": rows}
+    return {"ok": ok, "figures": figures, "config": config, "rows": rows, "rests_on": kept(preset)}
 
 
 def main(args: argparse.Namespace) -> int:
     """Entry of the subcommand."""
     result = run(args)
     if args.json:
-        print(json.dumps({k: result[k] for k in ("ok", "figures", "config")}))
+        shown = {row.point.name for row in result["rows"]}
+        result["rests_on"] = {name: found for name, found in result["rests_on"].items() if name in shown}
+        print(json.dumps({k: result[k] for k in ("ok", "figures", "config", "rests_on")}))
     else:
         _show(result)
     return 0 if result["ok"] else 1
@@ -108,6 +111,7 @@ def _show(result: dict[str, Any]) -> None:
     rows = []
     for r in result["rows"]:
         p = r.point
+        most = max(result["rests_on"].get(p.name, {}).items(), key=lambda item: abs(item[1]), default=None)
         known = p.value == p.value
         rows.append(
             [
@@ -118,9 +122,10 @@ def _show(result: dict[str, Any]) -> None:
                 f"{r.error:+.1%}" if known else "-",
                 "-" if r.ruler is None or not known else f"{r.ruler:.0f} ({r.ruler_error:+.1%})",
                 "fitted" if p.fitted else "held out",
+                "-" if most is None else f"{most[0]} ({most[1]:+.0%})",
             ]
         )
-    heads = ["what", "unit", "predicted", "published", "error", "ruler", "role"]
+    heads = ["what", "unit", "predicted", "published", "error", "ruler", "role", "rests most on (a quarter worse)"]
     print(
         show.data_table(
             rows, heads, title=f"{result['config']['cluster']}: predictions (modelled) and published figures"

@@ -329,7 +329,7 @@ class QP(Atomics):
         if dialect not in DIALECTS:
             raise BadArgument("no such doorbell dialect", value=dialect, rule="one of " + ", ".join(DIALECTS),
                               remedy="leave it out for the device's own")
-        others = [qp for qp in self.context._qps() if qp is not self and self.send_cq in (qp.send_cq, qp.recv_cq)]
+        others = [user for user in reversed(self.send_cq._users()) if isinstance(user, QP) and user is not self]
         if others or (self._receives.size and self.recv_cq is self.send_cq):
             raise BadState(
                 f"{self.send_cq._name()} serves more than the send queue of {self._name()}",

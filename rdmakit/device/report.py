@@ -95,6 +95,7 @@ class Report:
         self.array = raw.view(REPORT)
         self._views = np.zeros(0, QUEUE_VIEW)
         self._followed: dict[int, weakref.ref[QP]] = {}
+        self._places: dict[int, int] = {}  # of queue pairs among the views, by number
 
     def follow(self, qp: QP, cq: CQ | None = None, consumer: int = 0) -> None:
         """Let reports that concern a queue pair tell its last WQE and CQE; `QP.device_handle` does.
@@ -104,8 +105,7 @@ class Report:
         cq = qp._told_by = qp.send_cq if cq is None else cq
         state = qp._sends.state_memory.ctypes.data
         offsets: Any = qp._sends.state_memory.view(qp._sends.state.dtype).dtype.fields
-        known = [int(view["qpn"]) for view in self._views[: self.queue_count]]
-        at = known.index(qp.qpn) if qp.qpn in known else len(known)
+        at = self._places.setdefault(qp.qpn, len(self._places))
         if at == len(self._views):
             memory = qp.context._provider.memory(QUEUE_VIEW.itemsize * max(4, 2 * at), "queues of a report")
             grown = memory.view(QUEUE_VIEW)
@@ -122,7 +122,7 @@ class Report:
         view["cqes"], view["log_cq"] = cq._ring.ctypes.data, cq.log_entries
         view["cq_flags"] = cq_flags(qp, cq)
         view["log_stride"] = cq.cqe_bytes.bit_length() - 1
-        self.array["queue_count"] = max(at + 1, len(known))
+        self.array["queue_count"] = len(self._places)
         self._followed[qp.qpn] = weakref.ref(qp)
 
     @property

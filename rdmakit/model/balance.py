@@ -102,6 +102,9 @@ def spread_paths(preset: Preset, flows: NDArray[Any], near: _Place, far: _Place)
     climbs = [[0] * spines for _ in range(net.leaves)]
     falls = [[0] * spines for _ in range(net.leaves)]
     up_, down_, size = up.tolist(), down.tolist(), flows["bytes"].tolist()
+    # Who shares a link: of those that are equally full, one that the same hosts and ranks use least, so that none that
+    # has more to send or receive than others, which nobody may know yet, fills links by itself.
+    shared = [_spines_of(end, spines) for end in ((up, far[0]), (down, near[0]), (flows["rank"],), (flows["peer"],))]
     order = np.argsort(-flows["bytes"], kind="stable")
     span = LAST_SOURCE_PORT - FIRST_SOURCE_PORT + 1
     for begin in range(0, len(order), _BLOCK):
@@ -131,8 +134,18 @@ def spread_paths(preset: Preset, flows: NDArray[Any], near: _Place, far: _Place)
                 flows["spine"][flow] = DIRECT
                 continue
             a, b = climbs[up_[flow]], falls[down_[flow]]
-            best = min((s for s in range(spines) if picks[s] >= 0), key=lambda s: (max(a[s], b[s]), a[s] + b[s]))
-            a[best] += size[flow]
-            b[best] += size[flow]
+            to, by, out, back = (counts[of[flow]] for counts, of in shared)
+            best = min(
+                (s for s in range(spines) if picks[s] >= 0),
+                key=lambda s: (max(a[s], b[s]), a[s] + b[s], to[s] + by[s], out[s] + back[s]),
+            )
+            for loads in (a, b, to, by, out, back):
+                loads[best] += size[flow]
             flows["source_port"][flow] = tried[i, picks[best]]
             flows["spine"][flow] = best
+
+
+def _spines_of(keys: tuple[Any, ...], spines: int) -> tuple[list[list[int]], list[int]]:
+    """Bytes by spine for each distinct key, none yet; and which of them each flow has."""
+    distinct, of = np.unique(np.stack([np.asarray(key, np.int64) for key in keys]), axis=1, return_inverse=True)
+    return [[0] * spines for _ in range(distinct.shape[1])], of.reshape(-1).tolist()

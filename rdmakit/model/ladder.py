@@ -103,16 +103,31 @@ class Ladder:
         """Resources of a step that are busy for more than BUSY of the time."""
         return self.steps[step].usage.above(BUSY)
 
-    def holds(self) -> list[str]:
-        """What the last step must not show, in sentences: a resource in the way of the ports that nobody names."""
-        last = self.steps[-1]
-        ports = max(last.usage.busiest["port send"], last.usage.busiest["port receive"])
-        others = [name for name in self.bottlenecks(len(self.steps) - 1) if not name.startswith("port ")]
-        if ports >= BUSY or not others:
+    def in_the_way(self) -> list[str]:
+        """Resources that the last step keeps busy for more than BUSY of the time while its ports are not."""
+        last = len(self.steps) - 1
+        if self._ports >= BUSY:
             return []
-        return [
-            f"{name} is busy {last.usage.busiest[name]:.0%} of the time, the ports {ports:.0%}" for name in others
-        ]
+        return [name for name in self.bottlenecks(last) if not name.startswith("port ")]
+
+    @property
+    def _ports(self) -> float:
+        busy = self.steps[-1].usage.busiest
+        return max(busy["port send"], busy["port receive"])
+
+    def verdict(self) -> str:
+        """A sentence: what the last step waits for, named with how busy it is and the ports are."""
+        busy, number = self.steps[-1].usage.busiest, self.steps[-1].step
+        named = " and ".join(f"{name} ({busy[name]:.0%} busy)" for name in self.in_the_way())
+        if named:
+            return f"step {number} is bound by {named}, not by the ports ({self._ports:.0%}): more of those would idle"
+        if self._ports >= BUSY:
+            return f"step {number} is bound by the ports ({self._ports:.0%} busy)"
+        most = max((name for name in busy if not name.startswith("port ")), key=lambda name: busy[name])
+        return (
+            f"step {number} is bound by nothing that is busy (ports {self._ports:.0%}, {most} {busy[most]:.0%}): "
+            f"by latency"
+        )
 
 
 def climb(

@@ -26,10 +26,11 @@ WORK_PARAMETERS = ("tokens", "channels", "chunk", "slots", "hidden", "seed")  # 
 
 @dataclass(frozen=True)
 class Swept:
-    """`value` as it was given; results of all seeds."""
+    """`value` as it was given; results of all seeds, and of the step that they are compared with, if there is one."""
 
     value: str
     results: tuple[Measured, ...]
+    baseline: tuple[Measured, ...] = ()
 
     def median(self, name: str) -> float:
         """Of a field of Measured, over seeds."""
@@ -38,6 +39,16 @@ class Swept:
     def band(self, name: str) -> tuple[float, float]:
         found = [getattr(r, name) for r in self.results]
         return min(found), max(found)
+
+    @property
+    def gains(self) -> list[float]:
+        """Logical GB/s over those of the other step, seed by seed: routing and hashes are the same."""
+        return [r.logical_gbs / b.logical_gbs for r, b in zip(self.results, self.baseline, strict=True)]
+
+    @property
+    def gain(self) -> float:
+        """The median."""
+        return float(np.median(self.gains))
 
 
 def sweep(
@@ -48,11 +59,13 @@ def sweep(
     values: Sequence[str],
     *,
     seeds: Sequence[int] = (0,),
+    against: Step | None = None,
     jobs: int | None = None,
     done: Callable[[str], None] | None = None,
 ) -> list[Swept]:
     """Each value of a preset's parameter (text with its unit, or a number in the parameter's own) or of
-    WORK_PARAMETERS. BadArgument for values that make no cluster, before anything runs.
+    WORK_PARAMETERS. `against`: another step, run with the same seeds for the gain. BadArgument for values that make no
+    cluster, before anything runs.
     """
     if not values or not seeds:
         raise BadArgument(
@@ -68,6 +81,7 @@ def sweep(
             rule="of a preset, or " + ", ".join(WORK_PARAMETERS),
             remedy="rdmakit plan --parameters lists them",
         )
+    steps = [step] if against is None else [step, against]
     runs = []
     for value in values:
         cluster, job = preset, work
@@ -83,7 +97,13 @@ def sweep(
             job = replace(work, hosts=cluster.count("hosts"), local=cluster.count("gpus_per_host"))
         for seed in seeds:
             hashed = cluster.changed(hash_seed=(cluster.count("hash_seed") + seed) & 0x7FFFFFFF)
-            runs.append(Run(hashed, replace(job, seed=job.seed + seed), step, seed))
+            seeded = replace(job, seed=job.seed + seed)
+            runs += [Run(hashed, seeded, each, seed) for each in steps]
     results = run_all(runs, jobs=jobs, done=done)
-    n = len(seeds)
-    return [Swept(str(value), tuple(results[i * n : (i + 1) * n])) for i, value in enumerate(values)]
+    n = len(seeds) * len(steps)
+    found = []
+    for i, value in enumerate(values):
+        mine = results[i * n : (i + 1) * n]
+        baseline = mine[1 :: len(steps)] if against is not None else []
+        found.append(Swept(str(value), tuple(mine[:: len(steps)]), tuple(baseline)))
+    return found

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rdmakit.errors import BadArgument
-from rdmakit.show.perfetto import instant, names, slice_, trace_json
+from rdmakit.model.tracks import KINDS, track_events
+from rdmakit.show.perfetto import trace_json
 
 __all__ = ["EVENT", "KINDS", "Timeline", "record"]
 
@@ -32,19 +33,7 @@ EVENT = np.dtype(
         ("port", "<u4"),
     ]
 )
-KINDS: Mapping[int, str] = {
-    0: "reserve",
-    1: "publish",
-    2: "doorbell record",
-    3: "doorbell",
-    4: "signal seen",
-    16: "fetched",
-    17: "wire",
-    18: "executed",
-    19: "CQE",
-}
 MOST = 2_000_000
-_NIC, _WIRE = 16, 17
 
 
 @dataclass(frozen=True)
@@ -72,38 +61,8 @@ class Timeline:
         )
 
     def to_json(self, ranks: set[int] | None = None, gpus_per_nic: int = 1) -> str:
-        """A Trace Event Format file. GPUs are processes, warps their tracks; NICs are processes, ports and QPs their
-        tracks. `ranks`: only these and their NICs.
-        """
-        found: list[dict[str, Any]] = []
-        processes: dict[int, str] = {}
-        tracks: dict[tuple[int, int], str] = {}
-        most = max((rank for _, rank, _, _ in self.kernels), default=0)
-        nics = None if ranks is None else {rank // gpus_per_nic for rank in ranks}
-        for name, rank, begin, end in self.kernels:
-            if ranks is None or rank in ranks:
-                processes[rank + 1] = f"GPU {rank}"
-                tracks[rank + 1, 0] = "kernels"
-                found.append(slice_(name, begin / 1e3, (end - begin) / 1e3, rank + 1, 0))
-        for when, until, index, nbytes, kind, unit, qpn, port in self.events.tolist():
-            is_nic = kind >= _NIC
-            shown = nics if is_nic else ranks
-            if shown is not None and unit not in shown:
-                continue
-            process = most + 2 + unit if is_nic else unit + 1
-            track = (port if kind == _WIRE else 16 + qpn) if is_nic else 1 + port
-            processes.setdefault(process, f"NIC {unit}" if is_nic else f"GPU {unit}")
-            tracks.setdefault(
-                (process, track), (f"port {port}" if kind == _WIRE else f"QP {qpn:#x}") if is_nic else f"warp {port}"
-            )
-            if kind == _WIRE:
-                found.append(
-                    slice_(f"QP {qpn:#x}", when / 1e6, (until - when) / 1e6, process, track, wqe=index, bytes=nbytes)
-                )
-            else:
-                found.append(instant(KINDS[kind], when / 1e6, process, track, qp=qpn, index=index))
-        header = names(dict(sorted(processes.items())), dict(sorted(tracks.items())))
-        return trace_json([*header, *sorted(found, key=lambda e: e["ts"])], **self.config)
+        """A Trace Event Format file: see tracks.py. `ranks`: only these and their NICs."""
+        return trace_json(track_events(self, ranks, gpus_per_nic), **self.config)
 
 
 def record(world: Any, run: Any, config: Mapping[str, Any], *, most: int = MOST) -> Timeline:

@@ -7,6 +7,7 @@ writes one when none is given.
 """
 
 from rdmakit.show.addressmap import address_map
+from rdmakit.show.bands import band_rows
 from rdmakit.show.bars import port_bars
 from rdmakit.show.figure import Figure
 from rdmakit.show.grid import byte_grid
@@ -27,6 +28,7 @@ __all__ = [
     "Figure",
     "Table",
     "address_map",
+    "band_rows",
     "byte_grid",
     "data_table",
     "group_bars",

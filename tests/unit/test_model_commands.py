@@ -10,9 +10,9 @@ import pytest
 
 from rdmakit.cli import main
 from rdmakit.errors import BadArgument, BadState
-from rdmakit.model import load
+from rdmakit.model import load, sensitivity
 from rdmakit.model.calibrate import FREE, Free, _offset, fit
-from rdmakit.model.ladder import climb, run_all
+from rdmakit.model.ladder import Ladder, climb, run_all
 from rdmakit.model.measure import measure
 from rdmakit.model.published import POINTS, point_of
 from rdmakit.model.steps import STEPS
@@ -43,8 +43,8 @@ def test_ladder(capsys, tmp_path):
     assert "prefers-color-scheme" in svg.read_text()
     assert main(["ladder", "--preset", "ib", *options]) == 0
     out = capsys.readouterr().out
-    for word in ("CPU proxy", "IBGDA", "where the time goes", "ports full of payload", "waits for", "modelled"):
-        assert word in out
+    words = ("CPU proxy", "IBGDA", "where the time goes", "ports full of payload", "waits for", "modelled")
+    assert all(word in out for word in (*words, "step 5 is bound by"))
 
 
 def test_ladder_is_the_runs_it_names():
@@ -55,6 +55,24 @@ def test_ladder_is_the_runs_it_names():
     assert ladder.steps[5].microseconds == alone.microseconds and ladder.gbs(5) == alone.logical_gbs
     assert ladder.gain_total == pytest.approx(ladder.steps[5].logical_gbs / ladder.steps[0].logical_gbs)
     assert [s.step for s in ladder.steps] == list(range(6))
+
+
+@pytest.mark.parametrize(
+    "busy, says",
+    [
+        ({"port send": 0.46, "NVLink": 0.95}, "bound by NVLink (95% busy), not by the ports (47%)"),
+        ({"port send": 0.97, "NVLink": 0.95}, "bound by the ports (97% busy)"),
+        ({"port send": 0.3, "NVLink": 0.6}, "bound by nothing that is busy (ports 47%, NVLink 60%)"),
+        ({"PCIe read": 0.91, "NVLink": 0.92}, "bound by PCIe read (91% busy) and NVLink (92% busy)"),
+    ],
+)
+def test_the_last_step_says_what_it_waits_for(busy, says):
+    preset = load("ib").changed(hosts=2, gpus_per_host=2)
+    work = sized_for(preset, "normal", "dispatch", tokens=24, channels=4)
+    run = measure(preset, work, STEPS[5])
+    quiet = dict.fromkeys(run.usage.busiest, 0.1)
+    usage = replace(run.usage, busiest=quiet | {"port receive": 0.47} | busy)
+    assert says in Ladder(preset, work, ((replace(run, usage=usage),),), 1.0).verdict()
 
 
 def test_ladder_of_low_latency(capsys):
@@ -194,6 +212,47 @@ def test_fit_finds_what_an_operation_has_once(monkeypatch):
         fit(load("ib"), [replace(free, most=12_000)])
 
 
+# ---- what a prediction rests on
+def test_a_quarter_worse():
+    preset = load("ib")
+    names = sensitivity.assumptions(preset)
+    assert {"pcie_rate", "nvlink_rate", "kernel_launch", "spines"} <= set(names)
+    assert not {"port_rate", "hosts", "mtu", "ports"} & set(names)
+    for name in names:
+        changed = sensitivity.worse(preset, name)
+        times = changed[name] / preset[name]
+        assert times == pytest.approx(1.25) if times > 1 else 0.78 < times <= 0.801, name
+        assert {n for n in preset.settings if changed.settings[n].value != preset.settings[n].value} == {name}
+
+
+def test_sensitivities_are_runs_side_by_side():
+    point = point_of("ll", "dispatch", 8)
+    preset = load("ib")
+    names = ["kernel_launch", "nvlink_rate", "pcie_rate"]
+    found = sensitivity.sensitivities(preset, [point], names, jobs=1)[point.name]
+    base = measure(preset.for_ranks(8), run_of(preset, "ll", "dispatch", 8).work, STEPS[5]).microseconds
+    assert found["kernel_launch"] == pytest.approx(preset["kernel_launch"] / 1e6 / 4 / base)
+    assert found["nvlink_rate"] > 0.05 and found["pcie_rate"] == 0  # one host has no NIC in the way
+
+
+def test_what_was_found_for_another_preset_is_not_shown(monkeypatch, tmp_path, capsys):
+    preset = load("ib")
+    file = tmp_path / "kept.json"
+    found = {"preset": sensitivity.fingerprint(preset), "points": {"ll_dispatch_ep8": {"nvlink_rate": 0.123}}}
+    file.write_text(json.dumps(found))
+    monkeypatch.setattr(sensitivity, "FILE", file)
+    assert sensitivity.kept(preset.for_ranks(64)) == found["points"]
+    assert not sensitivity.kept(preset.changed(pcie_rate=54)) and not sensitivity.kept(load("roce"))
+    options = ["validate", "--kernel", "ll", "--op", "dispatch", "--ep", "8", "--jobs", "1"]
+    assert main(options) == 0 and "nvlink_rate (+12%)" in capsys.readouterr().out
+    assert main([*options, "--set", "pcie_rate=54GB/s"]) == 0 and "nvlink_rate" not in capsys.readouterr().out
+
+
+def test_what_is_kept_is_the_presets():
+    kept = sensitivity.kept(load("ib"))
+    assert {p.name for p in POINTS if p.ranks <= 16} <= kept.keys(), "run benchmarks/sensitivity.py again"
+
+
 # ---- trace
 def test_trace(capsys, tmp_path):
     out = tmp_path / "trace.json"
@@ -212,6 +271,34 @@ def test_trace(capsys, tmp_path):
     assert out.stat().st_size < len(text) / 2 and "GPU 1" in out.read_text() and "GPU 0" not in out.read_text()
     assert main(["trace", *SMALL, "--of", "9", "--out", str(out)]) == 2
     assert main(["trace", *SMALL, "--out", str(tmp_path / "no" / "t.json")]) == 2
+
+
+def test_viewers_lose_nothing(tmp_path):
+    """What Perfetto 52 dropped, when it was opened with the EP32 ladder's last step: slices of a port that overlap."""
+    out = tmp_path / "trace.json"
+    assert main(["trace", "--set", "pcie_rate=20GB/s", *SMALL, "--set", "hosts=4", "--out", str(out)]) == 0
+    whole = json.loads(out.read_text())
+    events = whole["traceEvents"]
+    assert whole["displayTimeUnit"] == "ns" and whole["otherData"]["time"] == "modelled"
+    tracks = {(e["pid"], e["tid"]): e["args"]["name"] for e in events if e["name"] == "thread_name"}
+    order = {(e["pid"], e["tid"]): e["args"]["sort_index"] for e in events if e["name"] == "thread_sort_index"}
+    assert order.keys() == tracks.keys() and {(e["pid"], e["tid"]) for e in events if e["ph"] in "Xi"} <= tracks.keys()
+    assert any("lane 2" in name for name in tracks.values()), "no port was busy twice: nothing is tested"
+    wires = {(e["pid"], e["name"], e["args"]["wqe"]): e for e in events if "bytes" in e.get("args", {})}
+    flows = {}
+    for event in events:
+        if event["ph"] in "stf":
+            flows.setdefault(event["id"], []).append(event)
+    assert len(flows) == len(wires) > 0
+    for arrow in flows.values():
+        assert [e["ph"] for e in arrow] == ["s", "t", "f"] and [e["ts"] for e in arrow] == sorted(
+            e["ts"] for e in arrow
+        )
+        names = [tracks[e["pid"], e["tid"]].split()[0] for e in arrow]
+        assert names == ["warp", "port", "QP"]
+    lane = next(e for e in events if e["ph"] == "X" and "lane 2" in tracks[e["pid"], e["tid"]])
+    lane["tid"] -= 1  # back onto the port's first track
+    assert any("overlaps" in problem for problem in check_trace(json.dumps(whole)))
 
 
 def test_a_wqe_lives_in_order():
@@ -246,6 +333,8 @@ def test_what_is_no_trace():
         {"ph": "X", "name": "a", "ts": -1, "dur": 1, "pid": 1, "tid": 1},
         {"ph": "i", "s": "x", "name": "a", "ts": 1, "pid": 1, "tid": 1},
         {"ph": "X", "name": "a", "ts": True, "dur": 1, "pid": 1, "tid": 1},
+        {"ph": "s", "name": "a", "ts": 1, "pid": 1, "tid": 1},
+        {"ph": "s", "name": "a", "ts": 1, "pid": 1, "tid": 1, "id": 3},
     ):
         assert check_trace(trace_json([event])), event
     from rdmakit import World
@@ -266,6 +355,29 @@ def test_sweep(capsys, tmp_path):
     assert float(rows[0]["logical_gbs"]) == pytest.approx(figures["value0_gbs"]) and svg.read_text().startswith("<svg")
     assert main(["sweep", "chunk=2,8", "--preset", "ib", *SMALL, "--jobs", "1"]) == 0
     assert "band" in capsys.readouterr().out
+
+
+def test_sweep_against_another_step(capsys, tmp_path):
+    out = tmp_path / "sweep.csv"
+    options = ["--preset", "roce", *SMALL, "--seeds", "3", "--jobs", "1", "--against", "0", "--csv", str(out)]
+    assert main(["sweep", "channels=2,4", *options, "--json"]) == 0
+    figures = one_object(capsys.readouterr().out)["figures"]
+    rows = list(csv.DictReader(out.open()))
+    preset = load("roce").changed(hosts=2, gpus_per_host=2)
+    for i, row in enumerate(rows):
+        least, middle, most = (figures[f"value{i}_gain{name}"] for name in ("_least", "", "_most"))
+        assert 0 < least <= middle <= most and float(row["gain"]) == middle
+        assert (float(row["gain_least"]), float(row["gain_most"])) == (least, most)
+    work = sized_for(preset, "normal", "dispatch", tokens=24, channels=4, seed=1)
+    gains = []
+    for seed in range(3):
+        cluster = preset.changed(hash_seed=preset.count("hash_seed") + seed)
+        job = replace(work, seed=1 + seed)
+        last, first = (measure(cluster, job, STEPS[n], seed=seed).logical_gbs for n in (5, 0))
+        gains.append(last / first)
+    names = ("value1_gain_least", "value1_gain", "value1_gain_most")
+    assert sorted(gains) == pytest.approx([figures[name] for name in names])
+    assert main(["sweep", "channels=2", *options]) == 0 and "gain over step 0" in capsys.readouterr().out
 
 
 def test_sweep_changes_hosts_too():

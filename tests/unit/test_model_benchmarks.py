@@ -1,0 +1,78 @@
+"""The model's benchmarks: what they make of runs, and that the records which pages quote are what they say."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+
+from rdmakit import show
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+@pytest.fixture
+def claims():
+    return runpy.run_path(str(ROOT / "benchmarks" / "claims.py"))
+
+
+@pytest.fixture
+def cost():
+    return runpy.run_path(str(ROOT / "benchmarks" / "cost.py"))
+
+
+def row(cluster, parameter, value, gains):
+    return {"cluster": cluster, "parameter": parameter, "value": value, "gains": gains}
+
+
+def test_claims_are_medians_of_bands(claims):
+    rows = [
+        row("roce", "chunk", "4", [2.1, 1.9, 2.4]),
+        row("roce", "chunk", "8", [1.8, 1.7, 3.0]),
+        row("ib", "tokens", "512", [1.3, 1.2, 1.4]),
+    ]
+    found = claims["figures_of"](rows)
+    assert found["roce_gain_median"] == pytest.approx(1.95) and found["roce_rows_reaching"] == 0.5
+    assert (found["roce_gain_least"], found["roce_gain_most"], found["roce_runs"]) == (1.7, 3.0, 6)
+    assert found["ib_rows_reaching"] == 1.0
+    result = {"rows": rows, "figures": found, "date": "today", "commit": "x", "config": {"seeds": 3}}
+    text = str(claims["picture"](result, "roce"))
+    assert "the claim" in text and "1.7" in text and "1.95 in the median" in text
+
+
+def test_clusters_of_fewer_gpus_are_no_more_oversubscribed(claims):
+    for name in ("roce", "ib"):
+        few, whole = claims["cluster"](name), claims["cluster"](name, 8)
+        for preset, gpus in ((few, 4), (whole, 8)):
+            nics = 1 if preset.text("rails") == "yes" else preset.nics
+            assert preset.count("hosts_per_leaf") * nics == preset.count("spines") and preset.nics == gpus
+
+
+def test_an_exponent(cost):
+    rows = [{"messages": n, "s": 5.0 * n**1.5} for n in (10, 100, 1000)]
+    assert cost["exponent"]([{"messages": 0, "s": 1.0}, *rows], "s") == pytest.approx(1.5)
+
+
+@pytest.mark.parametrize("rows", [[("a", 2.0, 1.0, 3.0)], [("a", -1.0, 0.0, 1.0)], [], [("a", 1.0, 1.0, float("inf"))]])
+def test_bands_that_are_none(rows):
+    with pytest.raises(ValueError):
+        show.band_rows(rows)
+
+
+def test_records_are_what_they_say(claims, cost):
+    kept = sorted(RESULTS.glob("*-model-*.json"))
+    assert {p.stem.rsplit("-", 1)[1] for p in kept} == {"claims", "cost"}
+    for path in kept:
+        record = json.loads(path.read_text())
+        assert record["commit"] and record["command"].startswith("python benchmarks/")
+        if path.stem.endswith("claims"):
+            assert record["figures"] == pytest.approx(claims["figures_of"](record["rows"]))
+            for each in record["rows"]:
+                pairs = zip(each["step5_gbs"], each["step0_gbs"], strict=True)
+                assert each["gains"] == pytest.approx([last / first for last, first in pairs])
+        else:
+            assert record["figures"]["cpu_exponent"] == pytest.approx(cost["exponent"](record["rows"], "cpu_seconds"))
+            assert record["figures"]["cpu_exponent"] <= 1 + cost["SLACK"]
+            assert record["figures"]["memory_exponent"] <= 1 + cost["SLACK"]
+            assert [r["ranks"] for r in record["rows"]] == [8, 16, 32, 64, 128, 256]
