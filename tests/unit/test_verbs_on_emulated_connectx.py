@@ -155,6 +155,7 @@ def two_processes(program, *options, nics=2):
             counter_of(environment, "mlx5_0", "port_rcv_data"),
         ]
     assert client.returncode == 0 and server.returncode == 0, (client.stdout, client.stderr, said)
+    assert not Path(environment["SYSFS_PATH"]).exists()
     return client.stdout, [4 * words for words in counted]
 
 

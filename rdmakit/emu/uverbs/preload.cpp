@@ -1,9 +1,8 @@
 // preload.cpp — what a process asks of /dev/infiniband/uverbsN is answered here: LD_PRELOAD, no root, no kernel module.
-// Leans on open_device.hpp. Device files exist for every class/infiniband_verbs entry of the tree at SYSFS_PATH, which
+// Leans on descriptors.hpp and counters.hpp. Device files exist for every class/infiniband_verbs entry of the tree at SYSFS_PATH, which
 // libibverbs reads by itself. Everything else goes to the C library untouched.
 #include <dlfcn.h>
 #include <fcntl.h>
-#include <pthread.h>
 #include <linux/netlink.h>
 #include <rdma/rdma_user_ioctl_cmds.h>
 #include <stdarg.h>
@@ -14,18 +13,15 @@
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <map>
 #include <memory>
-#include <mutex>
 #include <string>
 
 #include "counters.hpp"
-#include "open_device.hpp"
+#include "descriptors.hpp"
 
 #define RDMAKIT_PRELOAD extern "C" __attribute__((visibility("default")))
 
@@ -34,23 +30,11 @@ namespace {
 using rdmakit::uverbs::EventFile;
 using rdmakit::uverbs::Machine;
 using rdmakit::uverbs::OpenDevice;
+using rdmakit::uverbs::descriptors::is_ours;
+namespace descriptors = rdmakit::uverbs::descriptors;
 
 constexpr char kFolder[] = "/dev/infiniband/uverbs";
 constexpr int kMajor = 231, kFirstMinor = 192;  // IB_UVERBS_MAJOR, IB_UVERBS_BASE_MINOR of uverbs_main.c
-constexpr int kMaxFd = 4096;
-
-std::mutex lock;
-std::atomic<bool> ours[kMaxFd];  // looked at without the lock: most calls are of no concern here
-
-struct Open {
-    int number;
-    std::shared_ptr<OpenDevice> device;
-};
-std::map<int, Open>& opened() {
-    static auto* const all = new std::map<int, Open>();
-    return *all;
-}
-
 template <class F>
 F next(const char* name) {
     return reinterpret_cast<F>(dlsym(RTLD_NEXT, name));
@@ -78,14 +62,6 @@ int device_number(const char* path) {
     return attribute(static_cast<int>(number), "ibdev").empty() ? -1 : static_cast<int>(number);
 }
 
-bool is_ours(int fd) { return fd >= 0 && fd < kMaxFd && ours[fd].load(std::memory_order_acquire); }
-
-std::shared_ptr<OpenDevice> device_of(int fd) {
-    const std::lock_guard<std::mutex> hold(lock);
-    const auto found = opened().find(fd);
-    return found == opened().end() ? nullptr : found->second.device;
-}
-
 // A counter's file holds what has been counted when it is opened; -1: `path` names none.
 int open_counter(const char* path) {
     if (path == nullptr || std::getenv("SYSFS_PATH") == nullptr) return -1;
@@ -101,24 +77,6 @@ int open_counter(const char* path) {
     return fd;
 }
 
-// While a process forks nothing of ours is half done; its child begins anew.
-void before_fork() {
-    lock.lock();
-    if (Machine* const machine = Machine::if_any()) machine->lock().lock();
-}
-void after_fork_here() {
-    if (Machine* const machine = Machine::if_any()) machine->lock().unlock();
-    lock.unlock();
-}
-void after_fork_there() {
-    if (Machine* const machine = Machine::if_any()) {
-        machine->leave();
-        machine->lock().unlock();
-    }
-    lock.unlock();
-}
-[[maybe_unused]] const int forking = pthread_atfork(before_fork, after_fork_here, after_fork_there);
-
 int open_device(int number) {
     static const auto real = next<int (*)(const char*, int, ...)>("open");
     rdmakit::emu::Hca* const hca = Machine::here().find(attribute(number, "ibdev"));
@@ -126,35 +84,7 @@ int open_device(int number) {
         errno = ENODEV;
         return -1;
     }
-    const int fd = real("/dev/null", O_RDWR | O_CLOEXEC);
-    if (fd < 0) return fd;
-    if (fd >= kMaxFd) {
-        static const auto real_close = next<int (*)(int)>("close");
-        real_close(fd);
-        errno = EMFILE;
-        return -1;
-    }
-    const std::lock_guard<std::mutex> hold(lock);
-    opened()[fd] = {number, std::make_shared<OpenDevice>(hca)};
-    ours[fd].store(true, std::memory_order_release);
-    return fd;
-}
-
-// Another descriptor of the same open device.
-int duplicated(int from, int to) {
-    if (to < 0 || !is_ours(from)) return to;
-    if (to >= kMaxFd) {
-        static const auto real_close = next<int (*)(int)>("close");
-        real_close(to);
-        errno = EMFILE;
-        return -1;
-    }
-    const std::lock_guard<std::mutex> hold(lock);
-    const auto found = opened().find(from);
-    if (found == opened().end()) return to;
-    opened()[to] = found->second;
-    ours[to].store(true, std::memory_order_release);
-    return to;
+    return descriptors::adopt(real("/dev/null", O_RDWR | O_CLOEXEC), number, std::make_shared<OpenDevice>(hca));
 }
 
 template <class S>
@@ -163,12 +93,6 @@ void describe(S* into, int number) {
     into->st_mode = S_IFCHR | 0666;
     into->st_rdev = makedev(kMajor, static_cast<unsigned>(kFirstMinor + number));
     into->st_nlink = 1;
-}
-
-int number_of(int fd) {
-    const std::lock_guard<std::mutex> hold(lock);
-    const auto found = opened().find(fd);
-    return found == opened().end() ? -1 : found->second.number;
 }
 
 mode_t mode_of(int flags, va_list list) { return flags & (O_CREAT | O_TMPFILE) ? va_arg(list, mode_t) : 0; }
@@ -227,7 +151,7 @@ RDMAKIT_STAT(stat64, stat64)
     RDMAKIT_PRELOAD int name(int fd, struct type* into) {                        \
         static const auto real = next<int (*)(int, struct type*)>(#name);        \
         if (!is_ours(fd)) return real(fd, into);                                 \
-        describe(into, number_of(fd));                                           \
+        describe(into, descriptors::number_of(fd));                                           \
         return 0;                                                                \
     }
 RDMAKIT_FSTAT(fstat, stat)
@@ -244,18 +168,14 @@ RDMAKIT_PRELOAD int __xstat(int version, const char* path, struct stat* into) {
 RDMAKIT_PRELOAD int __fxstat(int version, int fd, struct stat* into) {
     static const auto real = next<int (*)(int, int, struct stat*)>("__fxstat");
     if (!is_ours(fd)) return real(version, fd, into);
-    describe(into, number_of(fd));
+    describe(into, descriptors::number_of(fd));
     return 0;
 }
 
 RDMAKIT_PRELOAD int close(int fd) {
     static const auto real = next<int (*)(int)>("close");
     if (is_ours(fd)) {
-        std::shared_ptr<OpenDevice> last;
-        const std::lock_guard<std::mutex> hold(lock);
-        ours[fd].store(false, std::memory_order_release);
-        last = std::move(opened()[fd].device);
-        opened().erase(fd);
+        descriptors::release(fd);
     } else if (EventFile::is_one(fd)) {
         const std::lock_guard<std::recursive_mutex> hold(Machine::here().lock());
         EventFile::forget(fd);
@@ -265,17 +185,17 @@ RDMAKIT_PRELOAD int close(int fd) {
 
 RDMAKIT_PRELOAD int dup(int fd) {
     static const auto real = next<int (*)(int)>("dup");
-    return duplicated(fd, real(fd));
+    return descriptors::duplicated(fd, real(fd));
 }
 RDMAKIT_PRELOAD int dup2(int fd, int to) {
     static const auto real = next<int (*)(int, int)>("dup2");
     if (fd != to && is_ours(to)) close(to);
-    return fd == to ? real(fd, to) : duplicated(fd, real(fd, to));
+    return fd == to ? real(fd, to) : descriptors::duplicated(fd, real(fd, to));
 }
 RDMAKIT_PRELOAD int dup3(int fd, int to, int flags) {
     static const auto real = next<int (*)(int, int, int)>("dup3");
     if (fd != to && is_ours(to)) close(to);
-    return duplicated(fd, real(fd, to, flags));
+    return descriptors::duplicated(fd, real(fd, to, flags));
 }
 
 #define RDMAKIT_FCNTL(name)                                                      \
@@ -286,7 +206,7 @@ RDMAKIT_PRELOAD int dup3(int fd, int to, int flags) {
         void* const argument = va_arg(list, void*);                              \
         va_end(list);                                                            \
         const int result = real(fd, command, argument);                          \
-        return command == F_DUPFD || command == F_DUPFD_CLOEXEC ? duplicated(fd, result) : result; \
+        return command == F_DUPFD || command == F_DUPFD_CLOEXEC ? descriptors::duplicated(fd, result) : result; \
     }
 RDMAKIT_FCNTL(fcntl)
 RDMAKIT_FCNTL(fcntl64)
@@ -307,7 +227,7 @@ RDMAKIT_PRELOAD ssize_t read(int fd, void* into, size_t size) {
 RDMAKIT_PRELOAD ssize_t write(int fd, const void* bytes, size_t size) {
     static const auto real = next<ssize_t (*)(int, const void*, size_t)>("write");
     if (!is_ours(fd)) return real(fd, bytes, size);
-    const std::shared_ptr<OpenDevice> device = device_of(fd);
+    const std::shared_ptr<OpenDevice> device = descriptors::device_of(fd);
     const int error = device ? device->write(static_cast<const unsigned char*>(bytes), size) : EBADF;
     if (std::getenv("RDMAKIT_UVERBS_TRACE") != nullptr) {
         unsigned command = 0;
@@ -326,7 +246,7 @@ RDMAKIT_PRELOAD int ioctl(int fd, unsigned long request, ...) {
     void* const argument = va_arg(list, void*);
     va_end(list);
     if (!is_ours(fd)) return real(fd, request, argument);
-    const std::shared_ptr<OpenDevice> device = device_of(fd);
+    const std::shared_ptr<OpenDevice> device = descriptors::device_of(fd);
     const int error = request != RDMA_VERBS_IOCTL ? ENOTTY : device ? device->ioctl(argument) : EBADF;
     if (request == RDMA_VERBS_IOCTL && std::getenv("RDMAKIT_UVERBS_TRACE") != nullptr) {
         const ib_uverbs_ioctl_hdr* const header = static_cast<const ib_uverbs_ioctl_hdr*>(argument);
@@ -342,7 +262,7 @@ RDMAKIT_PRELOAD int ioctl(int fd, unsigned long request, ...) {
     RDMAKIT_PRELOAD void* name(void* at, size_t size, int protection, int flags, int fd, offset_type offset) { \
         static const auto real = next<void* (*)(void*, size_t, int, int, int, offset_type)>(#name);         \
         if (!is_ours(fd)) return real(at, size, protection, flags, fd, offset);                             \
-        const std::shared_ptr<OpenDevice> device = device_of(fd);                                           \
+        const std::shared_ptr<OpenDevice> device = descriptors::device_of(fd);                                           \
         void* const page = device && size == 4096 ? device->map(static_cast<unsigned long long>(offset)) : nullptr; \
         if (page != nullptr) return page;                                                                   \
         errno = EINVAL;                                                                                     \
@@ -353,11 +273,7 @@ RDMAKIT_MMAP(mmap64, off64_t)
 
 RDMAKIT_PRELOAD int munmap(void* at, size_t size) {
     static const auto real = next<int (*)(void*, size_t)>("munmap");
-    if (size == 4096 && !opened().empty()) {
-        const std::lock_guard<std::mutex> hold(lock);
-        for (const auto& [fd, open] : opened())
-            if (open.device && open.device->owns(at)) return 0;  // a UAR page stays the HCA's
-    }
+    if (size == 4096 && descriptors::own_page(at)) return 0;  // a UAR page stays the HCA's
     return real(at, size);
 }
 
