@@ -43,7 +43,7 @@ def test_the_suite_for_real_devices(name, run_seed):
     done = run([*command, f"tests/rdma/{name}"], cwd=ROOT)
     counted = re.search(r"(\d+) passed", done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert counted or "apt-get install" in done.stdout, done.stdout
+    assert counted or "apt-get install" in done.stdout or "pip install torch" in done.stdout, done.stdout
 
 
 @pytest.mark.parametrize(
