@@ -16,6 +16,7 @@ from rdmakit.emu.uverbs import Nic, default_nics, library, preloaded
 from rdmakit.errors import BadArgument, NotAvailable
 
 ROOT = Path(__file__).resolve().parents[2]
+NOTHING_COLLECTED = 5  # pytest.ExitCode
 
 try:
     library()
@@ -47,6 +48,8 @@ def test_the_suite_for_real_devices(name, lag, run_seed):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--seed={run_seed}"]
     done = run([*command, f"tests/rdma/{name}"], nics=default_nics(2, lag), cwd=ROOT)
     counted = re.search(r"(\d+) passed", done.stdout)
+    if done.returncode == NOTHING_COLLECTED and "pip install torch" in done.stdout:
+        pytest.skip("pip install torch: Buffer takes and returns its tensors")
     assert done.returncode == 0, done.stdout + done.stderr
     assert counted or "apt-get install" in done.stdout, done.stdout
 
