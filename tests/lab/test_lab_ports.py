@@ -55,7 +55,7 @@ def test_the_flow_label_is_the_source_port_on_the_wire(rng):
     assert seen[3] == {0xC000} and seen[4] == {wanted}
 
 
-@pytest.mark.parametrize(("channels", "least", "most"), [(8, 180_000, 220_000), (5, 10_000, 500_000)])
+@pytest.mark.parametrize(("channels", "least", "most"), [(8, 195_000, 205_000), (5, 10_000, 500_000)])
 def test_planned_traffic_loads_the_ports_as_planned(channels, least, most, rng, figure):
     """Channels as even as a dispatch makes them, and skewed ones: the planner knows the bytes, soft-RoCE carries them,
     and the ports' own counters say what became of the plan."""
@@ -104,7 +104,7 @@ def test_planned_traffic_loads_the_ports_as_planned(channels, least, most, rng, 
     assert max(ratios) <= 1.05 * plan.port_max_over_min
     if channels == 8:
         figure("port_bytes_max_over_min", max(ratios))
-        assert max(ratios) <= 1.15
+        assert max(ratios) <= 1.05
 
 
 def seconds_for(ports, nbytes, before=0, chunk=1 << 17, depth=6):
