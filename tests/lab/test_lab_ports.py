@@ -55,7 +55,7 @@ def test_the_flow_label_is_the_source_port_on_the_wire(rng):
     assert seen[3] == {0xC000} and seen[4] == {wanted}
 
 
-@pytest.mark.parametrize(("channels", "least", "most"), [(8, 180_000, 220_000), (5, 10_000, 500_000)])
+@pytest.mark.parametrize(("channels", "least", "most"), [(8, 195_000, 205_000), (5, 10_000, 500_000)])
 def test_planned_traffic_loads_the_ports_as_planned(channels, least, most, rng, figure):
     """Channels as even as a dispatch makes them, and skewed ones: the planner knows the bytes, soft-RoCE carries them,
     and the ports' own counters say what became of the plan."""
@@ -104,11 +104,14 @@ def test_planned_traffic_loads_the_ports_as_planned(channels, least, most, rng, 
     assert max(ratios) <= 1.05 * plan.port_max_over_min
     if channels == 8:
         figure("port_bytes_max_over_min", max(ratios))
-        assert max(ratios) <= 1.15
+        assert max(ratios) <= 1.05
 
 
-def seconds_for(ports, nbytes, chunk=1 << 17, depth=6):
-    """How long WRITEs of that many bytes take from h0 to h1, split evenly over these ports."""
+def seconds_for(ports, nbytes, before=0, chunk=1 << 17, depth=6):
+    """How long WRITEs of that many bytes take from h0 to h1, split evenly over these ports.
+
+    `before`: bytes that go over each port first, untimed.
+    """
 
     def near(host):
         lanes = []
@@ -117,15 +120,20 @@ def seconds_for(ports, nbytes, chunk=1 << 17, depth=6):
             qp = queue_pair(host, context)
             source = qp.pd.register(np.ones(chunk, np.uint8))
             lanes.append((qp, source, RemoteMemory.from_json(host.hear())))
-        left = dict.fromkeys(range(len(lanes)), nbytes // len(lanes) // chunk)
+
+        def carry(each):
+            left = dict.fromkeys(range(len(lanes)), -(-each // chunk))
+            while any(left.values()) or any(qp.posted != qp.completed for qp, *_ in lanes):
+                for number, (qp, source, theirs) in enumerate(lanes):
+                    while left[number] and qp.posted - qp.completed < depth:
+                        qp.post_write(source, theirs)
+                        left[number] -= 1
+                    qp.send_cq.poll().raise_for_status()
+                time.sleep(0.002)  # the emulated processors have packets to carry
+
+        carry(before)
         began = time.perf_counter()
-        while any(left.values()) or any(qp.posted != qp.completed for qp, *_ in lanes):
-            for number, (qp, source, theirs) in enumerate(lanes):
-                while left[number] and qp.posted - qp.completed < depth:
-                    qp.post_write(source, theirs)
-                    left[number] -= 1
-                qp.send_cq.poll().raise_for_status()
-            time.sleep(0.002)  # the emulated processors have packets to carry
+        carry(nbytes // len(lanes))
         took = time.perf_counter() - began
         host.tell("done")
         return took
@@ -148,13 +156,18 @@ LINKS = (100, 50, 25, 10)  # Mbit/s
 
 
 def gain_at(link):
-    """(Mbit/s over one link, over both) of ports shaped to `link` Mbit/s: a second's bytes, the better of two runs."""
-    shape("tbf", "rate", f"{link}mbit", "burst", "32kb" if link >= 50 else "16kb", "limit", "8mb")
-    nbytes, best = link << 17, [0.0, 0.0]
-    for _ in range(2):
+    """(Mbit/s over one link, over both) of ports shaped to `link` Mbit/s: two seconds' bytes, the best of three runs.
+
+    What a link may send at once is what it carries in 160 ms, which is sent before the clock starts: a machine that
+    stands still for a moment then catches up, and no more.
+    """
+    burst = link * 20_000
+    shape("tbf", "rate", f"{link}mbit", "burst", f"{burst}b", "limit", "16mb")
+    nbytes, best = link << 18, [0.0, 0.0]
+    for _ in range(3):
         for which, ports in enumerate(([0], [0, 1])):
-            best[which] = max(best[which], nbytes * 8 / seconds_for(ports, nbytes) / 1e6)
-        if best[0] > 0.95 * link and best[1] >= 1.9 * best[0]:
+            best[which] = max(best[which], nbytes * 8 / seconds_for(ports, nbytes, 2 * burst) / 1e6)
+        if best[0] > 0.97 * link and best[1] >= 1.9 * best[0]:
             break
     return best
 

@@ -19,7 +19,13 @@ addr add 10.9.1.$((host + 1))/24 dev p1
 link set p0 up
 link set p1 up
 ADDRESSES
-    ip netns exec "h$host" rdma -b - <<DEVICES || return
+    # A link keeps the order of its packets. veth's would not behind a queue discipline, whose packets leave on whichever
+    # processor has a turn: each port's are received on one (RPS, Documentation/networking/scaling.rst).
+    ip netns exec "h$host" bash -c '
+        for port in 0 1; do
+            printf %x $((1 << port % $(nproc))) > "/sys/class/net/p$port/queues/rx-0/rps_cpus" || exit
+        done
+        exec rdma -b -' <<DEVICES || return
 link add h${host}r0 type rxe netdev p0
 link add h${host}r1 type rxe netdev p1
 DEVICES
