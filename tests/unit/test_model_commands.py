@@ -248,6 +248,7 @@ def test_what_was_found_for_another_preset_is_not_shown(monkeypatch, tmp_path, c
     assert main([*options, "--set", "pcie_rate=54GB/s"]) == 0 and "nvlink_rate" not in capsys.readouterr().out
 
 
+@pytest.mark.skipif(not sensitivity.FILE.is_file(), reason="run benchmarks/sensitivity.py: it takes minutes")
 def test_what_is_kept_is_the_presets():
     kept = sensitivity.kept(load("ib"))
     assert {p.name for p in POINTS if p.ranks <= 16} <= kept.keys(), "run benchmarks/sensitivity.py again"
