@@ -3,10 +3,8 @@ size, queue pairs, ports and the hashes of switches and bonds: medians and bands
 
     python benchmarks/claims.py --out benchmarks/results/DATE-model-claims.json     (and .svg beside it)
 
-A seed draws the routing, the order of events and the hashes. Dispatch between 4 hosts, 512 tokens a rank unless a row
-says otherwise. So that it can be run wide, hosts have 4 GPUs and leaves half as many uplinks; the whole clusters with 8
-GPUs run once for each seed, for comparison. Takes about 10 minutes of one core; `--seeds 1 --only hidden` is a quick
-look.
+A seed draws the routing, the order of events and the hashes. EP32 dispatch, 512 tokens a rank unless a row says
+otherwise. Takes about 15 minutes of one core; `--seeds 1 --only hidden` is a quick look.
 """
 
 from __future__ import annotations
@@ -35,27 +33,19 @@ SWEPT: dict[str, tuple[str, list[str], str]] = {
     "tokens": ("tokens of each rank", ["128", "256", "512", "1024"], "512"),
     "channels": ("QPs of two ranks in the last step: channels", ["4", "10", "16"], "10"),
     "proxy_threads": ("threads that post for a GPU in the first step", ["1 count", "2 count"], "1 count"),
-    "ports": ("cabled ports of a NIC", ["1 count", "2 count"], "2 count"),
+    "ports": ("cabled ports of a NIC, not bonded", ["1 count", "2 count"], ""),
     "lag": ("who chooses the port: bond by hash, by queue, no bond", ["hash", "affinity", "none"], "hash"),
     "routing": ("how switches choose paths", ["ecmp", "adaptive"], "ecmp"),
     "hash_seed": ("the switches' hash alone", [f"{n} count" for n in range(1, 13)], ""),
 }
-GPUS = 4  # of a host; whole clusters have 8
 ONLY = {"ports": ("roce",), "lag": ("roce",), "hash_seed": ("roce",)}
-
-
-def cluster(name: str, gpus: int = GPUS) -> Preset:
-    """The preset with fewer GPUs in each host, and as many uplinks less: no link is oversubscribed more than before."""
-    whole = load(name)
-    spines = whole.count("spines")
-    if whole.text("rails") == "no":  # GPUs of a host share leaves
-        spines = spines * gpus // whole.count("gpus_per_host")
-    return whole.changed(gpus_per_host=gpus, spines=spines)
 
 
 def rows_of(preset: Preset, parameter: str, values: list[str], seeds: int, jobs: int | None, done: Any) -> list[Swept]:
     """A row for each value of one parameter on one cluster."""
     work = sized_for(preset, "normal", "dispatch", tokens=TOKENS, seed=1)
+    if parameter == "ports":
+        preset = preset.changed(lag="none")  # one port is no bond
     if parameter == "hash_seed":  # one routing and order, so that nothing but the hash differs
         seeds = 1
     return sweep(preset, work, STEPS[-1], parameter, values, seeds=range(seeds), against=STEPS[0], jobs=jobs, done=done)
@@ -78,16 +68,14 @@ def swept_rows(wanted: list[tuple[str, str]], seeds: int, jobs: int | None) -> l
     names = sorted({n for n, _ in wanted})
     runs = sum(len(v) * (1 if s == "hash_seed" else seeds) for (_, s), v in each.items())
     rows = []
-    with Progress("claims", total=2 * (runs + 2 * seeds * len(names))) as progress:
+    with Progress("claims", total=2 * (runs + seeds * len(names))) as progress:
 
-        def run(name: str, parameter: str, values: list[str], gpus: int = GPUS) -> list[Swept]:
-            return rows_of(cluster(name, gpus), parameter, values, seeds, jobs, progress.step)
+        def run(name: str, parameter: str, values: list[str]) -> list[Swept]:
+            return rows_of(load(name), parameter, values, seeds, jobs, progress.step)
 
         as_it_is = {}
         for name in names:
             as_it_is[name] = run(name, "tokens", [str(TOKENS)])[0]
-            rows.append(row(name, "gpus_per_host", str(GPUS), as_it_is[name]))
-            rows.append(row(name, "gpus_per_host", "8", run(name, "tokens", [str(TOKENS)], 8)[0]))
         for (name, parameter), values in each.items():
             found = dict(zip(values, run(name, parameter, values), strict=True))
             found[SWEPT[parameter][2]] = as_it_is[name]
@@ -123,7 +111,7 @@ def figures_of(rows: list[dict[str, Any]]) -> dict[str, float]:
 def picture(result: dict[str, Any], name: str) -> show.Figure:
     """One cluster's rows, by parameter."""
     rows: list[Any] = []
-    for parameter, (words, *_) in {"gpus_per_host": (f"GPUs of a host: {GPUS}, and all",), **SWEPT}.items():
+    for parameter, (words, *_) in SWEPT.items():
         mine = [r for r in result["rows"] if (r["cluster"], r["parameter"]) == (name, parameter)]
         if parameter == "hash_seed" and mine:
             gains = [r["gains"][0] for r in mine]
@@ -132,7 +120,7 @@ def picture(result: dict[str, Any], name: str) -> show.Figure:
             rows += [words, *((r["value"], min(r["gains"]), median(r["gains"]), max(r["gains"])) for r in mine)]
     f, claim = result["figures"], CLAIMS[name]
     title = (
-        f"{name}, dispatch between 4 hosts: step 5 over step 0 is {f[f'{name}_gain_median']:.2f} in the median, "
+        f"{name}, EP32 dispatch: step 5 over step 0 is {f[f'{name}_gain_median']:.2f} in the median, "
         f"{f[f'{name}_gain_least']:.2f} to {f[f'{name}_gain_most']:.2f} in all"
     )
     note = f"modelled, {result['date']}, {result['commit']}; {result['config']['seeds']} seeds a row"

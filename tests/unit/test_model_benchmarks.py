@@ -41,14 +41,6 @@ def test_claims_are_medians_of_bands(claims):
     assert "the claim" in text and "1.7" in text and "1.95 in the median" in text
 
 
-def test_clusters_of_fewer_gpus_are_no_more_oversubscribed(claims):
-    for name in ("roce", "ib"):
-        few, whole = claims["cluster"](name), claims["cluster"](name, 8)
-        for preset, gpus in ((few, 4), (whole, 8)):
-            nics = 1 if preset.text("rails") == "yes" else preset.nics
-            assert preset.count("hosts_per_leaf") * nics == preset.count("spines") and preset.nics == gpus
-
-
 def test_an_exponent(cost):
     rows = [{"messages": n, "s": 5.0 * n**1.5} for n in (10, 100, 1000)]
     assert cost["exponent"]([{"messages": 0, "s": 1.0}, *rows], "s") == pytest.approx(1.5)
