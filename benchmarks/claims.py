@@ -4,7 +4,8 @@ size, queue pairs, ports and the hashes of switches and bonds: medians and bands
     python benchmarks/claims.py --out benchmarks/results/DATE-model-claims.json     (and .svg beside it)
 
 A seed draws the routing, the order of events and the hashes. EP32 dispatch, 512 tokens a rank unless a row says
-otherwise. Takes about 15 minutes of one core; `--seeds 1 --only hidden` is a quick look.
+otherwise. Takes about 15 minutes of one core; `--seeds 1 --only hidden` is a quick look, and several
+calls with other `--only` and `--out` give the same rows.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ SWEPT: dict[str, tuple[str, list[str], str]] = {
     "routing": ("how switches choose paths", ["ecmp", "adaptive"], "ecmp"),
     "hash_seed": ("the switches' hash alone", [f"{n} count" for n in range(1, 13)], ""),
 }
-ONLY = {"ports": ("roce",), "lag": ("roce",), "hash_seed": ("roce",)}
+ONLY = {"routing": ("ib",), "ports": ("roce",), "lag": ("roce",), "hash_seed": ("roce",)}
 
 
 def rows_of(preset: Preset, parameter: str, values: list[str], seeds: int, jobs: int | None, done: Any) -> list[Swept]:
