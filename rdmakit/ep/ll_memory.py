@@ -14,7 +14,7 @@ def ll_heap_layout(max_tokens: int, hidden: int, experts: int, topk: int, ranks:
     """Regions by their names in LlHeap. Two of each buffer: one call may still be read while the next one arrives.
 
     >>> ll_heap_layout(128, 7168, 16, 8, 2).nbytes >> 20
-    265
+    115
     """
     heap, rows, local = HeapLayout(), ranks * max_tokens, experts // ranks
     header = -(-4 * (1 + topk) // 16) * 16
