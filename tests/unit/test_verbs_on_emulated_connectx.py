@@ -212,3 +212,21 @@ def test_posting_by_the_array_is_checked_and_compared():
     assert result["ok"] and 0 < figures["ns_per_wr"] and 0 < figures["ns_per_cqe"]
     if "post_gain" in figures:  # ten times and more on an idle machine; how much is for `rdmakit bench post` to say
         assert figures["post_gain"] > 1 and figures["poll_gain"] > 1, figures
+    absent = result["config"]["absent"]
+    for name in ("pyverbs", "ibverbs"):
+        assert (f"ns_per_wr_{name}" in figures) != (name in absent), "a figure, or why there is none"
+    if "post_gain_ibverbs" in figures:
+        assert figures["post_gain_ibverbs"] > 1 and figures["ns_per_cqe_ibverbs"] > 0, figures
+
+
+def test_bindings_that_are_there_and_do_not_run_say_why(tmp_path, monkeypatch):
+    """As the `ibverbs` wheel without libibverbs does: the reason is its own, not "not installed"."""
+    from rdmakit.cli import bench_post
+
+    (tmp_path / "broken_bindings.py").write_text('raise ImportError("libibverbs.so.1: cannot open")')
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    broken, none = (bench_post.Other(name, f"{name}_bindings", "", f"install {name}") for name in ("broken", "no"))
+    assert bench_post._python_with(broken) == (
+        None, "broken does not run here: ImportError: libibverbs.so.1: cannot open"
+    )  # fmt: skip
+    assert bench_post._python_with(none) == (None, "no is not installed: install no")
