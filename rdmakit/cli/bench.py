@@ -22,6 +22,7 @@ from rdmakit.cli import (
     bench_hosts,
     bench_mesh,
     bench_plot,
+    bench_ports,
     bench_post,
     bench_scale,
     bench_signal,
@@ -61,6 +62,7 @@ def add_parser(subparsers: Any) -> None:
     bench_scale.add_parser(which)
     bench_gpu.add_parsers(which)
     bench_plot.add_parser(which)
+    bench_ports.add_parser(which)
     bench_post.add_parser(which)
     bench_hosts.add_parser(which)
     bench_mesh.add_parser(which)
