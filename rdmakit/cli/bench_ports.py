@@ -1,4 +1,4 @@
-"""`rdmakit bench ports`: between two hosts, what each port carries alone, what all carry together, and why that is less.
+"""`rdmakit bench ports`: what each port between two hosts carries alone, what all carry together, why that is less.
 
 Leans on bench_ports_rank (measuring), bench_ports_causes (judging), connect and show. Each process is one host: started
 by hand with --meet, by torchrun, mpirun or srun. Rank 0 writes, rank 1 is written to; both print the same.
@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from rdmakit.cli.bench_hosts import add_place, devices_of, place_of
-from rdmakit.cli.bench_ports_causes import ENOUGH, Cause, Seen, causes, max_over_min, ratio
+from rdmakit.cli.bench_ports_causes import ENOUGH, causes
 from rdmakit.cli.bench_ports_facts import CNPS, LOST, PAUSES
 from rdmakit.cli.bench_ports_rank import Found, measure
+from rdmakit.cli.bench_ports_run import Cause, Seen, max_over_min, ratio
 from rdmakit.cli.bench_ports_traffic import Load
 from rdmakit.cli.bench_record import finish
 from rdmakit.errors import BadArgument, NotAvailable
@@ -87,8 +88,8 @@ def ports(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def figures_of(found: Found) -> dict[str, Any]:
-    """`port_<n>_gbs` and `both_ports_gbs` (GB/s of payload), `both_over_one`, `port_bytes_max_over_min` where ports count
-    bytes of their own, `wire_over_payload`, and what the counters grew by while all ports worked, over both ends.
+    """`port_<n>_gbs`, `both_ports_gbs` (GB/s of payload), `both_over_one`; where ports count bytes of their own
+    `port_bytes_max_over_min` and `wire_over_payload`; what counters grew by while all ports worked, over both ends.
     """
     run = found.run
     figures: dict[str, Any] = {f"port_{port.number}_gbs": port.alone_gbs for port in run.ports}
@@ -123,12 +124,12 @@ def _lines(found: Found, why: list[Cause], least: float) -> list[str]:
                      f"{port.qps}", sent, *(_cell(port, names) for names in _GROUPS.values())])  # fmt: skip
     rows.append(["all", "", "", f"{run.both_gbs:.4g}", f"{8 * run.both_gbs:.4g}", f"{sum(p.qps for p in run.ports)}",
                  "", *[""] * len(_GROUPS)])  # fmt: skip
-    head = ["port", "sender → receiver", "link Gb/s", "GB/s", "Gb/s", "queue pairs", "bytes sent, all at work", *_GROUPS]
+    head = ["port", "sender → receiver", "link Gb/s", "GB/s", "Gb/s", "queue pairs", "B sent, all at work", *_GROUPS]
     lines = [found.table, str(show.data_table(rows, head, title="payload, measured; counters: growth, both ends"))]
     gain, count = ratio(run), len(run.ports)
-    uneven = [port.sent for port in run.ports if port.up]
-    balance = "" if None in uneven else f"; bytes of the busiest port / the idlest {max_over_min(map(int, uneven)):.3f}"  # type: ignore[arg-type]
-    lines.append(f"{count} ports carry {gain:.2f} times one" + balance)
+    even = figures_of(found).get("port_bytes_max_over_min")
+    balance = "" if even is None else f"; bytes of the busiest port / the idlest {even:.3f}"
+    lines.append(f"{count} ports carry {gain:.2f} times one{balance}")
     if found.wire:
         lines.append(f"{found.wire:.3f} bytes on the wire for each byte of payload")
     if least and gain < least:
@@ -139,7 +140,8 @@ def _lines(found: Found, why: list[Cause], least: float) -> list[str]:
     if not why:
         lines.append(f"enough: {ENOUGH:g} of {count} times one or more")
     lines += [f"WRONG {each}" for each in found.wrong[:8]]
-    return [*lines, "WRONG bytes" if found.wrong else "every byte of what arrived last is right, and nothing else was written"]
+    right = "every byte of what arrived last is right, and nothing else was written"
+    return [*lines, "WRONG bytes" if found.wrong else right]
 
 
 def _cell(port: Seen, names: tuple[str, ...]) -> str:
@@ -157,7 +159,7 @@ def main(args: argparse.Namespace) -> int:
 
 def add_parser(which: Any) -> None:
     """Register `rdmakit bench ports`."""
-    what = "between two hosts: each port's bandwidth, all ports' together, and the likely cause where that is not as many times one"
+    what = "two hosts: each port's bandwidth, all ports' together, the likely cause where that is not as many times one"
     parser = which.add_parser("ports", help=what, description=f"{what}. Rank 0 writes, rank 1 is written to.")
     add_place(parser, needed=False)
     for option, kind, default, told in (

@@ -1,18 +1,18 @@
 """Why several ports are not as much faster than one: likely causes from what was measured and read, with remedies.
 
-Leans on bench_ports_facts. A pure function: nothing is asked, nothing is changed. Sources: `man ip-link` (bond),
-MLNX_OFED's lag_port_select_mode, `man dcb-pfc`, `man numactl`, docs/doctor.md, whose sections explain more.
+Leans on bench_ports_facts and bench_ports_run. A pure function: nothing is asked, nothing is changed. Sources: `man
+ip-link` (bond), MLNX_OFED's lag_port_select_mode, `man dcb-pfc`, `man numactl`, docs/doctor.md, which explains more.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from rdmakit.cli.bench_ports_facts import CNPS, LOST, PAUSES, PortFacts
+from rdmakit.cli.bench_ports_run import Cause, Run, Seen, max_over_min, ratio
 from rdmakit.cli.doctor.spread import LAYER4, SPREADING
 
-__all__ = ["ENOUGH", "Cause", "Run", "Seen", "causes", "max_over_min", "ratio"]
+__all__ = ["ENOUGH", "causes"]
 
 ENOUGH = 0.95  # of as many times one port as there are ports
 _OWN = 0.8  # of the bytes of one port alone left by that port
@@ -23,74 +23,6 @@ _STARVED = 0.5  # of refills that found a queue empty
 _BUSY = 0.9  # of all processors
 _FEW = 1e-4  # lost of what was sent, by packets of 4 KiB: less is noise
 _PACKET = 4096
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One port: `near` is the sender's end, `far` the receiver's. `alone_gbs`: GB/s of payload by it alone.
-
-    `sent`: bytes that it counted while all worked, None where it counts none alone; `own_share`: of all ports' bytes
-    while it was to work alone, those that left by it. `near_grown`, `far_grown`: how its counters grew while all worked.
-    `failed`: why its queue pairs broke, or "".
-    """
-
-    number: int
-    near: PortFacts
-    far: PortFacts
-    alone_gbs: float
-    qps: int
-    source_ports: tuple[int, ...] = ()
-    sent: int | None = None
-    own_share: float | None = None
-    near_grown: dict[str, int] = field(default_factory=dict)
-    far_grown: dict[str, int] = field(default_factory=dict)
-    failed: str = ""
-
-    @property
-    def up(self) -> bool:
-        return self.near.up and self.far.up
-
-    @property
-    def end_down(self) -> PortFacts:
-        """The end that is down, the sender's first."""
-        return self.near if not self.near.up else self.far
-
-
-@dataclass(frozen=True)
-class Run:
-    """What was measured. `both_gbs`: all ports together. `empty`: the share of refills that found a queue pair with
-    nothing under way. `busy`: of all processors, at the sender and at the receiver, 0 … 1.
-    """
-
-    ports: tuple[Seen, ...]
-    both_gbs: float
-    empty: float = 0.0
-    busy: tuple[float, float] = (0.0, 0.0)
-
-
-@dataclass(frozen=True)
-class Cause:
-    """`name`: for programs; `said`: a sentence; `mend`: commands, or what to do, first things first."""
-
-    name: str
-    said: str
-    mend: tuple[str, ...]
-
-
-def ratio(run: Run) -> float:
-    """All ports together over the fastest of them alone; 0 when nothing arrived."""
-    one = max((port.alone_gbs for port in run.ports), default=0.0)
-    return run.both_gbs / one if one else 0.0
-
-
-def max_over_min(counts: Iterable[int]) -> float:
-    """Busiest over idlest; an idle one counts as 1, since JSON has no infinity.
-
-    >>> max_over_min([30, 20]), max_over_min([7, 0]), max_over_min([0, 0])
-    (1.5, 7.0, 1.0)
-    """
-    known = list(counts)
-    return max(known) / max(min(known), 1) if known and max(known) else 1.0
 
 
 def causes(run: Run, enough: float = ENOUGH) -> list[Cause]:
@@ -121,19 +53,18 @@ def _down(run: Run) -> list[Cause]:
         if port.up:
             continue
         end, whose = port.end_down, "sender" if not port.near.up else "receiver"
-        mend = ("cable, module and the switch's port",)
+        first = f"ip link set {end.link or 'NETDEV'} up"
         if end.layer == "InfiniBand":
-            mend = ("ibstat; in state INIT a subnet manager is missing: opensm", *mend)
-        else:
-            mend = (f"ip link set {end.link or 'NETDEV'} up", *mend)
-        found.append(Cause("port down", f"port {port.number} ({end.name} of the {whose}) is down: it was left out", mend))
+            first = "ibstat; in state INIT a subnet manager is missing: opensm"
+        said = f"port {port.number} ({end.name} of the {whose}) is down: it was left out"
+        found.append(Cause("port down", said, (first, "cable, module and the switch's port")))
     return found
 
 
 def _failed(run: Run) -> list[Cause]:
     return [
-        Cause("port does not carry", f"port {port.number} ({port.near.name} → {port.far.name}) is up, and its queue pairs "
-              f"broke: {port.failed}", (
+        Cause("port does not carry", f"port {port.number} ({port.near.name} → {port.far.name}) is up, and its queue "
+              f"pairs broke: {port.failed}", (
                   f"ping -I {port.near.link or 'NETDEV'} -M do -s 4000 ADDRESS of {port.far.link or port.far.name}: "
                   "VLAN, routes, cabling, MTU",
                   "rdmakit doctor under torchrun or mpirun: which pairs of ports reach each other",
@@ -146,11 +77,12 @@ def _failed(run: Run) -> list[Cause]:
 def _same_port(run: Run) -> list[Cause]:
     for end in ("near", "far"):
         facts = [getattr(port, end) for port in run.ports]
-        twice = [one for one in facts if [other.place for other in facts].count(one.place) > 1]
+        places = [one.place for one in facts]
+        twice = [one for one in facts if places.count(one.place) > 1]
         if twice:
             whose = "sender" if end == "near" else "receiver"
             return [Cause("same port twice", f"{twice[0].name} of the {whose} was given more than once",
-                          ("--devices mlx5_0,mlx5_1: each device once", "rdmakit info lists what there is"))]  # fmt: skip
+                          ("--devices mlx5_0,mlx5_1: each once", "rdmakit info lists what there is"))]  # fmt: skip
     return []
 
 
@@ -165,20 +97,20 @@ def _slower(run: Run) -> list[Cause]:
                 if end.gbs and other.gbs and end.gbs < _SLOWER * other.gbs]  # fmt: skip
         if ends:
             end, other = ends[0]
-            found.append(Cause("slower link", f"port {port.number} ({end.name}) has a link of {8 * end.gbs:g} Gb/s, port "
-                               f"{fastest.number} of {8 * other.gbs:g}", (
-                                   f"ethtool {end.link or 'NETDEV'}: what both ends offer; the same module and speed on "
-                                   "all ports",
-                                   f"ethtool -s {end.link or 'NETDEV'} speed {8000 * other.gbs:.0f} autoneg off, and "
-                                   "the switch's port likewise",
-                               )))  # fmt: skip
+            link = end.link or "NETDEV"
+            said = f"port {port.number} ({end.name}) has a link of {8 * end.gbs:g} Gb/s, port {fastest.number} of " \
+                   f"{8 * other.gbs:g}"  # fmt: skip
+            found.append(Cause("slower link", said, (
+                f"ethtool {link}: what both ends offer; the same module and speed on all ports",
+                f"ethtool -s {link} speed {8000 * other.gbs:.0f} autoneg off, and the switch's port likewise",
+            )))  # fmt: skip
         elif port.alone_gbs < less * fastest.alone_gbs:
             link = port.near.link or "NETDEV"
             said = (f"port {port.number} ({port.near.name} → {port.far.name}) alone carries {port.alone_gbs:.3g} GB/s, "
                     f"port {fastest.number} {fastest.alone_gbs:.3g}, and their links say the same speed")  # fmt: skip
             found.append(Cause("slower port", said, (
                 f"tc qdisc show dev {link}: is it shaped? tc qdisc del dev {link} root",
-                f"ethtool -S {link} | grep -E 'symbol_err|corrected|discard|pause': a bad cable, or a limit at the switch",
+                f"ethtool -S {link} | grep -E 'symbol_err|corrected|discard|pause': cable, or a limit at the switch",
                 "rdmakit doctor: PCIe link, MTU",
             )))  # fmt: skip
     return found
@@ -195,19 +127,20 @@ def _one_sided(run: Run) -> list[Cause]:
         return []
     strayed = next((port for port in up if port.own_share is not None and port.own_share < _OWN), None)
     uneven = max_over_min(port.sent or 0 for port in up) >= _UNEVEN
-    busiest, idlest = (pick(up, key=lambda port: port.sent or 0) for pick in (max, min))
+    ordered = sorted(up, key=lambda port: port.sent or 0)
+    busiest, idlest = ordered[-1], ordered[0]
     if strayed is None and (not uneven or _differ_alone(busiest, idlest)):
         return []  # a slow one is named already
     if uneven:
         shares = f"port {busiest.number} sent {busiest.sent} B, port {idlest.number} {idlest.sent} B"
     else:
         assert strayed is not None
-        shares = (f"of what port {strayed.number} was to send alone, {100 * (strayed.own_share or 0):.0f} % left by it, so "
-                  "that one port alone was not one")  # fmt: skip
+        percent = 100 * (strayed.own_share or 0)
+        shares = f"of what port {strayed.number} was to send alone, {percent:.0f} % left by it: one port was not one"
     return [_of_bond(busiest.near, shares) if busiest.near.lag_port else Cause(
         "one port carries both", f"{shares}, though each has as many queue pairs", (
-            f"ip route get ADDRESS: {_links(port.near for port in up)} in subnets of their own, or the kernel routes both "
-            "by one",
+            f"ip route get ADDRESS: {_links(port.near for port in up)} in subnets of their own, or the kernel routes "
+            "both by one",
             "sysctl net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2",
         ))]  # fmt: skip
 
@@ -243,8 +176,8 @@ def _source_port(run: Run) -> list[Cause]:
     ports = {number for port in up for number in port.source_ports}
     roce = all(port.near.layer == "Ethernet" for port in up)
     if total > 1 and roce and len(ports) == 1:
-        said = f"all {total} queue pairs have UDP source port {next(iter(ports)):#x}: whoever hashes (a bond, ECMP) gives " \
-               "them one link"  # fmt: skip
+        said = f"all {total} queue pairs have UDP source port {next(iter(ports)):#x}: whoever hashes (a bond, ECMP) " \
+               "gives them one link"  # fmt: skip
         return [Cause("one source port", said, ("--policy planned", "rdmakit plan: a source port for each queue pair; "
                       "QP.connect(flow_label=…), or qp.udp_sport = …"))]  # fmt: skip
     return []
@@ -260,8 +193,8 @@ def _pcie(run: Run) -> list[Cause]:
         for slot, ports in slots.items():
             links = sum(each.gbs for each in ports)
             if len(ports) > 1 and ports[0].pcie_gbs < links:
-                said = (f"the {whose}'s {', '.join(each.name for each in ports)} share PCIe {slot}, {ports[0].pcie_said} = "
-                        f"{ports[0].pcie_gbs:.3g} GB/s, for links of {links:.3g} GB/s")  # fmt: skip
+                named, width = ", ".join(each.name for each in ports), f"{ports[0].pcie_said} = {ports[0].pcie_gbs:.3g}"
+                said = f"the {whose}'s {named} share PCIe {slot}, {width} GB/s, for links of {links:.3g} GB/s"
                 return [Cause("pcie", said, (
                     f"lspci -vv -s {slot}.0 | grep -E 'LnkCap|LnkSta': a slot with all lanes, no riser at half width",
                     "bifurcation and link speed in the firmware setup; setpci/mlxconfig do not widen a slot",
@@ -306,13 +239,13 @@ def _paused(run: Run) -> list[Cause]:
     near, far = (_summed(run, PAUSES, end) for end in ("near", "far"))
     found = []
     if far.get("tx_pfc"):
-        said = f"the receiver told the network to wait ({far['tx_pfc']} pause frames): it takes less than both ports bring"
+        said = f"the receiver told the network to wait ({far['tx_pfc']} pause frames): it takes less than ports bring"
         found.append(Cause("receiver pauses", said, (
             "rdmakit doctor, on the receiver: PCIe link, NUMA node of the memory, IOMMU",
             "numactl --cpunodebind=N --membind=N, N: cat /sys/class/infiniband/DEVICE/device/numa_node",
         )))  # fmt: skip
     elif near.get("rx_pfc"):
-        said = f"the network told the sender to wait ({near['rx_pfc']} pause frames): what is behind the switch is narrower"
+        said = f"the network told the sender to wait ({near['rx_pfc']} pause frames): behind the switch it is narrower"
         found.append(Cause("network pauses", said, (
             "the switches' pause and queue counters: which port pauses, and what it feeds",
             "rdmakit plan: paths over spines; UDP source ports that spread them (--policy planned)",
@@ -344,16 +277,16 @@ def _processor(run: Run) -> list[Cause]:
     found = []
     software = _processor_bound(run)
     if software:
-        said = f"{software[0].name} is carried by processors, and they are busy ({100 * max(run.busy):.0f} %): all ports " \
-               "together carry what they can"  # fmt: skip
+        said = f"{software[0].name} is carried by processors, and they are busy ({100 * max(run.busy):.0f} %): all " \
+               "ports together carry what they can"  # fmt: skip
         found.append(Cause("processors", said, (
             "real NICs; or more processors: rdmakit lab --cpus 4",
             *(f"links slower than the processors: tc qdisc replace dev {facts.link} root tbf rate 25mbit burst 500kb "
               "limit 16mb" for facts in software[:1] if facts.link and not facts.pcie),
         )))  # fmt: skip
     if run.empty >= _STARVED:
-        said = f"queue pairs ran empty before they were filled again ({100 * run.empty:.0f} % of refills): one thread " \
-               "posts too slowly for all ports"  # fmt: skip
+        said = f"queue pairs ran empty before they were filled again ({100 * run.empty:.0f} % of refills): one " \
+               "thread posts too slowly for all ports"  # fmt: skip
         found.append(Cause("posting", said, (
             "larger --size, --batch or --depth",
             "numactl --cpunodebind=N, N: cat /sys/class/infiniband/DEVICE/device/numa_node",

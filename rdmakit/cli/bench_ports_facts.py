@@ -1,8 +1,8 @@
 """What a host says of each way out, before traffic and after: link, PCIe, bond, counters.
 
-Leans on doctor (machine, bonds, which counters tell of losses), ports (counters, pause frames) and verbs. Files only, and
-`ethtool -S` for what only a driver's own statistics have. Sources: Linux Documentation/ABI/stable/sysfs-class-infiniband,
-Documentation/ABI/testing/sysfs-class-net (speed), mlx5's counters (Documentation/networking/…/mlx5/counters.rst).
+Leans on doctor (machine, bonds, which counters tell of losses), ports (counters, pause frames) and verbs. Files, and
+`ethtool -S` for what only a driver's own statistics have. Sources: Linux Documentation/ABI/stable/
+sysfs-class-infiniband, Documentation/ABI/testing/sysfs-class-net (speed), Documentation/networking/…/mlx5/counters.rst.
 """
 
 from __future__ import annotations

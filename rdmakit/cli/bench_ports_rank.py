@@ -1,6 +1,6 @@
 """One rank's part of `rdmakit bench ports`: ports compared, queue pairs joined, phases measured and checked.
 
-Leans on bench_ports_facts, bench_ports_traffic, bench_ports_causes, connect and model. Rank 0 sends, rank 1 receives;
+Leans on bench_ports_facts, bench_ports_traffic, bench_ports_run, connect and model. Rank 0 sends, rank 1 receives;
 each tells the other what it read, so both know all and print the same.
 """
 
@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from rdmakit.cli.bench_ports_causes import Run, Seen
 from rdmakit.cli.bench_ports_facts import PortFacts, facts_of, grown, read_counters
+from rdmakit.cli.bench_ports_run import Run, Seen
 from rdmakit.cli.bench_ports_traffic import Lane, Load, drive, lanes_of, payload, poison, raw, wrong_slots
 from rdmakit.cli.doctor.machine import Machine
 from rdmakit.connect import ConnectedMesh, Path, connect_mesh
@@ -47,7 +47,8 @@ class Found:
 
 def _busy(before: Sequence[int], after: Sequence[int]) -> float:
     spent = [b - a for a, b in zip(before, after, strict=True)]
-    return 1 - (spent[3] + spent[4]) / sum(spent) if len(spent) > 4 and sum(spent) else 0.0
+    whole = sum(spent)
+    return 1 - (spent[3] + spent[4]) / whole if len(spent) > 4 and whole else 0.0
 
 
 def _processor_times() -> list[int]:
@@ -90,8 +91,9 @@ class _Rank:
     def _exchange_facts(self, own: list[PortFacts]) -> tuple[list[PortFacts], list[PortFacts]]:
         told = self.meeting.all_gather({"facts": [asdict(facts) for facts in own], "load": asdict(self.load)})
         if len(told) != 2:
-            raise PeerMismatch("bench ports is between two hosts", value=f"{len(told)} ranks", rule="rank 0 sends, rank 1 "
-                               "receives", remedy="--ranks 2, or torchrun --nnodes 2 --nproc-per-node 1")  # fmt: skip
+            raise PeerMismatch("bench ports is between two hosts", value=f"{len(told)} ranks",
+                               rule="rank 0 sends, rank 1 receives",
+                               remedy="--ranks 2, or torchrun --nnodes 2 --nproc-per-node 1")  # fmt: skip
         if told[0]["load"] != told[1]["load"]:
             raise PeerMismatch("the ranks were asked for different loads", value=told[0]["load"], rule=told[1]["load"],
                                remedy="pass both the same options")  # fmt: skip
@@ -173,10 +175,11 @@ def _summed(each: list[dict[str, int]]) -> dict[str, int]:
 
 def _own_share(phases: list[dict[str, Any]], path: int) -> float | None:
     """Of the bytes that all ports sent while `path` was to work alone, those of its own port; None: not counted."""
-    sent = [[port.get("xmit_bytes") for port in each["grown"][SENDER]] for each in phases]
-    if not sent or any(count is None for each in sent for count in each):
+    ports: list[dict[str, int]] = [port for each in phases for port in each["grown"][SENDER]]
+    if not ports or any("xmit_bytes" not in port for port in ports):
         return None
-    whole = sum(map(sum, sent))  # type: ignore[arg-type]
+    sent = [[port["xmit_bytes"] for port in each["grown"][SENDER]] for each in phases]
+    whole = sum(sum(each) for each in sent)
     return sum(each[path] for each in sent) / whole if whole else None
 
 
@@ -202,23 +205,24 @@ def measure(
     near, far = rank.all_facts
     seen = []
     for i, ends in enumerate(zip(near, far, strict=True)):
-        path = rank.usable.index(i) if i in rank.usable else None
-        if path is None:
+        if i not in rank.usable:
             seen.append(Seen(i + 1, *ends, 0.0, 0))
             continue
+        path = rank.usable.index(i)
         near_grown, far_grown = (_summed([each["grown"][end][path] for each in together]) for end in (SENDER, RECEIVER))
         seen.append(Seen(i + 1, *ends, statistics.median([each["gbs"] for each in alone[path]] or [0.0]), leaving[path],
                          tuple(sports[path]), near_grown.get("xmit_bytes"), _own_share(alone[path], path), near_grown,
                          far_grown, rank.failed.get(path, "")))  # fmt: skip
+    busiest = [max((each["busy"][end] for each in together), default=0.0) for end in (SENDER, RECEIVER)]
     run = Run(
         tuple(seen),
         statistics.median([each["gbs"] for each in together] or [0.0]),
         statistics.median([each["empty"] for each in together] or [0.0]),
-        tuple(max((each["busy"][end] for each in together), default=0.0) for end in (SENDER, RECEIVER)),  # type: ignore[arg-type]
+        (busiest[SENDER], busiest[RECEIVER]),
     )
     sent = {port.near.place: port.sent for port in seen if port.up}
     posted = sum(each["bytes"] for each in together)
     wire = sum(filter(None, sent.values())) / posted if posted and None not in sent.values() else 0.0
     rates = {rank.usable[path] + 1: [each["gbs"] for each in phases] for path, phases in alone.items()}
-    return Found(run, rates, [each["gbs"] for each in together], wrong, wire, table,
-                 {f"port_{port.number}": {"sender": port.near_grown, "receiver": port.far_grown} for port in seen})  # fmt: skip
+    counted = {f"port_{port.number}": {"sender": port.near_grown, "receiver": port.far_grown} for port in seen}
+    return Found(run, rates, [each["gbs"] for each in together], wrong, wire, table, counted)

@@ -187,7 +187,7 @@ def drive(lanes: Sequence[Lane], load: Load, paths: int, pause_s: float = 0.0) -
             silent = {lane.path for lane in working if lane.done < lane.posted * load.batch}
             window.failed.update(dict.fromkeys(silent, f"no completion for {load.patience_s:g} s"))
         working = [lane for lane in working if lane.path not in window.failed
-                   and (now < end and posted < most or lane.done < lane.posted * load.batch)]  # fmt: skip
+                   and ((now < end and posted < most) or lane.done < lane.posted * load.batch)]  # fmt: skip
         time.sleep(pause_s)
     # What came before the window opened is not in it, unless all was posted by then: then the whole phase is.
     if opened is None or last <= opened:
