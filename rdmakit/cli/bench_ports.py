@@ -96,7 +96,8 @@ def figures_of(found: Found) -> dict[str, Any]:
     figures |= {"both_ports_gbs": run.both_gbs, "both_over_one": ratio(run), "wrong": len(found.wrong)}
     sent = [port.sent for port in run.ports if port.up]
     if sent and None not in sent:
-        figures["port_bytes_max_over_min"] = max_over_min(count or 0 for count in sent)
+        if len(sent) > 1:
+            figures["port_bytes_max_over_min"] = max_over_min(count or 0 for count in sent)
         figures["wire_over_payload"] = found.wire
     figures |= {name: _grown(run.ports, names) for name, names in _GROUPS.items()}
     figures |= {"refills_empty": run.empty, "sender_busy": run.busy[0], "receiver_busy": run.busy[1]}

@@ -28,12 +28,12 @@ _PACKET = 4096
 def causes(run: Run, enough: float = ENOUGH) -> list[Cause]:
     """Likely ones, the surest first; none where all ports together are at least `enough` × ports × one.
 
-    Ports that are down or do not carry are named in any case.
+    Ports that cannot have carried a share (down, broken, given twice, without a queue pair) are named in any case.
     """
-    found = [*_down(run), *_failed(run)]
+    found = [*_down(run), *_failed(run), *_same_port(run), *_without_queue_pair(run)]
     if ratio(run) >= enough * len(run.ports):
         return found
-    found += [*_same_port(run), *_slower(run), *_one_sided(run), *_source_port(run), *_pcie(run), *_lost(run),
+    found += [*_slower(run), *_one_sided(run), *_source_port(run), *_pcie(run), *_lost(run),
               *_paused(run), *_marked(run), *_processor(run)]  # fmt: skip
     if not found:
         found.append(Cause("unknown", "nothing that these hosts count explains it", (
@@ -52,11 +52,13 @@ def _down(run: Run) -> list[Cause]:
     for port in run.ports:
         if port.up:
             continue
-        end, whose = port.end_down, "sender" if not port.near.up else "receiver"
-        first = f"ip link set {end.link or 'NETDEV'} up"
+        ends = [(end, whose) for end, whose in ((port.near, "sender"), (port.far, "receiver")) if not end.up]
+        end = ends[0][0]
+        first = "; ".join(f"ip link set {end.link or 'NETDEV'} up, on the {whose}" for end, whose in ends)
         if end.layer == "InfiniBand":
             first = "ibstat; in state INIT a subnet manager is missing: opensm"
-        said = f"port {port.number} ({end.name} of the {whose}) is down: it was left out"
+        named = " and ".join(f"{end.name} of the {whose}" for end, whose in ends)
+        said = f"port {port.number} ({named}) is down: it was left out"
         found.append(Cause("port down", said, (first, "cable, module and the switch's port")))
     return found
 
@@ -116,13 +118,17 @@ def _slower(run: Run) -> list[Cause]:
     return found
 
 
-def _one_sided(run: Run) -> list[Cause]:
+def _without_queue_pair(run: Run) -> list[Cause]:
     up = [port for port in run.ports if port.up and not port.failed]
-    without = [port for port in up if not port.qps and not port.near.hashes]
-    if without:
-        total = sum(port.qps for port in up)
-        said = f"port {without[0].number} has no queue pair: {total} in all for {len(run.ports)} ports"
-        return [Cause("no queue pair", said, ("--policy planned: as many for each port",))]
+    without = [port for port in up if not port.qps and not port.near.hashes]  # which a hash uses, nobody has planned
+    if not without:
+        return []
+    said = f"port {without[0].number} has no queue pair: {sum(port.qps for port in up)} in all for {len(run.ports)} ports"
+    return [Cause("no queue pair", said, ("--policy planned: as many for each port",))]
+
+
+def _one_sided(run: Run) -> list[Cause]:
+    up = [port for port in run.ports if port.up and not port.failed and (port.qps or port.near.hashes)]
     if len({port.near.place for port in up}) < len(up) or len(up) < 2 or any(port.sent is None for port in up):
         return []
     strayed = next((port for port in up if port.own_share is not None and port.own_share < _OWN), None)
@@ -268,9 +274,9 @@ def _marked(run: Run) -> list[Cause]:
 
 
 def _processor_bound(run: Run) -> list[PortFacts]:
-    """The ports whose packets processors carry, when these have no time left."""
+    """The ports whose packets processors carry, when these have no time left, for packets or for posting."""
     software = [facts for port in run.ports for facts in (port.near, port.far) if facts.software]
-    return software if max(run.busy) >= _BUSY else []
+    return software if max(run.busy) >= _BUSY or run.empty >= _STARVED else []
 
 
 def _processor(run: Run) -> list[Cause]:

@@ -38,11 +38,6 @@ class Seen:
     def up(self) -> bool:
         return self.near.up and self.far.up
 
-    @property
-    def end_down(self) -> PortFacts:
-        """The end that is down, the sender's first."""
-        return self.near if not self.near.up else self.far
-
 
 @dataclass(frozen=True)
 class Run:

@@ -40,7 +40,7 @@ def run(command, nics=2, **more):
 
 FOR_REAL_DEVICES = [(path.name, "none") for path in sorted((ROOT / "tests/rdma").glob("test_*.py"))]
 FOR_REAL_DEVICES.remove(("test_lag_ports.py", "none"))
-FOR_REAL_DEVICES += [("test_lag_ports.py", lag) for lag in ("hash", "affinity")]
+FOR_REAL_DEVICES += [(name, lag) for name in ("test_lag_ports.py", "test_bench_ports.py") for lag in ("hash", "affinity")]
 
 
 @pytest.mark.parametrize(("name", "lag"), FOR_REAL_DEVICES)
@@ -65,6 +65,34 @@ def test_hosts_of_two_ports(nics, run_seed):
     done = run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--seed={run_seed}", "-k", chosen,
                 "tests/rdma/test_hosts.py"], nics, cwd=ROOT)  # fmt: skip
     assert done.returncode == 0 and "skipped" not in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "nics",
+    [4, [Nic(f"mlx5_{n}", (f"10.0.{n}.1", f"10.0.{n}.2")) for n in range(2)]],
+    ids=["a NIC for each port", "two ports a NIC"],
+)
+def test_bandwidth_of_two_ports_between_two_processes(nics, tmp_path):
+    """`rdmakit bench ports` as two hosts run it; both say the same, and why two emulated ports are not twice one."""
+    each = [",".join(f"mlx5_{n}" for n in range(*part)) for part in ([(0, 2), (2, 4)] if nics == 4 else [(0, 1), (1, 2)])]
+    quick = ["--seconds", "0.3", "--warm-up", "0.1", "--rounds", "1", "--timeout", "60", "--json"]
+    with preloaded(nics) as environment:
+        ranks = [
+            subprocess.Popen([sys.executable, "-m", "rdmakit", "bench", "ports", "--meet", f"file:{tmp_path}/meeting",
+                              "--rank", str(rank), "--ranks", "2", "--devices", devices, *quick, "--out",
+                              str(tmp_path / f"{rank}.json")], env={**environment, "PYTHONPATH": str(ROOT)},
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for rank, devices in enumerate(each)
+        ]  # fmt: skip
+        ended = [rank.communicate(timeout=120) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], ended
+    near, far = (json.loads(said) for said, _ in ended)
+    assert near["figures"] == far["figures"] and near["ok"] and near["what"] == "rdmakit bench ports"
+    assert json.loads((tmp_path / "1.json").read_text())["figures"] == far["figures"]
+    figures = near["figures"]
+    assert min(figures[name] for name in ("port_1_gbs", "port_2_gbs", "both_ports_gbs", "both_over_one")) > 0
+    assert figures["port_bytes_max_over_min"] < 1.1 and figures["losses"] == 0
+    assert figures["both_over_one"] >= 1.9 or near["causes"]
 
 
 def example(name):
