@@ -123,7 +123,8 @@ def _without_queue_pair(run: Run) -> list[Cause]:
     without = [port for port in up if not port.qps and not port.near.hashes]  # which a hash uses, nobody has planned
     if not without:
         return []
-    said = f"port {without[0].number} has no queue pair: {sum(port.qps for port in up)} in all for {len(run.ports)} ports"
+    total = sum(port.qps for port in up)
+    said = f"port {without[0].number} has no queue pair: {total} in all for {len(run.ports)} ports"
     return [Cause("no queue pair", said, ("--policy planned: as many for each port",))]
 
 

@@ -1,13 +1,14 @@
 """`rdmakit bench ports`: what it says when it cannot run, how bytes are checked, and how a phase ends."""
 
 import argparse
+import sys
 
 import numpy as np
 import pytest
 
 from rdmakit.cli import bench, bench_ports, main
 from rdmakit.cli.bench_ports_traffic import Lane, Load, drive, payload, poison, wrong_slots
-from rdmakit.errors import BadArgument
+from rdmakit.errors import BadArgument, NotAvailable
 from rdmakit.verbs.batch import SEND_WR
 
 LAUNCHERS = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "SLURM_PROCID",
@@ -51,7 +52,7 @@ def test_ranks_of_a_launcher_meet_by_its_own_means(monkeypatch):
     args = parser.parse_args(["bench", "ports"])
 
     class Comm:
-        def Get_rank(self):  # noqa: N802
+        def Get_rank(self):
             return 0
 
         Get_size = Get_rank
@@ -60,11 +61,11 @@ def test_ranks_of_a_launcher_meet_by_its_own_means(monkeypatch):
             return [value]
 
     module = type("MPI", (), {"COMM_WORLD": type("Solo", (Comm,), {"Get_size": lambda self: 1})()})
-    monkeypatch.setitem(__import__("sys").modules, "mpi4py", type("mpi4py", (), {"MPI": module}))
+    monkeypatch.setitem(sys.modules, "mpi4py", type("mpi4py", (), {"MPI": module}))
     with bench_ports.meeting_of(args, 5.0) as meeting:
         assert (meeting.rank, meeting.size) == (0, 1) and meeting.all_gather(7) == [7]
-    monkeypatch.setitem(__import__("sys").modules, "mpi4py", None)
-    with pytest.raises(Exception, match="mpi4py is missing"), bench_ports.meeting_of(args, 5.0):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(NotAvailable, match="mpi4py is missing"), bench_ports.meeting_of(args, 5.0):
         pass
 
 

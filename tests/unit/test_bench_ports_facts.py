@@ -1,4 +1,4 @@
-"""What `rdmakit bench ports` reads of ports: links, slots, bonds, counters, from trees of machines under construction."""
+"""What `rdmakit bench ports` reads of ports, from trees of machines: links, slots, bonds, counters."""
 
 from types import SimpleNamespace
 
