@@ -2,8 +2,8 @@
 
 Leans on all layers below. `bench ep` and `scale` measure dispatch and combine on GPUs, `bench queue`, `put` and
 `primitives` what a GPU posts and what its primitives cost; `bench hosts`, `mesh` and `ports` need RDMA devices and no
-GPU; `bench signal` models what signals cost; `bench emu` times the CPU runner and the emulated HCA, each part in a process
-of its own, so that its peak memory is its own.
+GPU; `bench signal` models what signals cost; `bench emu` times the CPU runner and the emulated HCA, each part in a
+process of its own, so that its peak memory is its own.
 """
 
 from __future__ import annotations
