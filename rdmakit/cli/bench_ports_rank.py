@@ -198,7 +198,9 @@ def measure(
         for path in alone:
             if rank.numbers(path):
                 alone[path].append(rank.measure(path))
-        if rank.numbers(None):
+        if len(alone) == 1:
+            together += alone[0][-1:]  # the others are down: this one alone is all
+        elif rank.numbers(None):
             together.append(rank.measure(None))
     table, wrong = rank.mesh.table(), rank.wrong
     rank.close()

@@ -1,10 +1,13 @@
 """`rdmakit bench ports`: what it says when it cannot run, how bytes are checked, and how a phase ends."""
 
 import argparse
+import contextlib
 import sys
+import threading
 
 import numpy as np
 import pytest
+from connect_rig import results
 
 from rdmakit.cli import bench, bench_ports, main
 from rdmakit.cli.bench_ports_traffic import Lane, Load, drive, payload, poison, wrong_slots
@@ -67,6 +70,43 @@ def test_ranks_of_a_launcher_meet_by_its_own_means(monkeypatch):
     monkeypatch.setitem(sys.modules, "mpi4py", None)
     with pytest.raises(NotAvailable, match="mpi4py is missing"), bench_ports.meeting_of(args, 5.0):
         pass
+
+
+def test_ranks_of_torchrun_meet_in_its_store(monkeypatch):
+    kept = {}
+
+    class Store:
+        def set(self, key, value):
+            kept[key] = value.encode()
+
+        def get(self, key):
+            return kept[key]
+
+        def check(self, keys):
+            return all(key in kept for key in keys)
+
+        def add(self, key, number):
+            kept[key] = kept.get(key, 0) + number
+            return kept[key]
+
+    monkeypatch.setattr("rdmakit.cli.doctor.meeting.torch_store", lambda of: Store())
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    parser = argparse.ArgumentParser()
+    bench.add_parser(parser.add_subparsers())
+    args = parser.parse_args(["bench", "ports"])
+    guard = threading.Lock()  # the environment is one for both ranks
+
+    def rank(number):
+        with guard:
+            monkeypatch.setenv("RANK", str(number))
+            with contextlib.ExitStack() as keep:
+                meeting = keep.enter_context(bench_ports.meeting_of(args, 5.0))
+                closing = keep.pop_all()
+        told = meeting.all_gather(number)
+        closing.close()
+        return told
+
+    assert results(2, rank) == [[0, 1], [0, 1]]
 
 
 # ---- a queue pair that copies when it is polled
