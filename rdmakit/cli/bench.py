@@ -1,9 +1,9 @@
 """`rdmakit bench …`: what the project promises about speed, with a check beside every number.
 
 Leans on all layers below. `bench ep` and `scale` measure dispatch and combine on GPUs, `bench queue`, `put` and
-`primitives` what a GPU posts and what its primitives cost; `bench hosts` and `mesh` need RDMA devices and no GPU;
-`bench signal` models what signals cost; `bench emu` times the CPU runner and the emulated HCA, each part in a process
-of its own, so that its peak memory is its own.
+`primitives` what a GPU posts and what its primitives cost; `bench hosts`, `mesh` and `ports` need RDMA devices and no
+GPU; `bench signal` models what signals cost; `bench emu` times the CPU runner and the emulated HCA, each part in a
+process of its own, so that its peak memory is its own.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from rdmakit.cli import (
     bench_hosts,
     bench_mesh,
     bench_plot,
+    bench_ports,
     bench_post,
     bench_scale,
     bench_signal,
@@ -61,6 +62,7 @@ def add_parser(subparsers: Any) -> None:
     bench_scale.add_parser(which)
     bench_gpu.add_parsers(which)
     bench_plot.add_parser(which)
+    bench_ports.add_parser(which)
     bench_post.add_parser(which)
     bench_hosts.add_parser(which)
     bench_mesh.add_parser(which)

@@ -1,14 +1,17 @@
-"""`rdmakit bench post`: work requests from Python, ours by the array against pyverbs's one at a time, on emulated NICs.
+"""`rdmakit bench post`: work requests from Python, ours by the array against pyverbs's and the `ibverbs`
+wheel's, on emulated NICs.
 
-Leans on emu.uverbs and verbs. Both run libmlx5 on the emulated HCA, one after the other, in processes of their own.
+Leans on emu.uverbs and verbs. All run libmlx5 on the emulated HCA, one after the other, in processes of their own.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,16 +22,35 @@ from rdmakit.errors import BadArgument, DeviceFault
 __all__ = ["add_parser", "measure"]
 
 _PYTHONS = (sys.executable, "/usr/bin/python3")  # pyverbs is built for the distribution's
-_PYVERBS = "apt-get install python3-pyverbs"
 
 
-def _python_with_pyverbs() -> str | None:
-    for python in _PYTHONS:
-        if Path(python).exists():
-            asked = subprocess.run([python, "-c", "import pyverbs.qp"], capture_output=True)
-            if asked.returncode == 0:
-                return python
-    return None
+@dataclass(frozen=True)
+class Other:
+    """Other bindings: `module` has to be importable, `script` (beside rdmakit.verbs) measures it."""
+
+    name: str
+    module: str
+    script: str
+    install: str
+
+
+OTHERS = (
+    Other("pyverbs", "pyverbs.qp", "bench_pyverbs.py", "apt-get install python3-pyverbs"),
+    Other("ibverbs", "ibverbs", "bench_ibverbs.py", "pip install ibverbs"),
+)
+
+
+def _python_with(other: Other) -> tuple[str | None, str]:
+    """A Python that imports it; else None, and why not."""
+    why = ""
+    for python in filter(os.path.exists, dict.fromkeys(_PYTHONS)):
+        asked = subprocess.run([python, "-c", f"import {other.module}"], capture_output=True, text=True)
+        if asked.returncode == 0:
+            return python, ""
+        last = (asked.stderr.strip().splitlines() or [""])[-1]
+        if not last.startswith("ModuleNotFoundError"):
+            why = why or f"{other.name} does not run here: {last}"
+    return None, why or f"{other.name} is not installed: {other.install}"
 
 
 def _run(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
@@ -45,47 +67,56 @@ def _run(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
 
 
 def measure(repetitions: int = 300) -> dict[str, Any]:
-    """`figures`: ns_per_wr, ns_per_cqe and, where pyverbs is installed, its own and how many times less ours are."""
+    """`figures`: ns_per_wr, ns_per_cqe and, of other bindings that run here, their own and how many times less ours
+    are; `absent`: why one does not.
+    """
     from rdmakit.emu.uverbs import preloaded
 
     if not 1 <= repetitions <= 100_000:
         raise BadArgument("no such number of repetitions", value=repetitions, rule="1 … 100000", remedy="300, say")
+    folder = Path(str(find_spec("rdmakit.verbs").origin)).parent  # type: ignore[union-attr]
+    absent: dict[str, str] = {}
     with preloaded(2) as environment:
         root = str(Path(__file__).resolve().parents[2])
         ours = _run([sys.executable, "-m", "rdmakit.verbs.bench_batch", str(repetitions)],
                     {**environment, "PYTHONPATH": root})  # fmt: skip
-        figures = {name: value for name, value in ours.items() if name != "ok"}
-        ok, python = bool(ours["ok"]), _python_with_pyverbs()
-        spec = find_spec("rdmakit.verbs")
-        if python is not None and spec is not None and spec.origin is not None:
-            script = str(Path(spec.origin).with_name("bench_pyverbs.py"))
-            theirs = _run([python, script, str(repetitions), "mlx5_0,mlx5_1"], environment)
+        ok, figures = bool(ours.pop("ok")), dict(ours)
+        for other in OTHERS:
+            python, why = _python_with(other)
+            if python is None:
+                absent[other.name] = why
+                continue
+            theirs = _run([python, str(folder / other.script), str(repetitions), "mlx5_0,mlx5_1"], environment)
             ok = ok and bool(theirs.pop("ok"))
             figures.update(theirs)
-            figures["post_gain"] = figures["ns_per_wr_pyverbs"] / figures["ns_per_wr"]
-            figures["poll_gain"] = figures["ns_per_cqe_pyverbs"] / figures["ns_per_cqe"]
-    return {"ok": ok, "figures": figures, "config": {"batch": 64, "bytes": 64, "repetitions": repetitions},
-            "device": "emulated ConnectX under libmlx5"}  # fmt: skip
+            # pyverbs's gains have had no suffix since the first record.
+            suffix = "" if other.name == "pyverbs" else f"_{other.name}"
+            figures[f"post_gain{suffix}"] = figures[f"ns_per_wr_{other.name}"] / figures["ns_per_wr"]
+            figures[f"poll_gain{suffix}"] = figures[f"ns_per_cqe_{other.name}"] / figures["ns_per_cqe"]
+    config = {"batch": 64, "bytes": 64, "repetitions": repetitions, "absent": absent}
+    return {"ok": ok, "figures": figures, "config": config, "device": "emulated ConnectX under libmlx5"}
 
 
 def _table(result: dict[str, Any]) -> list[str]:
-    figures = result["figures"]
+    figures, absent = result["figures"], result["config"]["absent"]
 
     def row(name: str, post: str, poll: str) -> str:
-        return f"  {name:14s}{figures[post]:8.1f}{'':22s}{figures[poll]:8.1f}"
+        return f"  {name:18s}{figures[post]:8.1f}{'':22s}{figures[poll]:8.1f}"
 
     lines = [
         "64 WRITEs of 64 bytes, built and posted from Python; libmlx5 on an emulated ConnectX; measured, medians",
-        f"  {'':14s}ns a work request{'':13s}ns a completion",
+        f"  {'':18s}ns a work request{'':13s}ns a completion",
         row("by the array", "ns_per_wr", "ns_per_cqe"),
     ]
-    if "post_gain" in figures:
+    for other in OTHERS:
+        if other.name in absent:
+            lines.append(f"  {absent[other.name]}")
+            continue
+        suffix = "" if other.name == "pyverbs" else f"_{other.name}"
         lines += [
-            row("pyverbs", "ns_per_wr_pyverbs", "ns_per_cqe_pyverbs"),
-            row("times less", "post_gain", "poll_gain"),
+            row(other.name, f"ns_per_wr_{other.name}", f"ns_per_cqe_{other.name}"),
+            row("  times less", f"post_gain{suffix}", f"poll_gain{suffix}"),
         ]
-    else:
-        lines.append(f"  pyverbs is not installed: {_PYVERBS}")
     right = "every byte and every completion was right"
     return [*lines, right if result["ok"] else "WRONG: bytes or completions differ"]
 
@@ -98,7 +129,7 @@ def main(args: argparse.Namespace) -> int:
 
 def add_parser(which: Any) -> None:
     """Register `rdmakit bench post`."""
-    parser = which.add_parser("post", help="posting and polling from Python, against pyverbs")
+    parser = which.add_parser("post", help="posting and polling from Python, against pyverbs and ibverbs")
     parser.add_argument("--repetitions", type=int, default=300, help="batches of 64 (default 300)")
     add_output(parser)
     parser.set_defaults(func=main)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Port", "add_parser", "rates", "read_ports"]
+__all__ = ["COUNTERS", "Port", "add_parser", "rates", "read_ports", "statistics_of"]
 
 COUNTERS = {
     "xmit_bytes": ("counters/port_xmit_data", 4),
@@ -32,7 +32,7 @@ COUNTERS = {
     "packet_seq_err": ("hw_counters/packet_seq_err", 1),
     "timeouts": ("hw_counters/local_ack_timeout_err", 1),
 }
-_PAUSE = re.compile(r"^\s*((?:rx|tx)_prio\d_pause|(?:rx|tx)_discards_phy):\s*(\d+)\s*$", re.MULTILINE)
+_PAUSE = re.compile(r"^\s*((?:rx|tx)_prio\d_pause|(?:rx|tx)_(?:discards|bytes)_phy):\s*(\d+)\s*$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,8 @@ def read_ports(root: str | Path = "/") -> list[Port]:
                 continue
         netdev = _netdev(folder)
         if netdev and Path(root) == Path("/"):
-            counters |= _pauses(netdev)
+            said = statistics_of(netdev)
+            counters |= {name: value for name, value in said.items() if not name.endswith("_bytes_phy")}
         found.append(Port(folder.parent.parent.name, int(folder.name), netdev, counters))
     return found
 
@@ -85,8 +86,10 @@ def _netdev(folder: Path) -> str:
         return ""
 
 
-def _pauses(netdev: str) -> dict[str, int]:
-    """PFC and discards of a network device, which only its driver's own statistics have."""
+def statistics_of(netdev: str) -> dict[str, int]:
+    """What only a network device's driver counts: `rx_pfc`, `tx_pfc` (pause frames of all priorities), `rx_discards`,
+    `tx_discards`, and `rx_bytes_phy`, `tx_bytes_phy`, which hold RDMA's bytes, too.
+    """
     if shutil.which("ethtool") is None:
         return {}
     try:
@@ -95,7 +98,7 @@ def _pauses(netdev: str) -> dict[str, int]:
         return {}
     totals: dict[str, int] = {}
     for name, value in _PAUSE.findall(done.stdout):
-        key = f"{name[:2]}_pfc" if "pause" in name else name.removesuffix("_phy")
+        key = f"{name[:2]}_pfc" if "pause" in name else name if "bytes" in name else name.removesuffix("_phy")
         totals[key] = totals.get(key, 0) + int(value)
     return totals
 

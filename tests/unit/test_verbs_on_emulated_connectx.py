@@ -1,6 +1,7 @@
 """The distribution's libibverbs and libmlx5 on emulated HCAs: tests/rdma, the examples, rdma-core's own tests."""
 
 import ctypes.util
+import json
 import re
 import shutil
 import socket
@@ -40,7 +41,8 @@ def run(command, nics=2, **more):
 
 FOR_REAL_DEVICES = [(path.name, "none") for path in sorted((ROOT / "tests/rdma").glob("test_*.py"))]
 FOR_REAL_DEVICES.remove(("test_lag_ports.py", "none"))
-FOR_REAL_DEVICES += [("test_lag_ports.py", lag) for lag in ("hash", "affinity")]
+WITH_BONDS = ("test_lag_ports.py", "test_bench_ports.py")
+FOR_REAL_DEVICES += [(name, lag) for name in WITH_BONDS for lag in ("hash", "affinity")]
 
 
 @pytest.mark.parametrize(("name", "lag"), FOR_REAL_DEVICES)
@@ -65,6 +67,34 @@ def test_hosts_of_two_ports(nics, run_seed):
     done = run([sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--seed={run_seed}", "-k", chosen,
                 "tests/rdma/test_hosts.py"], nics, cwd=ROOT)  # fmt: skip
     assert done.returncode == 0 and "skipped" not in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    "nics",
+    [4, [Nic(f"mlx5_{n}", (f"10.0.{n}.1", f"10.0.{n}.2")) for n in range(2)]],
+    ids=["a NIC for each port", "two ports a NIC"],
+)
+def test_bandwidth_of_two_ports_between_two_processes(nics, tmp_path):
+    """`rdmakit bench ports` as two hosts run it; both say the same, and why two emulated ports are not twice one."""
+    each = ["mlx5_0,mlx5_1", "mlx5_2,mlx5_3"] if nics == 4 else ["mlx5_0", "mlx5_1"]
+    quick = ["--seconds", "0.3", "--warm-up", "0.1", "--rounds", "1", "--timeout", "60", "--json"]
+    with preloaded(nics) as environment:
+        ranks = [
+            subprocess.Popen([sys.executable, "-m", "rdmakit", "bench", "ports", "--meet", f"file:{tmp_path}/meeting",
+                              "--rank", str(rank), "--ranks", "2", "--devices", devices, *quick, "--out",
+                              str(tmp_path / f"{rank}.json")], env={**environment, "PYTHONPATH": str(ROOT)},
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            for rank, devices in enumerate(each)
+        ]  # fmt: skip
+        ended = [rank.communicate(timeout=120) for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], ended
+    near, far = (json.loads(said) for said, _ in ended)
+    assert near["figures"] == far["figures"] and near["ok"] and near["what"] == "rdmakit bench ports"
+    assert json.loads((tmp_path / "1.json").read_text())["figures"] == far["figures"]
+    figures = near["figures"]
+    assert min(figures[name] for name in ("port_1_gbs", "port_2_gbs", "both_ports_gbs", "both_over_one")) > 0
+    assert figures["port_bytes_max_over_min"] < 1.1 and figures["losses"] == 0
+    assert figures["both_over_one"] >= 1.9 or near["causes"]
 
 
 def example(name):
@@ -212,3 +242,21 @@ def test_posting_by_the_array_is_checked_and_compared():
     assert result["ok"] and 0 < figures["ns_per_wr"] and 0 < figures["ns_per_cqe"]
     if "post_gain" in figures:  # ten times and more on an idle machine; how much is for `rdmakit bench post` to say
         assert figures["post_gain"] > 1 and figures["poll_gain"] > 1, figures
+    absent = result["config"]["absent"]
+    for name in ("pyverbs", "ibverbs"):
+        assert (f"ns_per_wr_{name}" in figures) != (name in absent), "a figure, or why there is none"
+    if "post_gain_ibverbs" in figures:
+        assert figures["post_gain_ibverbs"] > 1 and figures["ns_per_cqe_ibverbs"] > 0, figures
+
+
+def test_bindings_that_are_there_and_do_not_run_say_why(tmp_path, monkeypatch):
+    """As the `ibverbs` wheel without libibverbs does: the reason is its own, not "not installed"."""
+    from rdmakit.cli import bench_post
+
+    (tmp_path / "broken_bindings.py").write_text('raise ImportError("libibverbs.so.1: cannot open")')
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    broken, none = (bench_post.Other(name, f"{name}_bindings", "", f"install {name}") for name in ("broken", "no"))
+    assert bench_post._python_with(broken) == (
+        None, "broken does not run here: ImportError: libibverbs.so.1: cannot open"
+    )  # fmt: skip
+    assert bench_post._python_with(none) == (None, "no is not installed: install no")

@@ -15,9 +15,9 @@ from rdmakit.cli.doctor.ports import port_name
 from rdmakit.verbs import sysfs
 from rdmakit.verbs.topology import Nic, NicPort
 
-__all__ = ["Qos", "flow_control", "losses", "qos"]
+__all__ = ["LOSSES", "Qos", "flow_control", "losses", "qos"]
 
-_LOSSES = (
+LOSSES = (
     *("packet_seq_err", "out_of_sequence", "local_ack_timeout_err", "rx_icrc_encapsulated", "roce_adp_retrans"),  # mlx5
     *("rcvd_seq_err", "out_of_seq_request", "retry_exceeded_err"),  # soft-RoCE
 )
@@ -142,7 +142,7 @@ def losses(machine: Machine) -> Answer:
     counted = False
     for nic, port in machine.active:
         at = machine.sys / "class/infiniband" / nic.name / "ports" / str(port.number) / "hw_counters"
-        values = {name: sysfs.read_int(at / name) for name in _LOSSES if (at / name).exists()}
+        values = {name: sysfs.read_int(at / name) for name in LOSSES if (at / name).exists()}
         counted = counted or bool(values)
         lost = {name: value for name, value in values.items() if value > 0}
         if lost:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from rdmakit.cli.doctor.launch import Launched
 from rdmakit.errors import BadArgument, HangError, NotAvailable
 
-__all__ = ["Meeting", "MpiMeeting", "StoreMeeting", "meeting"]
+__all__ = ["Meeting", "MpiMeeting", "StoreMeeting", "meeting", "torch_store"]
 
 _PATIENCE_S = 120.0  # for the slowest rank; the import of torch on a cold file system takes most of it
 
@@ -94,7 +94,8 @@ class MpiMeeting:
         self.comm.Barrier()
 
 
-def _torch_store(of: Launched) -> Any:
+def torch_store(of: Launched) -> Any:
+    """The store that torchrun's ranks have. NotAvailable without torch, or when they do not meet."""
     from rdmakit.ep import tensors
 
     if not os.environ.get("MASTER_ADDR"):
@@ -120,7 +121,7 @@ def _torch_store(of: Launched) -> Any:
 def meeting(of: Launched) -> Iterator[Meeting]:
     """All ranks of a launch; NotAvailable where neither torch nor mpi4py is there to meet through."""
     if of.how == "torchrun":
-        met = StoreMeeting(_torch_store(of), of.rank, of.size)
+        met = StoreMeeting(torch_store(of), of.rank, of.size)
         yield met
         met.leave()
         return

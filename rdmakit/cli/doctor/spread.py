@@ -17,10 +17,10 @@ from rdmakit.errors import RdmakitError
 from rdmakit.verbs import sysfs
 from rdmakit.verbs.topology import Nic
 
-__all__ = ["Bond", "lag", "plan", "read_bond", "steering"]
+__all__ = ["LAYER4", "SPREADING", "Bond", "lag", "plan", "read_bond", "steering"]
 
-_SPREADING = ("balance-xor", "802.3ad")  # modes in which each flow takes one of several links
-_LAYER4 = ("layer3+4", "encap3+4")  # policies that look at the UDP source port
+SPREADING = ("balance-xor", "802.3ad")  # modes in which each flow takes one of several links
+LAYER4 = ("layer3+4", "encap3+4")  # policies that look at the UDP source port
 _CHANNELS = 10
 _MOST_PORTS = 4  # of a rank, that the planner knows
 _EVEN = 1.15  # as `rdmakit plan` judges
@@ -79,7 +79,7 @@ def _judge(bond: Bond) -> Answer:
     named = f"{bond.device} on {bond.name} ({bond.mode or '?'})"
     facts = {bond.device: {"bond": bond.name, "mode": bond.mode, "policy": bond.policy, "select": bond.select,
                            "slaves": list(bond.slaves), "down": list(bond.down)}}  # fmt: skip
-    if bond.mode and bond.mode not in _SPREADING:
+    if bond.mode and bond.mode not in SPREADING:
         return warned(f"{named}: one port carries everything", f"mode 802.3ad, on the switch as well, or no bond: "
                       f"ip link set {bond.name} type bond mode 802.3ad", **facts)  # fmt: skip
     if bond.down:
@@ -87,7 +87,7 @@ def _judge(bond: Bond) -> Answer:
                       f"ip link set {bond.down[0]} up; cable, module, the switch's port", **facts)  # fmt: skip
     if bond.select == "queue_affinity":
         return passed(f"{named}: each queue pair has a LAG port", **facts)
-    if bond.policy and bond.policy not in _LAYER4:
+    if bond.policy and bond.policy not in LAYER4:
         return warned(f"{named} hashes {bond.policy}: all queue pairs of two hosts take one port",
                       f"ip link set {bond.name} type bond xmit_hash_policy layer3+4", **facts)  # fmt: skip
     mode = "hash" if bond.select == "hash" else "hash or queue affinity (debugfs tells root)"
@@ -106,7 +106,7 @@ def lag(machine: Machine) -> Answer:
 
 def _mechanism(machine: Machine) -> tuple[int, str]:
     """Ports that a rank's traffic may take, and the preset's word for how they are chosen."""
-    bonds = [bond for bond in _bonds(machine) if bond.mode in _SPREADING or not bond.name]
+    bonds = [bond for bond in _bonds(machine) if bond.mode in SPREADING or not bond.name]
     if bonds:
         return len(bonds[0].slaves) or 2, "affinity" if bonds[0].select == "queue_affinity" else "hash"
     share = len(machine.active) // max(1, len(machine.topology.gpus))
