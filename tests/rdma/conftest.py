@@ -56,7 +56,7 @@ def contexts(request, devices, mlx5):
 
 @pytest.fixture(params=["own", "proxied"])
 def names(request, mlx5):
-    """Device strings of all that reach each other, in order: those that RDMAKIT_DEVICES names, or all that there are."""
+    """Device strings of all that reach each other: those that RDMAKIT_DEVICES names, or all that there are."""
     found = asked() or sorted(device_names()[0], key=lambda name: (len(name), name))
     if not found:
         pytest.skip("no RDMA device: rdmakit connectx -- python -m pytest tests/rdma")
