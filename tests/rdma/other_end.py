@@ -29,7 +29,8 @@ class Side:
 
     def meet(self, peer: dict[str, Any]) -> None:
         self.peer = rdmakit.device.mr.RemoteMemory.from_json(peer["memory"])
-        self.qp.connect(Endpoint.from_json(peer["endpoint"]))
+        # rdma_rxe takes 7 retries, the default, for retries without end (rxe_comp.c).
+        self.qp.connect(Endpoint.from_json(peer["endpoint"]), retry_cnt=6)
 
     def post_and_wait(self, post: Any) -> str:
         """The completion's status."""
