@@ -55,11 +55,11 @@ def contexts(request, devices, mlx5):
 
 
 @pytest.fixture(params=["own", "proxied"])
-def names(request, mlx5):
+def names(request):
     """Device strings of all that reach each other: those that RDMAKIT_DEVICES names, or all that there are."""
     found = asked() or sorted(device_names()[0], key=lambda name: (len(name), name))
     if not found:
         pytest.skip("no RDMA device: rdmakit connectx -- python -m pytest tests/rdma")
-    if request.param == "proxied" and found[0] not in mlx5:
+    if request.param == "proxied" and found[0] not in request.getfixturevalue("mlx5"):
         pytest.skip(f"{found[0]} has no queues of its own: it is proxied anyway")
     return [name + ":queues=proxied" * (request.param == "proxied") for name in found]
