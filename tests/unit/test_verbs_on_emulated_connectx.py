@@ -93,7 +93,7 @@ def test_bandwidth_of_two_ports_between_two_processes(nics, tmp_path):
     assert json.loads((tmp_path / "1.json").read_text())["figures"] == far["figures"]
     figures = near["figures"]
     assert min(figures[name] for name in ("port_1_gbs", "port_2_gbs", "both_ports_gbs", "both_over_one")) > 0
-    # How even ports are within a third of a second is the scheduler's: two processes and both NICs share the processors.
+    # How even ports are in a third of a second is the scheduler's: processes and NICs share the processors.
     assert 1 <= figures["port_bytes_max_over_min"] < 3 and figures["losses"] == 0
     assert figures["both_over_one"] >= 1.9 or near["causes"]
 
