@@ -7,6 +7,7 @@ is. Every exchange is collective: all ranks make the same ones in the same order
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -39,7 +40,7 @@ def _check_place(rank: int, size: int) -> None:
                           remedy="torchrun sets RANK and WORLD_SIZE, mpirun and srun have variables alike")  # fmt: skip
 
 
-class _Bounded:
+class _Bounded(ABC):
     """Waiting for several ranks, with an end."""
 
     rank: int
@@ -75,8 +76,9 @@ class _Bounded:
         """Returns when every rank has called it. Collective."""
         self.all_gather(None)
 
+    @abstractmethod
     def all_gather(self, value: Any) -> list[Any]:
-        raise NotImplementedError
+        """Every rank's value, by rank. Collective."""
 
 
 def _ranks(numbers: list[int]) -> str:

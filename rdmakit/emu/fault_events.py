@@ -6,6 +6,7 @@ Leans on faulttext and errors. `rows` gives what run/mishaps.hpp takes: kind, su
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -19,7 +20,7 @@ _PORT_DOWN, _PORT_UP, _QP_ERROR, _RANK_DIES = range(4)  # enum class MishapKind
 
 
 @dataclass(frozen=True)
-class Mishap:
+class Mishap(ABC):
     """Something that happens once: `where` are its numbers, as in "0.0.1"."""
 
     name: str
@@ -40,9 +41,9 @@ class Mishap:
         time = None if self.when.ns is None else round(self.when.ns * 1000)
         return kind, subject, number, time, self.when.messages
 
+    @abstractmethod
     def rows(self, topology: Any) -> list[Row]:
         """For the C++ world. BadArgument for something that the world has not."""
-        raise NotImplementedError
 
 
 class PortAt(Mishap):
