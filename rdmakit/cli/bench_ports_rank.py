@@ -109,7 +109,8 @@ class _Rank:
 
         lag = ("hash" if near[self.usable[0]].hashes else "affinity") if near[self.usable[0]].lag_port else None
         plan = plan_for(self.paths, 2, channels=qps * len(self.paths), policy=policy, lag=lag)
-        deep = 1 << (self.load.batch * self.load.depth - 1).bit_length()
+        # libmlx5, which posts here, makes room for the longest WQE there is: four basic blocks for every WR.
+        deep = 4 << (self.load.batch * self.load.depth - 1).bit_length()
         relaxed = {"timeout": _RELAXED_TIMEOUT} if self.software else {}
         return connect_mesh(self.meeting, self.paths, qps=qps * len(self.paths), steer=steer_by(plan),
                             sq_wqebbs=max(deep, 16), attributes=relaxed)  # fmt: skip

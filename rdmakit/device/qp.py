@@ -323,7 +323,8 @@ class QP(Atomics):
         `peer` and `channel` only name it in reports. `batch`: basic blocks that may wait for a later
         doorbell. `timeout_ns`: bound of every wait, 0 for the default. `report`: share one among the handles
         of a launch, so that all leave when one gives up. BadState when the send CQ serves another queue as
-        well: kernels attribute every CQE to this QP.
+        well: kernels attribute every CQE to this QP; and when it is shorter than the send ring: kernels look at
+        it when the ring is full, and by then it may have overflown.
         """
         self._require_open()
         if dialect not in DIALECTS:
@@ -336,6 +337,13 @@ class QP(Atomics):
                 rule="kernels take every CQE of that CQ for one of this QP's sends",
                 remedy="create the QP with a send CQ of its own",
                 others=", ".join(qp._name() for qp in others) or "its receive queue",
+            )
+        if self.send_cq.entries < self._sends.size and not self.send_cq.collapsed:
+            raise BadState(
+                f"{self.send_cq._name()} is shorter than the send ring of {self._name()}",
+                value=self.send_cq.entries,
+                rule=f"{self._sends.size} entries, one for each basic block: kernels poll when the ring is full",
+                remedy=f"create_cq({self._sends.size}), or a smaller sq_wqebbs",
             )
         provider = self.context._provider
         if report is None:

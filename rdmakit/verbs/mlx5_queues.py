@@ -25,6 +25,16 @@ _SOLICITED_ONLY = 1 << 24  # MLX5_CQ_DB_REQ_NOT_SOL
 _CQ_DOORBELL = 0x20  # MLX5_CQ_DOORBELL, in the UAR page
 
 
+def _send_wqe_bytes(max_inline: int) -> int:
+    """Room in the ring that libmlx5 makes for each WR of an RC queue pair (qp.c: sq_overhead, mlx5_calc_send_wqe).
+
+    The longest binds a memory window; kernels never write one.
+    """
+    longest = 16 + 48 + 64 + 64  # control, UMR control, mkey context, inline KLMs
+    segments = max(16, -(-(4 + max_inline) // 16) * 16 if max_inline else 0)  # one pointer, or inline bytes
+    return -(-(longest + segments) // SEND_WQE_BB) * SEND_WQE_BB
+
+
 def _bytes(memory: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.frombuffer(memory, np.uint8)
 
@@ -93,7 +103,8 @@ class Mlx5Hca(VerbsHca):
         qp = self._pds[request.pd].create_qp(
             self._cqs[request.send_cqn],
             self._cqs[request.recv_cqn],
-            max_send_wr=blocks,
+            # A ring that is no longer than asked for: kernels go round what there is, and a CQ of as many entries fits.
+            max_send_wr=max(1, blocks * SEND_WQE_BB // _send_wqe_bytes(request.max_inline)),
             max_recv_wr=1 << request.log_rq_wqes if request.max_recv_sge else 0,
             max_recv_sge=request.max_recv_sge,
             max_inline=request.max_inline,

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from rdmakit.device import connected_pair
+from rdmakit.emu.outside import OutsideWorld
 from rdmakit.errors import BadArgument, BadState, CompletionError, ObjectBusy
 
 
@@ -91,6 +92,37 @@ def test_a_ring_turns_many_times(ends, rng):
         assert near.send_cq.wait()[0].wr_id == lap
     assert near.posted == near.completed == 40 * 32
     assert np.array_equal(target.bytes, source.bytes)
+
+
+@pytest.mark.parametrize("max_inline", [0, 28, 64, 400])
+@pytest.mark.parametrize("blocks", [16, 128, 1024])
+def test_a_ring_is_no_longer_than_asked_for(contexts, blocks, max_inline):
+    """libmlx5 makes room for the longest WQE there is, a multiple of what a count of basic blocks means."""
+    near, _ = connected_pair(*contexts, sq_wqebbs=blocks, max_inline=max_inline)
+    assert near._sends.size == blocks
+
+
+ADD = r"""
+#include <rdmakit/signal.cuh>
+using namespace rdmakit;
+RDMAKIT_KERNEL add(QpHandle qp, RemoteMemory word, u32 times) {
+    for (u32 i = 0; i < times; ++i) signal(qp, word, 1);
+    quiet(qp);
+}
+"""
+
+
+def test_a_kernel_goes_round_its_ring_and_its_completion_queue(contexts):
+    """As many CQEs as WQEs, and nobody polls but the kernel when its ring is full."""
+    world = OutsideWorld(patience_s=20)
+    for context in contexts:
+        world.let_work(context)
+    near, far = connected_pair(*contexts)
+    word = far.pd.register(world.array(1, np.uint64))
+    handle = near.device_handle()
+    world.compile(ADD, name="add.cu").get_function("add")(1, 32, [handle, word.remote(), 1000])
+    world.run()
+    assert int(word.buffer[0]) == 1000
 
 
 def test_a_write_outside_the_region_fails_and_says_why(ends, rng):

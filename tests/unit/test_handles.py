@@ -176,6 +176,16 @@ def test_report_becomes_the_error_it_stands_for():
     assert not report and "<table" in report._repr_html_()
 
 
+def test_a_send_ring_longer_than_its_cq_is_refused():
+    """Kernels poll when the ring is full; a CQ that is shorter would have overflown by then."""
+    world = rdmakit.World(hosts=2, ports=1)
+    near, far = connected_pair(world.open(host=0), world.open(host=1), sq_wqebbs=64, cq_entries=32)
+    with pytest.raises(BadState, match="shorter than the send ring") as caught:
+        near.device_handle()
+    assert caught.value.value == 32 and "create_cq(64)" in caught.value.remedy
+    assert far.send_cq.entries == 32
+
+
 def test_a_kernel_refuses_a_handle_of_another_layout(pair):
     qp, _ = pair
     world = qp.context._provider.world
