@@ -316,11 +316,37 @@ course.check("13.dbr_first", THEIRS, record, bell, nic, seed)
 
 # %% [markdown]
 # ## On real hardware
+# Does *your* NIC believe the record or the register? Fill a WQE, leave the record alone, ring. Then the record, and ring again.
 
 # %% tags=["hardware"]
-if course.hardware_cell("gpu+mlx5"):
-    print("NCCL_GIN_TYPE=3 asks for GDAKI, 2 for the proxy; NVSHMEM_IB_ENABLE_IBGDA=1 for NVSHMEM's IBGDA.")
-    print("Does your NIC believe the record or the register? rdmakit's own queue is right on both.")
+if course.hardware_cell("mlx5"):
+    ASK = r"""
+#include <rdmakit/signal.cuh>
+using namespace rdmakit;
+RDMAKIT_KERNEL fill(QpHandle qp, RemoteMemory to, LocalMemory from) {
+    write_rdma(qp, 0, Opcode::write, to.address, to.key, from.address, from.key, 8, kCqUpdate);
+    fence<Scope::sys>();
+}
+RDMAKIT_KERNEL record(QpHandle qp) { store_release<Scope::sys>(qp.dbrec, swap_bytes(1u)); }
+RDMAKIT_KERNEL bell(QpHandle qp) { mmio_store(qp.doorbell, doorbell_next(qp.qpn, 1)); }
+"""
+    pair = course.real_pair()
+    here, there = (end.pd.register(pair.world.array(1, np.uint64)) for end in (pair.near, pair.far))
+    ask, handle = pair.world.compile(ASK, name="ask.cu"), pair.near.device_handle()
+
+    def completes(*kernels):
+        for name in kernels:
+            ask.get_function(name)(1, 32, [handle, *([there.remote(), here] if name == "fill" else [])])
+            pair.world.run()
+        try:
+            return len(pair.near.send_cq.wait(timeout=0.2)) > 0
+        except rdmakit.HangError:
+            return False
+
+    alone = completes("fill", "bell")
+    both = alone or completes("record", "bell")
+    answer = "the register" if alone else "the record" if both else "neither: rdmakit doctor"
+    print(f"{pair.name} believes {answer}; our kernels' queue is right on both")
 
 # %% [markdown] tags=["not-modelled"]
 # ## What we did not model, and where we looked

@@ -11,12 +11,14 @@ from rdmakit.course.guard import begin
 from rdmakit.course.hardware import HardwareCell, hardware_cell, missing, requirement
 from rdmakit.course.plots import plot
 from rdmakit.course.prediction import Prediction, plot_prediction, predict, predicted, reveal
+from rdmakit.course.real_pair import RealPair, real_pair
 from rdmakit.course.trial import Trial, Wrong
 
 __all__ = [
     "Exercise",
     "HardwareCell",
     "Prediction",
+    "RealPair",
     "Result",
     "Trial",
     "Wrong",
@@ -31,6 +33,7 @@ __all__ = [
     "plot_prediction",
     "predict",
     "predicted",
+    "real_pair",
     "requirement",
     "results",
     "reveal",

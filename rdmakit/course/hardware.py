@@ -7,6 +7,7 @@ can ask better (the verbs or the GPU layer) registers a probe under the same nam
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,12 @@ def requirement(name: str) -> Callable[[Probe], Probe]:
         return probe
 
     return register
+
+
+def _infiniband(root: Path) -> Path:
+    """Where devices are listed: libibverbs's own SYSFS_PATH counts, if nobody names another root."""
+    sysfs = Path(os.environ.get("SYSFS_PATH") or "/sys") if root == Path("/") else root / "sys"
+    return sysfs / "class/infiniband"
 
 
 def _entries(path: Path) -> list[Path]:
@@ -68,14 +75,14 @@ def _cupy(root: Path) -> str:
 
 @requirement("rdma")
 def _rdma(root: Path) -> str:
-    if _entries(root / "sys/class/infiniband"):
+    if _entries(_infiniband(root)):
         return ""
     return "no RDMA device here (/sys/class/infiniband is empty)"
 
 
 @requirement("mlx5")
 def _mlx5(root: Path) -> str:
-    devices = _entries(root / "sys/class/infiniband")
+    devices = _entries(_infiniband(root))
     if any(_driver(device) == "mlx5_core" for device in devices):
         return ""
     found = ", ".join(f"{d.name} ({_driver(d) or 'no driver'})" for d in devices)
@@ -84,7 +91,7 @@ def _mlx5(root: Path) -> str:
 
 @requirement("dual-port")
 def _dual_port(root: Path) -> str:
-    count = sum(len(_entries(device / "ports")) for device in _entries(root / "sys/class/infiniband"))
+    count = sum(len(_entries(device / "ports")) for device in _entries(_infiniband(root)))
     return "" if count >= 2 else f"two RDMA ports are needed; {count} here (/sys/class/infiniband/*/ports)"
 
 

@@ -78,6 +78,9 @@ def write_tree(root: Path, nics: list[Nic]) -> None:
             ("numa_node", str(nic.numa_node)), ("local_cpulist", "0-1"),
         ):  # fmt: skip
             _write(pci / name, text)
+        driver = root / "bus/pci/drivers/mlx5_core"
+        driver.mkdir(parents=True, exist_ok=True)
+        (pci / "driver").symlink_to(driver)
         _write(verbs / f"uverbs{number}/ibdev", nic.name)
         _write(verbs / f"uverbs{number}/dev", f"{_MAJOR}:{_FIRST_MINOR + number}")
         _write(verbs / f"uverbs{number}/abi_version", "1")
