@@ -28,6 +28,7 @@ LOG_SQ = 7  # basic blocks of a send queue: several chunks' WRITEs, one a slot
 FIRST_QPN = 0x100
 _LOCAL_KEY, _REMOTE_KEYS = 1, 2  # indices: the own heap, then each rank's
 _PD, _ALL_ACCESS, _RTS, _NO_DBR = 1, 0xF, 3, 3  # kKey*, HcaQpState, HcaDoorbell
+_DEFAULT_TIMEOUT_NS = 10_000_000_000  # kDefaultTimeoutNs, report.cuh
 
 
 class QueuePairs(RailQueues):
@@ -73,6 +74,8 @@ class QueuePairs(RailQueues):
         self.hca["registers"], self.hca["heard"], self.hca["attend"] = registers, heard, attend
         self.hca["left"] = self.left
         self.watch(self.hca["watch"])
+        # Who serves gives up after those who ring: theirs is the report that says what was late.
+        self.hca["watch"]["timeout_ns"] = 2 * (timeout_ns or _DEFAULT_TIMEOUT_NS)
 
     def _keys(self, layout: HeapLayout) -> tuple[int, int]:
         """The table of keys: address and length."""
