@@ -69,10 +69,6 @@ class Buffer(NormalCalls, LowLatencyCalls):
             raise NotAvailable("use_fabric is not supported", value=use_fabric,
                                rule="a Buffer serves the GPUs of one host, by CUDA's inter-process handles",
                                remedy="leave use_fabric out")  # fmt: skip
-        if low_latency_mode and not allow_nvlink_for_low_latency_mode and not tensors.kernels_on_cpu():
-            raise NotAvailable("allow_nvlink_for_low_latency_mode=False is not supported", value=False,
-                               rule="rows of GPUs go over NVLink; only kernels on the CPU drive NICs yet",
-                               remedy=f"leave it True, or {tensors.KERNELS}=cpu")  # fmt: skip
         check_positive(num_qps_per_rank=num_qps_per_rank)
         for name, value in {"num_nvl_bytes": num_nvl_bytes, "num_rdma_bytes": num_rdma_bytes}.items():
             if value < 0:
@@ -95,6 +91,7 @@ class Buffer(NormalCalls, LowLatencyCalls):
         self.runtime, self._hosts = engines.open_engine(
             rendezvous, num_nvl_bytes=num_nvl_bytes, num_rdma_bytes=num_rdma_bytes, enable_shrink=enable_shrink,
             low_latency=low_latency_mode, num_qps_per_rank=num_qps_per_rank, ranks_per_host=ranks_per_host,
+            low_latency_over_nvlink=allow_nvlink_for_low_latency_mode,
         )  # fmt: skip
 
     def destroy(self) -> None:

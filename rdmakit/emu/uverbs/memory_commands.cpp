@@ -3,6 +3,8 @@
 #include <rdma/ib_user_verbs.h>
 #include <rdma/mlx5-abi.h>
 #include <sys/mman.h>
+#include <sys/uio.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -18,6 +20,13 @@ constexpr u32 kAccessMwBind = 1u << 4;  // allowed on a region; windows themselv
 constexpr u32 kOptional = 0x3ff00000 & ~kAccessRelaxedOrdering;
 u32 allowed(u32 access_flags) { return access_flags & ~(kAccessMwBind | kOptional); }
 
+// What the kernel would pin: of addresses that a GPU's driver has reserved, say, get_user_pages has none.
+bool readable(u64 at) {
+    u8 byte;
+    const iovec here{&byte, 1}, there{reinterpret_cast<void*>(at), 1};
+    return process_vm_readv(getpid(), &here, 1, &there, 1, 0) == 1 || (errno != EFAULT && errno != EIO);
+}
+
 bool all_mapped(u64 start, u64 length) {
     const u64 first = start & ~u64{kPage - 1}, last = (start + length + kPage - 1) & ~u64{kPage - 1};
     u8 in_core[256];
@@ -25,7 +34,7 @@ bool all_mapped(u64 start, u64 length) {
         const u64 bytes = std::min<u64>(last - at, sizeof in_core * kPage);
         if (mincore(reinterpret_cast<void*>(at), bytes, in_core) != 0) return false;
     }
-    return true;
+    return readable(first) && readable(last - 1);
 }
 
 }  // namespace
