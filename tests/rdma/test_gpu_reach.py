@@ -21,7 +21,7 @@ from rdmakit.gpu.host_pages import HostPages
 from rdmakit.signal import SequenceLock, handles
 from rdmakit.signal.abi import LOCK_TRANSFER
 
-WORDS = 500
+WORDS = 3000  # many times a ring of 64 blocks, with a CQE for each
 
 
 class Gpu:

@@ -192,3 +192,15 @@ def test_an_interpreter_ends_quietly_with_everything_open(devices):
     )
     done = subprocess.run([sys.executable, "-c", code, *devices], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("blocks", [4, 64, 256, 1024])
+def test_a_send_ring_is_as_long_as_asked_for(contexts, blocks):
+    """Who sizes a CQ by it must not see it overrun: libmlx5 makes rings several times as long of its own accord."""
+    context = contexts[0]
+    pd = context.alloc_pd()
+    for _ in range(2):
+        qp = pd.create_qp(context.create_cq(blocks), sq_wqebbs=blocks)
+        assert len(qp.sq_view()) == blocks
+    inline = pd.create_qp(context.create_cq(blocks), sq_wqebbs=blocks, max_inline=200)
+    assert len(inline.sq_view()) in (blocks, 8)
