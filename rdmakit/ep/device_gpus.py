@@ -23,9 +23,9 @@ from rdmakit.ep.internode import KERNELS as NORMAL_KERNELS
 from rdmakit.ep.rendezvous import DEVICES
 from rdmakit.errors import NotAvailable, RdmakitError
 from rdmakit.gpu.device_link import DeviceLink
+from rdmakit.gpu.device_queues import reach
 from rdmakit.gpu.driver import GPU_PAGE, dmabuf_of
 from rdmakit.gpu.probe import GpuMemory
-from rdmakit.gpu.reach import reach
 
 __all__ = ["HeapWay", "connect", "heap_way", "open_for_gpus"]
 

@@ -57,7 +57,7 @@ def aligned(nbytes: int, alignment: int = _ALIGNMENT) -> Bytes:
 
 
 class Reach(Protocol):
-    """What makes queues reachable for kernels that run elsewhere than this process' threads (rdmakit.gpu.reach)."""
+    """What makes queues reachable for kernels that no thread of this process runs (rdmakit.gpu.device_queues)."""
 
     def memory(self, nbytes: int, label: str) -> Bytes:
         """Zeroed, 128-byte aligned, at one address for both."""

@@ -5,7 +5,7 @@ Without devices all of it runs on an emulated ConnectX (rdmakit connectx), whose
 
 from __future__ import annotations
 
-import ctypes.util
+import ctypes
 import gc
 import os
 import re
@@ -24,8 +24,8 @@ from rdmakit.device import connected_pair
 from rdmakit.emu.uverbs import library, preloaded
 from rdmakit.ep import device_gpus
 from rdmakit.errors import CompletionError, HangError, NotAvailable
+from rdmakit.gpu.device_queues import reach
 from rdmakit.gpu.host_pages import host_pages
-from rdmakit.gpu.reach import reach
 from rdmakit.signal import SequenceLock
 from rdmakit.verbs.backend import device_names
 
@@ -208,8 +208,11 @@ def test_all_of_this_on_an_emulated_connectx(run_seed):
         library()
     except NotAvailable as error:
         pytest.skip(str(error))
-    if not (ctypes.util.find_library("ibverbs") and ctypes.util.find_library("mlx5")):
-        pytest.skip("no libibverbs: apt-get install libibverbs1 ibverbs-providers")
+    try:
+        for name in ("libibverbs.so.1", "libmlx5.so.1"):
+            ctypes.CDLL(name)
+    except OSError as error:
+        pytest.skip(f"{error}: apt-get install libibverbs1 ibverbs-providers, or .ci/rdma-libs")
     with preloaded(2) as environment:
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", f"--seed={run_seed}", __file__],

@@ -16,7 +16,7 @@ from rdmakit.device import CQ_HANDLE, QP_HANDLE, REPORT, SQ_STATE, connected_pai
 from rdmakit.emu.outside import OutsideWorld
 from rdmakit.ep import device_gpus
 from rdmakit.errors import BadArgument, NotAvailable
-from rdmakit.gpu import reach as reaching
+from rdmakit.gpu import device_queues as reaching
 from rdmakit.gpu.host_pages import HostPages
 from rdmakit.signal import SequenceLock, handles
 from rdmakit.signal.abi import LOCK_TRANSFER
