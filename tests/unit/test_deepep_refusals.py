@@ -124,13 +124,11 @@ def test_hosts_that_cannot_be(monkeypatch):
     refused(BadArgument, "ranks do not agree on ranks_per_host", rig.make, num_nvl_bytes=1024)
 
 
-def test_a_group_that_spans_hosts_needs_devices(monkeypatch):
-    monkeypatch.setattr("rdmakit.verbs.backend.device_names", lambda: ([], "libibverbs is not there"))
+def test_a_group_that_spans_hosts(monkeypatch):
     rig = Rig(monkeypatch, ranks=2)
     hosts = iter(["one", "other"])
     monkeypatch.setattr(engines, "host_identity", lambda: next(hosts))
-    refused(NotAvailable, "no RDMA device joins this host to others .value libibverbs is not there", rig.make,
-            num_nvl_bytes=1024)  # fmt: skip
+    refused(NotAvailable, "enable_shrink is not supported between hosts", rig.make, enable_shrink=True)
 
 
 def test_construction(rig):
