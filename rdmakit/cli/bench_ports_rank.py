@@ -28,6 +28,7 @@ __all__ = ["Found", "measure"]
 SENDER, RECEIVER = 0, 1
 _RELAXED_TIMEOUT = 18  # 4.096 µs × 2^18, a second: processors that carry packets answer late
 _REST_S = 0.0005
+_BLOCKS = 4  # of a send ring for each request that libmlx5 posts: it counts the longest WQE (qp.c, mlx5_calc_sq_size)
 
 
 @dataclass
@@ -109,11 +110,10 @@ class _Rank:
 
         lag = ("hash" if near[self.usable[0]].hashes else "affinity") if near[self.usable[0]].lag_port else None
         plan = plan_for(self.paths, 2, channels=qps * len(self.paths), policy=policy, lag=lag)
-        # libmlx5, which posts here, makes room for the longest WQE there is: four basic blocks for every WR.
-        deep = 4 << (self.load.batch * self.load.depth - 1).bit_length()
+        deep = 1 << (self.load.batch * self.load.depth - 1).bit_length()
         relaxed = {"timeout": _RELAXED_TIMEOUT} if self.software else {}
         return connect_mesh(self.meeting, self.paths, qps=qps * len(self.paths), steer=steer_by(plan),
-                            sq_wqebbs=max(deep, 16), attributes=relaxed)  # fmt: skip
+                            sq_wqebbs=_BLOCKS * max(deep, 16), attributes=relaxed)  # fmt: skip
 
     def numbers(self, only: int | None) -> list[int]:
         """Queue pairs by number: of path `only`, or of all; those of paths that broke are left out."""

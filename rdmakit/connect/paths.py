@@ -6,17 +6,17 @@ once in each domain.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from rdmakit.device import MR, PD, Context
+from rdmakit.device import MR, PD, Context, GpuMR
 from rdmakit.device import open as open_device
 from rdmakit.errors import BadArgument
 
-__all__ = ["Path", "Registered", "domains", "open_paths", "register"]
+__all__ = ["Path", "Registered", "domains", "open_paths", "register", "register_gpu"]
 
 _BOND_PORTS = 2  # libmlx5 knows LAG ports 1 and 2 (providers/mlx5/mlx5.c, _mlx5dv_query_qp_lag_port)
 
@@ -69,7 +69,7 @@ class Registered:
 
     address: int
     nbytes: int
-    mrs: dict[PD, MR]
+    mrs: Mapping[PD, MR | GpuMR]
 
     def lkey(self, path: Path) -> int:
         return self.mrs[path.pd].lkey
@@ -88,3 +88,16 @@ def register(paths: Sequence[Path], memory: np.ndarray[Any, Any], **options: Any
     """Register `memory` with the device of every path; `options` are those of `PD.register`."""
     mrs = {pd: pd.register(memory, **options) for pd in domains(paths)}
     return Registered(int(memory.ctypes.data), memory.nbytes, mrs)
+
+
+def register_gpu(paths: Sequence[Path], address: int, nbytes: int, **options: Any) -> Registered:
+    """The same of a GPU's memory; `options` are those of `PD.register_gpu`."""
+    mrs: dict[PD, GpuMR] = {}
+    try:
+        for pd in domains(paths):
+            mrs[pd] = pd.register_gpu(address, nbytes, **options)
+    except Exception:
+        for made in mrs.values():
+            made.close()
+        raise
+    return Registered(address, nbytes, mrs)

@@ -9,6 +9,7 @@ from rdmakit.device.completion import Completion, Completions
 from rdmakit.device.context import Context, Port
 from rdmakit.device.cq import CQ
 from rdmakit.device.endpoint import Endpoint
+from rdmakit.device.gpu_mr import GpuMR
 from rdmakit.device.handle import (
     CQ_HANDLE,
     LAYOUT_VERSION,
@@ -47,6 +48,7 @@ __all__ = [
     "DeviceHandle",
     "DeviceStatus",
     "Endpoint",
+    "GpuMR",
     "MemorySlice",
     "Port",
     "PortInfo",

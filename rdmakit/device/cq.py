@@ -224,8 +224,8 @@ class CQ(Resource):
         handle = np.zeros((), CQ_HANDLE)
         handle["layout_version"] = LAYOUT_VERSION
         handle["cqn"] = self.cqn
-        handle["entries"] = self._ring.ctypes.data
-        handle["dbrec"] = self._dbrec.ctypes.data
+        handle["entries"] = self.context._provider.for_kernels(self._ring)
+        handle["dbrec"] = self.context._provider.for_kernels(self._dbrec)
         handle["log_entries"] = self.log_entries
         handle["log_stride"] = self.cqe_bytes.bit_length() - 1
         handle["collapsed"] = self.collapsed

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from rdmakit.device.access import ALL_ACCESS, AccessLike, access_flags
+from rdmakit.device.gpu_mr import GpuMR
 from rdmakit.device.lifetime import Resource, typed_refusal
 from rdmakit.device.mr import MR
 from rdmakit.device.notebook import memory_html, preformatted
@@ -68,6 +69,18 @@ class PD(Resource):
         flags = access_flags(access) | (Access.RELAXED_ORDERING if relaxed_ordering else Access.NONE)
         return MR(self, buffer, flags, name)
 
+    def register_gpu(
+        self, address: int, nbytes: int, access: AccessLike = ALL_ACCESS, *, owner: Any = None,
+        dmabuf: int | None = None, name: str | None = None,
+    ) -> GpuMR:  # fmt: skip
+        """Register memory of a GPU by its device address, and keep `owner` alive.
+
+        `dmabuf`: a descriptor that exports just that range (cuMemGetHandleForAddressRange), which the caller closes;
+        without it the kernel has to know such addresses (nvidia-peermem). NotAvailable where the device refuses.
+        """
+        self._require_open()
+        return GpuMR(self, address, nbytes, access, owner, dmabuf, name)
+
     def create_qp(
         self,
         send_cq: CQ,
@@ -111,7 +124,7 @@ class PD(Resource):
 
     @property
     def memory_regions(self) -> list[MR]:
-        """The open ones, oldest first."""
+        """The open ones of this process' memory, oldest first."""
         return [user for user in reversed(self._users()) if isinstance(user, MR)]
 
     @property

@@ -134,11 +134,20 @@ class Provider(Protocol):
     def hca_is_of_the_gpu(self) -> bool:
         """Whether warps of the one GPU that posts stand for the device, so that a fence of gpu scope reaches it."""
 
+    def for_kernels(self, memory: np.ndarray[Any, Any]) -> int:
+        """Where kernels reach memory of its queues; it stays so as long as that array lives. NotAvailable: nowhere."""
+
+    def register_for_kernels(self, doorbell: int) -> int:
+        """Where kernels reach a doorbell register. NotAvailable when it cannot be mapped for them."""
+
     def close(self) -> None: ...
     def alloc_pd(self) -> int: ...
     def dealloc_pd(self, pd: int) -> None: ...
     def reg_mr(self, pd: int, address: int, nbytes: int, access: int, label: str) -> tuple[int, int]:
         """lkey and rkey of the bytes at `address`."""
+
+    def reg_dmabuf_mr(self, pd: int, address: int, nbytes: int, fd: int, access: int, label: str) -> tuple[int, int]:
+        """The same of another device's memory, which `fd` has exported as a dma-buf and whose address is `address`."""
 
     def dereg_mr(self, lkey: int) -> None: ...
     def create_cq(

@@ -324,7 +324,8 @@ class QP(Atomics):
         doorbell. `timeout_ns`: bound of every wait, 0 for the default. `report`: share one among the handles
         of a launch, so that all leave when one gives up. BadState when the send CQ serves another queue as
         well: kernels attribute every CQE to this QP; and when it is shorter than the send ring: kernels look at
-        it when the ring is full, and by then it may have overflown.
+        it when the ring is full, and by then it may have overflown. Addresses are those of the kernels: a GPU's,
+        where `rdmakit.gpu.reach` has been asked for it; NotAvailable then when CUDA maps no doorbell.
         """
         self._require_open()
         if dialect not in DIALECTS:
@@ -348,6 +349,7 @@ class QP(Atomics):
         provider = self.context._provider
         if report is None:
             report = Report(provider.memory(REPORT.itemsize, f"report of {self._name()}"))
+        register = provider.register_for_kernels(self._queues.doorbell)
         if self.send_cq._driver is None:
             self.send_cq._hand_over(self._sends.state)
         sink_address, sink_lkey = self.pd._atomics_sink()
@@ -355,10 +357,10 @@ class QP(Atomics):
         handle = array[0]
         handle["layout_version"] = LAYOUT_VERSION
         handle["qpn"] = self.qpn
-        handle["sq"] = self._sends.ring.ctypes.data
-        handle["dbrec"] = self._queues.dbrec.ctypes.data + 4  # the send word
-        handle["doorbell"] = self._queues.doorbell
-        handle["state"] = self._sends.state_memory.ctypes.data
+        handle["sq"] = provider.for_kernels(self._sends.ring)
+        handle["dbrec"] = provider.for_kernels(self._queues.dbrec) + 4  # the send word
+        handle["doorbell"] = register
+        handle["state"] = provider.for_kernels(self._sends.state_memory)
         handle["sink_address"], handle["sink_lkey"] = sink_address, sink_lkey
         handle["log_sq"] = self._sends.size.bit_length() - 1
         handle["dialect"], handle["batch"] = DIALECTS[dialect], batch

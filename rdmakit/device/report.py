@@ -103,23 +103,24 @@ class Report:
         `cq`: another than the one of its sends, with the address of its consumer index.
         """
         cq = qp._told_by = qp.send_cq if cq is None else cq
-        state = qp._sends.state_memory.ctypes.data
+        provider = qp.context._provider
+        state = provider.for_kernels(qp._sends.state_memory)
         offsets: Any = qp._sends.state_memory.view(qp._sends.state.dtype).dtype.fields
         at = self._places.setdefault(qp.qpn, len(self._places))
         if at == len(self._views):
-            memory = qp.context._provider.memory(QUEUE_VIEW.itemsize * max(4, 2 * at), "queues of a report")
+            memory = provider.memory(QUEUE_VIEW.itemsize * max(4, 2 * at), "queues of a report")
             grown = memory.view(QUEUE_VIEW)
             grown[:at] = self._views
             self._views = grown
-            self.array["queues"] = grown.ctypes.data
+            self.array["queues"] = provider.for_kernels(memory)
         view = self._views[at]
         view["qpn"], view["port"] = qp.qpn, qp.physical_port
-        view["sq"], view["log_sq"] = qp._sends.ring.ctypes.data, qp._sends.size.bit_length() - 1
+        view["sq"], view["log_sq"] = provider.for_kernels(qp._sends.ring), qp._sends.size.bit_length() - 1
         for name in ("reserved", "ready", "rung", "completed", "consumer"):
             view[name] = state + offsets[name][1]
         if consumer:
             view["consumer"] = consumer
-        view["cqes"], view["log_cq"] = cq._ring.ctypes.data, cq.log_entries
+        view["cqes"], view["log_cq"] = provider.for_kernels(cq._ring), cq.log_entries
         view["cq_flags"] = cq_flags(qp, cq)
         view["log_stride"] = cq.cqe_bytes.bit_length() - 1
         self.array["queue_count"] = len(self._places)

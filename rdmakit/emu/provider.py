@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["DOORBELL_MODES", "EVENT_NAMES", "EmulatedHca"]
 
+_EOPNOTSUPP = 95
+
 DOORBELL_MODES = {"dbrec": 1, "register": 2, "no_dbr": 3}  # enum class DoorbellMode, attributes.hpp
 EVENT_NAMES = (  # enum class AsyncEventType, environment.hpp
     "completion",
@@ -66,6 +68,14 @@ class EmulatedHca:
         """No: the HCA model stands for a NIC, which only system scope reaches."""
         return False
 
+    def for_kernels(self, memory: np.ndarray[Any, Any]) -> int:
+        """At its address: kernels of this world run where the world's memory is."""
+        return int(memory.ctypes.data)
+
+    def register_for_kernels(self, doorbell: int) -> int:
+        """Likewise."""
+        return doorbell
+
     def close(self) -> None:
         """Nothing to give back: the HCA belongs to the world."""
 
@@ -85,6 +95,9 @@ class EmulatedHca:
     def reg_mr(self, pd: int, address: int, nbytes: int, access: int, label: str) -> tuple[int, int]:
         key = int(self._verb(self._core.reg_mr, pd, address, nbytes, access))
         return key, key  # lkey and rkey are one number on mlx5
+
+    def reg_dmabuf_mr(self, pd: int, address: int, nbytes: int, fd: int, access: int, label: str) -> tuple[int, int]:
+        raise Refused(_EOPNOTSUPP, "emulated HCAs reach memory of this process", "register host memory")
 
     def dereg_mr(self, lkey: int) -> None:
         self._verb(self._core.dereg_mr, lkey)

@@ -38,14 +38,18 @@ class Buffer(NormalCalls, LowLatencyCalls):
     size hints. `num_qps_per_rank` counts queue pairs to other hosts and changes nothing on one. `enable_shrink`:
     low-latency calls go on without ranks that are masked, and mask who does not answer. `explicitly_destroy`: only
     `destroy()` gives the memory back. `allow_mnnvl` allows what one host has no need of. NotAvailable for `use_fabric`,
-    `allow_nvlink_for_low_latency_mode=False` with the low-latency mode, and for a group that really spans hosts.
+    for `allow_nvlink_for_low_latency_mode=False` in the low-latency mode on one host, and for several machines that no
+    RDMA device joins.
 
-    RDMAKIT_KERNELS=cpu in the environment: every process is a host without a GPU, tensors are the CPU's, and RDMA
-    devices join the hosts (docs/hosts.md); both kinds of calls. `comm` may be a rendezvous of `rdmakit.connect.meet`.
+    Ranks of several machines are joined by RDMA devices (docs/hosts.md): one rank a host, both kinds of calls, which
+    need `num_rdma_bytes`; rank 0 says on stderr who rings their doorbells, where heaps lie, and why. With
+    RDMAKIT_KERNELS=cpu in the environment every process is a host without a GPU, and tensors are the CPU's. `comm` may
+    be a rendezvous of `rdmakit.connect.meet`.
 
-    `ranks_per_host` (default: what RDMAKIT_RANKS_PER_HOST says, else all) makes hosts of so many ranks each, in order,
-    out of one machine's: what DeepEP decides by num_ranks / 8. Calls then go through queue pairs, whose HCA is made
-    of warps (docs/internode.md), need `num_rdma_bytes`, and there is no low-latency mode.
+    `ranks_per_host` (default: what RDMAKIT_RANKS_PER_HOST says, else those of a machine) makes hosts of so many ranks
+    each, in order, out of one machine's: what DeepEP decides by num_ranks / 8. They are joined by the devices that
+    RDMAKIT_DEVICES names; without it calls go through queue pairs whose HCA is made of warps (docs/internode.md), and
+    there is no low-latency mode.
 
     Attributes: rank, group_size, group, num_nvl_bytes, num_rdma_bytes, low_latency_mode, runtime (the engine; None when
     destroyed), and of the class num_sms, what dispatch and combine use without a Config.
@@ -69,10 +73,6 @@ class Buffer(NormalCalls, LowLatencyCalls):
             raise NotAvailable("use_fabric is not supported", value=use_fabric,
                                rule="a Buffer serves the GPUs of one host, by CUDA's inter-process handles",
                                remedy="leave use_fabric out")  # fmt: skip
-        if low_latency_mode and not allow_nvlink_for_low_latency_mode and not tensors.kernels_on_cpu():
-            raise NotAvailable("allow_nvlink_for_low_latency_mode=False is not supported", value=False,
-                               rule="rows of GPUs go over NVLink; only kernels on the CPU drive NICs yet",
-                               remedy=f"leave it True, or {tensors.KERNELS}=cpu")  # fmt: skip
         check_positive(num_qps_per_rank=num_qps_per_rank)
         for name, value in {"num_nvl_bytes": num_nvl_bytes, "num_rdma_bytes": num_rdma_bytes}.items():
             if value < 0:
@@ -95,6 +95,7 @@ class Buffer(NormalCalls, LowLatencyCalls):
         self.runtime, self._hosts = engines.open_engine(
             rendezvous, num_nvl_bytes=num_nvl_bytes, num_rdma_bytes=num_rdma_bytes, enable_shrink=enable_shrink,
             low_latency=low_latency_mode, num_qps_per_rank=num_qps_per_rank, ranks_per_host=ranks_per_host,
+            low_latency_over_nvlink=allow_nvlink_for_low_latency_mode,
         )  # fmt: skip
 
     def destroy(self) -> None:

@@ -10,15 +10,13 @@ import os
 import sys
 
 from rdmakit.connect import Rendezvous, open_paths
+from rdmakit.ep import rendezvous as rendezvous_of
 from rdmakit.ep.device_hosts import RunnerHost, doorbells_of, shape_of
 from rdmakit.ep.device_low_latency import DeviceInternode
 from rdmakit.ep.tensors import KERNELS
 from rdmakit.errors import BadArgument, NotAvailable
 
-__all__ = ["DEVICES", "asked_devices", "connect"]
-
-DEVICES = "RDMAKIT_DEVICES"
-"""The environment variable that names this rank's devices, in the order of the ports: "mlx5_0,mlx5_1"."""
+__all__ = ["asked_devices", "connect", "patience_s"]
 
 PATIENCE = "RDMAKIT_PATIENCE"
 """The environment variable that bounds every wait, in seconds; 60 without it."""
@@ -26,7 +24,7 @@ PATIENCE = "RDMAKIT_PATIENCE"
 
 def asked_devices() -> list[str]:
     """What the environment names, or all that libibverbs knows. NotAvailable where there is none."""
-    named = [name.strip() for name in os.environ.get(DEVICES, "").split(",") if name.strip()]
+    named = rendezvous_of.asked_devices()
     if named:
         return named
     from rdmakit.verbs.backend import device_names
@@ -40,7 +38,8 @@ def asked_devices() -> list[str]:
     return sorted(known, key=lambda name: (len(name), name))
 
 
-def _patience_s() -> float:
+def patience_s() -> float:
+    """What bounds every wait, by the environment, in seconds. BadArgument for what is no time."""
     text = os.environ.get(PATIENCE, "60")
     try:
         found = float(text)
@@ -65,7 +64,7 @@ def connect(
     paths = open_paths(asked_devices())
     shape = shape_of(rendezvous.size, 1, num_qps_per_rank=num_qps_per_rank, rdma_bytes=num_rdma_bytes,
                      nvl_bytes=num_nvl_bytes)  # fmt: skip
-    host = RunnerHost(shape, rendezvous.rank, patience_s=_patience_s(), at_once=True)
+    host = RunnerHost(shape, rendezvous.rank, patience_s=patience_s(), at_once=True)
     engine = host.join(rendezvous, paths, low_latency=low_latency)
     if rendezvous.rank == 0:
         table = engine.device_queues.mesh.table()

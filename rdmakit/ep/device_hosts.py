@@ -7,7 +7,7 @@ CPU runner (`RunnerHost`), which needs no GPU and takes the same path through th
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,14 @@ import numpy as np
 from rdmakit.connect import Path, Rendezvous, Steer, connect_mesh
 from rdmakit.connect.paths import Registered, register
 from rdmakit.emu.outside import OutsideWorld
-from rdmakit.ep.device_low_latency import DeviceInternode
+from rdmakit.ep.device_low_latency import DeviceInternode, Register
 from rdmakit.ep.device_queues import DeviceQueues
 from rdmakit.ep.internode import CHANNELS, MAX_TOKENS
 from rdmakit.ep.internode_memory import HostsShape
 from rdmakit.ep.link import Link, WorldLink
 from rdmakit.errors import BadArgument
 
-__all__ = ["RunnerHost", "doorbells_of", "join_hosts", "shape_of"]
+__all__ = ["RunnerHost", "doorbells_of", "join_hosts", "of_host", "shape_of"]
 
 BLOCKS = 24  # of a kernel on the CPU runner, at most
 _QUEUES = {
@@ -55,29 +55,34 @@ def shape_of(ranks: int, ranks_per_host: int, *, num_qps_per_rank: int, rdma_byt
 
 
 def join_hosts(
-    rendezvous: Rendezvous, link: Link, heap: np.ndarray[Any, Any], paths: Sequence[Path], shape: HostsShape, *,
-    steer: Steer | None = None, timeout_ns: int = 0, low_latency: bool = True,
+    rendezvous: Rendezvous, link: Link, heap: np.ndarray[Any, Any] | None, paths: Sequence[Path], shape: HostsShape, *,
+    known: Register | None = None, steer: Steer | None = None, timeout_ns: int = 0, low_latency: bool = True,
 ) -> DeviceInternode:  # fmt: skip
     """This rank's engine: its heap registered with every device, queue pairs to other hosts connected. Collective.
 
     Without `low_latency` only rail peers are joined, which normal calls need. `heap` is the memory at
-    `link.heaps[rank]`. Ranks of one host reach each other's by address.
+    `link.heaps[rank]`; where it is None, `known` registers that by its address, as it does what is laid out later.
+    Ranks of one host reach each other's by address.
     """
     rank, local = rendezvous.rank, shape.local_ranks
     far = [peer for peer in range(shape.ranks) if peer // local != rank // local]
     peers = far if low_latency else [peer for peer in far if peer % local == rank % local]
-    registered = register(paths, heap, name=f"heap of rank {rank}")
+    known = of_host(paths) if known is None else known
+    registered = (
+        known(link.heaps[rank], link.heap_bytes) if heap is None
+        else register(paths, heap, name=f"heap of rank {rank}")
+    )  # fmt: skip
     mesh = connect_mesh(rendezvous, paths, qps=shape.channels, peers=peers, steer=steer, tell=registered.told(paths))
 
     def queues(link: Link, shape: HostsShape, timeout_ns: int) -> DeviceQueues:
         return DeviceQueues(link, shape, timeout_ns, mesh, registered)
 
-    engine = DeviceInternode(link, shape, queues, rendezvous, list(paths), _of_host(paths), timeout_ns=timeout_ns)
+    engine = DeviceInternode(link, shape, queues, rendezvous, list(paths), known, timeout_ns=timeout_ns)
     rendezvous.barrier()  # nobody's kernels send to a heap that its rank has not laid out
     return engine
 
 
-def _of_host(paths: Sequence[Path]) -> Callable[[int, int], Registered]:
+def of_host(paths: Sequence[Path]) -> Register:
     """Registers memory that this process addresses."""
 
     def known(address: int, nbytes: int) -> Registered:

@@ -25,9 +25,10 @@ from rdmakit.ep.link import Link
 from rdmakit.ep.ll_memory import ll_heap_layout
 from rdmakit.errors import BadState, NotAvailable
 
-__all__ = ["DeviceInternode"]
+__all__ = ["LL_KERNELS", "DeviceInternode", "Register"]
 
 BLOCKS = 20  # of a call, at most
+LL_KERNELS = ("ll_dispatch_send", "ll_dispatch_receive", "ll_combine_send_mapped", "ll_combine_receive")
 UNRECEIVED = {"dispatch": 2, "combine": 1}  # sent and not received, at most (ll.cuh)
 
 Register = Callable[[int, int], Registered]  # address, bytes → known to all devices
@@ -43,7 +44,7 @@ class _Laid:
         self.rows, self.local_experts = ranks * max_tokens, experts // ranks
         layout = ll_heap_layout(*self.sizes, ranks)
         self.nbytes = layout.nbytes
-        self.address, self.owner = link.memory(self.nbytes)
+        self.address, self.owner = link.heap_memory(self.nbytes)
         registered = engine.register(self.address, self.nbytes)
         told = engine.rendezvous.all_gather(registered.told(engine.paths))
         ways = min(shape.channels, self.local_experts)

@@ -12,8 +12,15 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
-from rdmakit.ep.rendezvous import RANKS_PER_HOST, Rendezvous, asked_ranks_per_host, host_identity
-from rdmakit.ep.tensors import KERNELS, kernels_on_cpu
+from rdmakit.ep.rendezvous import (
+    DEVICES,
+    RANKS_PER_HOST,
+    Rendezvous,
+    asked_devices,
+    asked_ranks_per_host,
+    host_identity,
+)
+from rdmakit.ep.tensors import kernels_on_cpu
 from rdmakit.errors import BadArgument, NotAvailable
 
 __all__ = ["RECEIVE", "SEND", "Engine", "Received", "open_engine"]
@@ -207,47 +214,64 @@ class Engine(Protocol):
 
 def open_engine(
     rendezvous: Rendezvous, *, num_nvl_bytes: int, num_rdma_bytes: int, enable_shrink: bool, low_latency: bool = False,
-    num_qps_per_rank: int = 24, ranks_per_host: int | None = None,
+    num_qps_per_rank: int = 24, ranks_per_host: int | None = None, low_latency_over_nvlink: bool = True,
 ) -> tuple[Any, int]:  # fmt: skip
     """The engine for these ranks and the current CUDA device, and the number of hosts that they are on. Collective.
 
     An `Engine` for one host; for more, an `rdmakit.ep.internode.Internode`. `ranks_per_host`, or else the environment's
-    RDMAKIT_RANKS_PER_HOST, lets one machine play several hosts. With RDMAKIT_KERNELS=cpu each process is a host, and
-    RDMA devices join them. NotAvailable for GPUs of several machines, and for what is not there between hosts.
+    RDMAKIT_RANKS_PER_HOST, lets one machine play several hosts. What joins hosts: RDMA devices where there are several
+    machines, where RDMAKIT_DEVICES names some, and with RDMAKIT_KERNELS=cpu, where each process is a host; else, on one
+    machine, an HCA made of warps. NotAvailable for what is not there between hosts.
     """
     ranks = rendezvous.size
     asked = asked_ranks_per_host() if ranks_per_host is None else ranks_per_host
-    told = rendezvous.all_gather((host_identity(), asked))
-    machines = len({machine for machine, _ in told})
+    told = rendezvous.all_gather((host_identity(), asked, bool(asked_devices())))
+    machines = [machine for machine, _, _ in told]
     on_cpu = kernels_on_cpu()
-    if machines > 1 and not on_cpu:
-        raise NotAvailable(
-            "the group spans hosts", value=f"{machines} hosts",
-            rule="GPUs of one machine reach each other; rdmakit has not driven a NIC from one of another yet",
-            remedy=f"a group of one host's ranks; or {KERNELS}=cpu, which drives NICs from the CPU",
-            rank=rendezvous.rank,
-        )  # fmt: skip
-    if len({each for _, each in told}) > 1:
-        raise BadArgument("ranks do not agree on ranks_per_host", value=[each for _, each in told],
-                          rule="the same on every rank", remedy=f"set {RANKS_PER_HOST} for all of them")  # fmt: skip
-    each = ranks if asked is None else asked
+    for name, what, values in (
+        ("ranks_per_host", RANKS_PER_HOST, [each for _, each, _ in told]),
+        ("whether devices join hosts", DEVICES, [named or on_cpu for _, _, named in told]),
+    ):
+        if len(set(values)) > 1:
+            raise BadArgument(f"ranks do not agree on {name}", value=values, rule="the same on every rank",
+                              remedy=f"set {what} for all of them")  # fmt: skip
+    each = ranks // len(set(machines)) if asked is None else asked
     if isinstance(each, bool) or not isinstance(each, int) or each < 1 or ranks % each:
         raise BadArgument("ranks cannot be split evenly over hosts", value=each, rule=f"a divisor of {ranks} ranks",
                           remedy=f"another ranks_per_host or {RANKS_PER_HOST}")  # fmt: skip
+    if any(len(set(machines[first : first + each])) > 1 for first in range(0, ranks, each)):
+        raise BadArgument("ranks of a host are on several machines", value=each,
+                          rule=f"{each} ranks in a row are of one machine, here ranks are on {_in_turn(machines)}",
+                          remedy=f"as many ranks on each machine, numbered host by host; {RANKS_PER_HOST}")  # fmt: skip
     if each == ranks and not on_cpu:
+        if low_latency and not low_latency_over_nvlink:
+            raise NotAvailable("allow_nvlink_for_low_latency_mode=False is not supported", value=False,
+                               rule="rows go over NVLink between GPUs of one host",
+                               remedy=f"leave it True, or {RANKS_PER_HOST}=1 and {DEVICES}=… for RDMA devices",
+                               )  # fmt: skip
         return import_module("rdmakit.ep.nvlink").connect(
             rendezvous, num_nvl_bytes=num_nvl_bytes, num_rdma_bytes=num_rdma_bytes if low_latency else 0,
             enable_shrink=enable_shrink,
         ), 1  # fmt: skip
-    for name, wanted in {"low_latency_mode": low_latency and not on_cpu, "enable_shrink": enable_shrink}.items():
+    over_devices = on_cpu or len(set(machines)) > 1 or bool(asked_devices())
+    for name, wanted in {"low_latency_mode": low_latency and not over_devices, "enable_shrink": enable_shrink}.items():
         if wanted:
             raise NotAvailable(f"{name} is not supported between hosts", value=wanted,
-                               rule="normal dispatch and combine only", remedy=f"leave {name} out")  # fmt: skip
+                               rule="normal dispatch and combine only" if name == "low_latency_mode"
+                               else "masks are of one host's ranks",
+                               remedy=f"leave {name} out" + f", or {DEVICES}=…" * (name == "low_latency_mode"),
+                               )  # fmt: skip
     sizes = {"num_nvl_bytes": num_nvl_bytes, "num_rdma_bytes": num_rdma_bytes, "num_qps_per_rank": num_qps_per_rank}
-    if on_cpu:
-        found = import_module("rdmakit.ep.device_engine").connect(
+    if over_devices:
+        found = import_module("rdmakit.ep.device_engine" if on_cpu else "rdmakit.ep.device_gpus").connect(
             rendezvous, ranks_per_host=each, low_latency=low_latency, **sizes
         )
         return found, ranks // each
     engine = import_module("rdmakit.ep.internode").connect(rendezvous, ranks_per_host=each, **sizes)
     return engine, ranks // each
+
+
+def _in_turn(machines: list[str]) -> str:
+    """Which ranks are together: numbers of machines, by rank."""
+    numbers = {machine: number for number, machine in enumerate(dict.fromkeys(machines))}
+    return "machines " + ", ".join(str(numbers[machine]) for machine in machines)

@@ -37,6 +37,9 @@ class Link(Protocol):
     def memory(self, nbytes: int) -> tuple[int, Any]:
         """Zeroed memory of this rank's own: its address, and what keeps it alive."""
 
+    def heap_memory(self, nbytes: int) -> tuple[int, Any]:
+        """The same, such as NICs reach once it is registered with them."""
+
     def host_memory(self, nbytes: int) -> np.ndarray[Any, Any]:
         """Zeroed memory of the host that kernels write and the host reads, uint8; its address is the same for both."""
 
@@ -94,6 +97,10 @@ class WorldLink:
         """Zeroed memory of the world's."""
         array = self.world.array((nbytes,), np.uint8)
         return int(array.ctypes.data), array
+
+    def heap_memory(self, nbytes: int) -> tuple[int, Any]:
+        """The same."""
+        return self.memory(nbytes)
 
     def host_memory(self, nbytes: int) -> np.ndarray[Any, Any]:
         """The same."""

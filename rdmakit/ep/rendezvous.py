@@ -15,10 +15,22 @@ from rdmakit.connect import MpiRendezvous, Rendezvous, StoreRendezvous
 from rdmakit.ep import tensors
 from rdmakit.errors import BadArgument
 
-__all__ = ["RANKS_PER_HOST", "Rendezvous", "asked_ranks_per_host", "host_identity", "introduce"]
+__all__ = [
+    "DEVICES",
+    "RANKS_PER_HOST",
+    "Rendezvous",
+    "asked_devices",
+    "asked_ranks_per_host",
+    "host_identity",
+    "introduce",
+]
 
 RANKS_PER_HOST = "RDMAKIT_RANKS_PER_HOST"
 """Environment: how many ranks, in order, make a host. One machine then plays several."""
+
+DEVICES = "RDMAKIT_DEVICES"
+"""Environment: this rank's RDMA devices, in the order of the ports: "mlx5_0,mlx5_1". With it they join
+hosts, also those that one machine plays."""
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # man 5 proc: one value a boot, the same in every container
 
@@ -79,3 +91,8 @@ def asked_ranks_per_host() -> int | None:
         raise BadArgument(f"{RANKS_PER_HOST} is no number of ranks", value=text, rule="a positive integer",
                           remedy=f"unset it, or set {RANKS_PER_HOST}=1 for hosts of one GPU")  # fmt: skip
     return int(text) if text else 1 if tensors.kernels_on_cpu() else None
+
+
+def asked_devices() -> list[str]:
+    """Names of devices that the environment says, in its order; none where it says nothing."""
+    return [name for part in os.environ.get(DEVICES, "").split(",") if (name := part.strip())]

@@ -47,6 +47,11 @@ class Arena:
         self.size = nbytes
         self.used = 0
 
+    @property
+    def owner(self) -> np.ndarray[Any, Any]:
+        """What its arrays keep alive: all of its memory."""
+        return self._memory
+
     def array(self, shape: int | tuple[int, ...], dtype: Any, alignment: int) -> np.ndarray[Any, Any]:
         """A zeroed C-contiguous array at a multiple of `alignment` bytes. BadArgument when nothing is left."""
         kind = np.dtype(dtype)

@@ -55,6 +55,8 @@ class PeerLink:
     cannot be reached from this one.
     """
 
+    patience_s = _PATIENCE_S
+
     def __init__(
         self, rank: int, ranks: int, nbytes: int, gather: Callable[[Any], list[Any]] | None, *,
         device: int | None = None,
@@ -72,7 +74,7 @@ class PeerLink:
             self.shared_bytes = int(attributes["MaxSharedMemoryPerBlockOptin"]) - _STATIC_SHARED
             self.warps, self.threads, self.sharing, self.most_threads = 16, 512, 2, 1024
             self.pace_gbs = _PACE_GBS.get(cp.cuda.Device().compute_capability, 0.0) if ranks > 1 else 0.0
-            heap, self.heap_owner = self.memory(nbytes)
+            heap, self.heap_owner = self.heap_memory(nbytes)
             self.report = pinned_report()
             self._host: list[Any] = []
             cp.cuda.Device().synchronize()
@@ -121,6 +123,10 @@ class PeerLink:
         owner = _Memory(self.device, nbytes)
         self._owned.append(owner)
         return owner.address, owner
+
+    def heap_memory(self, nbytes: int) -> tuple[int, Any]:
+        """The same: heaps are memory of GPUs."""
+        return self.memory(nbytes)
 
     def host_memory(self, nbytes: int) -> np.ndarray[Any, Any]:
         """Zeroed page-locked memory."""
@@ -180,16 +186,20 @@ class PeerLink:
 
     def wait(self, done: Callable[[], bool], what: str) -> None:
         """Poll, without a call of CUDA's, so that nothing is synchronised."""
-        deadline = time.monotonic() + _PATIENCE_S
+        deadline = time.monotonic() + self.patience_s
         turns = 0
         while not done():
             turns += 1
             if turns % 1024:
                 continue
-            self.report.raise_for_status()
+            self._look()
             if time.monotonic() > deadline:
-                raise HangError(f"{what} did not come", value=f"{_PATIENCE_S:g} s", rule="all ranks take part",
+                raise HangError(f"{what} did not come", value=f"{self.patience_s:g} s", rule="all ranks take part",
                                 remedy="look whether a rank has failed or left")  # fmt: skip
+
+    def _look(self) -> None:
+        """Raise what has gone wrong."""
+        self.report.raise_for_status()
 
     def abort(self) -> None:
         """Make every kernel of this rank's that waits give up: its waits end with the status `aborted`."""

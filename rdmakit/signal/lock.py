@@ -173,7 +173,7 @@ class SequenceLock:
         handle["credit_every"] = self.credit_every
         handle["qp"] = end.qp_handle(0, self.channel, self._timeout_ns)
         if end.receive_cq is not None:
-            handle["receive_dbrec"] = end.qps[0].dbrec_view().ctypes.data
+            handle["receive_dbrec"] = end.pd.context._provider.for_kernels(end.qps[0]._queues.dbrec)
             handle["receive_cq"] = end.receive_cq.device_handle()
         return handle
 

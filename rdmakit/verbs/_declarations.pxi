@@ -230,3 +230,5 @@ cdef extern from "native/proxy.hpp" namespace "rdmakit::verbs" nogil:
         cbool cq_is_dead(uint32_t)
         void reset_qp(uint32_t)
         cbool progress()
+        void start()
+        void stop()

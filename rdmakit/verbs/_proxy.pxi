@@ -52,3 +52,12 @@ cdef class Proxy:
         with nogil:
             moved = self._native.get().progress()
         return moved
+
+    def start(self):
+        """A thread of its own makes progress from now on, until `stop`."""
+        self._native.get().start()
+
+    def stop(self):
+        """End that thread, if there is one."""
+        with nogil:
+            self._native.get().stop()

@@ -15,6 +15,7 @@ from rdmakit.device import Refused
 from rdmakit.device.provider import CqQueue, QpQueues, QpRequest
 from rdmakit.errors import BadArgument
 from rdmakit.layout import SEND_WQE_BB, SET_CI
+from rdmakit.verbs._verbs import Qp
 from rdmakit.verbs.provider import VerbsHca
 
 __all__ = ["Mlx5Hca"]
@@ -23,16 +24,6 @@ _EOPNOTSUPP = 95
 _ARM = 1  # word of a CQ's doorbell record
 _SOLICITED_ONLY = 1 << 24  # MLX5_CQ_DB_REQ_NOT_SOL
 _CQ_DOORBELL = 0x20  # MLX5_CQ_DOORBELL, in the UAR page
-
-
-def _send_wqe_bytes(max_inline: int) -> int:
-    """Room in the ring that libmlx5 makes for each WR of an RC queue pair (qp.c: sq_overhead, mlx5_calc_send_wqe).
-
-    The longest binds a memory window; kernels never write one.
-    """
-    longest = 16 + 48 + 64 + 64  # control, UMR control, mkey context, inline KLMs
-    segments = max(16, -(-(4 + max_inline) // 16) * 16 if max_inline else 0)  # one pointer, or inline bytes
-    return -(-(longest + segments) // SEND_WQE_BB) * SEND_WQE_BB
 
 
 def _bytes(memory: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -47,6 +38,7 @@ class Mlx5Hca(VerbsHca):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._cq_views: dict[int, dict[str, Any]] = {}
+        self._blocks_each: dict[tuple[int, bool, bool], int] = {}  # basic blocks that libmlx5 counts for a work request
         self._armed: dict[int, int] = {}  # completion events that a CQ has had: the sequence number of its next arm
 
     def create_cq(self, log_entries: int, cqe_bytes: int, collapsed: bool, overrun_ignore: bool, label: str) -> CqQueue:
@@ -99,22 +91,8 @@ class Mlx5Hca(VerbsHca):
                 rule="register",
                 remedy="leave it out: who has the last word is the hardware's affair",
             )
-        blocks = 1 << request.log_sq_wqebbs
-        qp = self._pds[request.pd].create_qp(
-            self._cqs[request.send_cqn],
-            self._cqs[request.recv_cqn],
-            # A ring that is no longer than asked for: kernels go round what there is, and a CQ of as many entries fits.
-            max_send_wr=max(1, blocks * SEND_WQE_BB // _send_wqe_bytes(request.max_inline)),
-            max_recv_wr=1 << request.log_rq_wqes if request.max_recv_sge else 0,
-            max_recv_sge=request.max_recv_sge,
-            max_inline=request.max_inline,
-            sq_sig_all=request.sq_sig_all,
-            scatter_to_cqe=request.scatter_to_cqe,
-            out_of_order=request.out_of_order,
-        )
-        view = qp.mlx5()
+        qp, view = self._made_to_measure(request)
         sq, rq = _bytes(view["sq"]), _bytes(view["rq"]) if view["rq"] is not None else None
-        assert sq.nbytes >= blocks * SEND_WQE_BB, "libmlx5 rounds up"
         self._qps[qp.qpn] = qp
         return QpQueues(
             qp.qpn,
@@ -124,6 +102,34 @@ class Mlx5Hca(VerbsHca):
             _bytes(view["dbrec"]),
             int(view["doorbell"]),
         )
+
+    def _made_to_measure(self, request: QpRequest) -> tuple[Qp, dict[str, Any]]:
+        """A QP whose send ring is as long as asked for: a CQ of as many entries must not overrun.
+
+        libmlx5 has the longest WQE in mind for each work request, four basic blocks or more (qp.c, mlx5_calc_sq_size).
+        """
+        blocks = 1 << request.log_sq_wqebbs
+        options = request.max_inline, request.scatter_to_cqe, request.out_of_order
+        while True:
+            each = min(self._blocks_each.get(options, 1), blocks)
+            qp = self._pds[request.pd].create_qp(
+                self._cqs[request.send_cqn],
+                self._cqs[request.recv_cqn],
+                max_send_wr=blocks // each,
+                max_recv_wr=1 << request.log_rq_wqes if request.max_recv_sge else 0,
+                max_recv_sge=request.max_recv_sge,
+                max_inline=request.max_inline,
+                sq_sig_all=request.sq_sig_all,
+                scatter_to_cqe=request.scatter_to_cqe,
+                out_of_order=request.out_of_order,
+            )
+            view = qp.mlx5()
+            times = view["sq"].nbytes // (blocks * SEND_WQE_BB)
+            assert times >= 1, "libmlx5 rounds up"
+            if times == 1 or each == blocks:
+                return qp, view
+            self._blocks_each[options] = each * times
+            qp.close()
 
     def receive_posted(self, qpn: int) -> None:
         """Hardware looks at the record by itself."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from rdmakit.verbs import sysfs
 from rdmakit.verbs._verbs import Channel, Context, Cq, Mr, Pd, Qp
 from rdmakit.verbs.ports import PORT_ACTIVE, describe_port, flow_label_sport
 
-__all__ = ["EVENT_NAMES", "VerbsHca", "aligned"]
+__all__ = ["EVENT_NAMES", "Reach", "VerbsHca", "aligned"]
 
 EVENT_NAMES = (  # enum ibv_event_type, by the names that emulated devices use as well
     "cq_error",
@@ -56,6 +56,22 @@ def aligned(nbytes: int, alignment: int = _ALIGNMENT) -> Bytes:
     return raw[begin : begin + nbytes]
 
 
+class Reach(Protocol):
+    """What makes queues reachable for kernels that no thread of this process runs (rdmakit.gpu.device_queues)."""
+
+    def memory(self, nbytes: int, label: str) -> Bytes:
+        """Zeroed, 128-byte aligned, at one address for both."""
+
+    def map(self, memory: np.ndarray[Any, Any]) -> int:
+        """Where kernels reach it, as long as the array lives."""
+
+    def register(self, doorbell: int) -> int:
+        """Where they reach a doorbell register. NotAvailable: nowhere."""
+
+    def close(self) -> None:
+        """The registers are about to go."""
+
+
 class VerbsHca(ABC):
     """Provider over one opened device."""
 
@@ -81,18 +97,33 @@ class VerbsHca(ABC):
         self._sports: dict[int, int] = {}
         self._qp_ports: dict[int, int] = {}
         self._channel: Channel | None = None
+        self._reach: Reach | None = None
 
     def close(self) -> None:
+        if self._reach is not None:
+            self._reach.close()  # while its registers are mapped here
         self._channel = None  # it holds the device open, as every handle its parents
         self._context.close()
 
-    def memory(self, nbytes: int, label: str) -> Bytes:
-        return aligned(nbytes)
+    # ---- who else reaches its queues
+    def reach_by(self, reach: Reach) -> None:
+        """Kernels of GPUs use its queues from now on: handles have addresses that `reach` gives."""
+        self._reach = reach
 
-    # ---- PD, MR
+    def memory(self, nbytes: int, label: str) -> Bytes:
+        return aligned(nbytes) if self._reach is None else self._reach.memory(nbytes, label)
+
+    def for_kernels(self, memory: np.ndarray[Any, Any]) -> int:
+        return int(memory.ctypes.data) if self._reach is None else self._reach.map(memory)
+
+    def register_for_kernels(self, doorbell: int) -> int:
+        return doorbell if self._reach is None else self._reach.register(doorbell)
+
     def hca_is_of_the_gpu(self) -> bool:
         """Never: a NIC is a device of its own."""
         return False
+
+    # ---- PD, MR
 
     def alloc_pd(self) -> int:
         pd = self._context.alloc_pd()
@@ -106,6 +137,11 @@ class VerbsHca(ABC):
 
     def reg_mr(self, pd: int, address: int, nbytes: int, access: int, label: str) -> tuple[int, int]:
         mr = self._pds[pd].reg_mr(address, nbytes, access)
+        self._mrs[mr.lkey] = mr
+        return mr.lkey, mr.rkey
+
+    def reg_dmabuf_mr(self, pd: int, address: int, nbytes: int, fd: int, access: int, label: str) -> tuple[int, int]:
+        mr = self._pds[pd].reg_dmabuf_mr(0, nbytes, address, fd, access)
         self._mrs[mr.lkey] = mr
         return mr.lkey, mr.rkey
 

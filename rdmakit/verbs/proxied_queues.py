@@ -14,7 +14,7 @@ from rdmakit.device.provider import Bytes, CqQueue, QpQueues, QpRequest
 from rdmakit.errors import BadArgument
 from rdmakit.layout import CQE_INITIAL_OP_OWN, DS_BYTES, SEND_WQE_BB
 from rdmakit.verbs._verbs import Proxy
-from rdmakit.verbs.provider import VerbsHca, aligned
+from rdmakit.verbs.provider import Reach, VerbsHca, aligned
 
 __all__ = ["ProxiedHca"]
 
@@ -36,10 +36,26 @@ class ProxiedHca(VerbsHca):
         self._rings: dict[tuple[str, int], tuple[Bytes | None, ...]] = {}
         self._registers: dict[int, Bytes] = {}
 
+    def close(self) -> None:
+        self._proxy.stop()
+        super().close()
+
+    def reach_by(self, reach: Reach) -> None:
+        """Nobody of this process may be waiting when a kernel rings: a thread posts from now on."""
+        super().reach_by(reach)
+        self._proxy.start()
+
+    def register_for_kernels(self, doorbell: int) -> int:
+        """A word of memory that nobody reads: the proxy looks at doorbell records."""
+        return self.for_kernels(self._registers[doorbell])
+
+    def _queue_memory(self, nbytes: int) -> Bytes:
+        return aligned(nbytes, _PAGE) if self._reach is None else self.memory(nbytes, "ring")
+
     def create_cq(self, log_entries: int, cqe_bytes: int, collapsed: bool, overrun_ignore: bool, label: str) -> CqQueue:
         cq = self._context.create_cq(1 << log_entries, self._channel_of_events())
         cqn = int(cq.handle)
-        ring, dbrec = aligned(cqe_bytes << log_entries, _PAGE), aligned(8)
+        ring, dbrec = self._queue_memory(cqe_bytes << log_entries), self.memory(8, "record of a CQ")
         ring[cqe_bytes - 1 :: cqe_bytes] = CQE_INITIAL_OP_OWN
         self._proxy.add_cq(
             cq, cqn, ring.ctypes.data, dbrec.ctypes.data, log_entries, cqe_bytes, collapsed, overrun_ignore
@@ -77,8 +93,9 @@ class ProxiedHca(VerbsHca):
             max_inline=request.max_inline,
             sq_sig_all=request.sq_sig_all,
         )
-        sq, dbrec, register = aligned(blocks * SEND_WQE_BB, _PAGE), aligned(8), aligned(8)
-        rq = aligned(stride << request.log_rq_wqes, _PAGE) if stride else None
+        sq, dbrec = self._queue_memory(blocks * SEND_WQE_BB), self.memory(8, "record of a QP")
+        register = self.memory(8, "register of a QP")
+        rq = self._queue_memory(stride << request.log_rq_wqes) if stride else None
         self._proxy.add_qp(
             qp, request.send_cqn, request.recv_cqn, sq.ctypes.data, request.log_sq_wqebbs,
             rq.ctypes.data if rq is not None else 0, stride, request.log_rq_wqes, dbrec.ctypes.data, request.sq_sig_all,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-collect_ignore = ["internode_program.py", "normal_on_warps.py"]  # programs: they want torch, or a GPU, at once
+# Programs: they want torch, or a GPU, at once.
+collect_ignore = ["device_hosts_program.py", "internode_program.py", "normal_on_warps.py"]
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "any"))
 
 

@@ -128,7 +128,7 @@ def test_a_group_that_spans_hosts(monkeypatch):
     rig = Rig(monkeypatch, ranks=2)
     hosts = iter(["one", "other"])
     monkeypatch.setattr(engines, "host_identity", lambda: next(hosts))
-    refused(NotAvailable, "the group spans hosts .value 2 hosts", rig.make, num_nvl_bytes=1024)
+    refused(NotAvailable, "enable_shrink is not supported between hosts", rig.make, enable_shrink=True)
 
 
 def test_construction(rig):

@@ -10,6 +10,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from rdmakit.errors import NotAvailable
+from rdmakit.gpu import driver as cuda_driver
 from rdmakit.gpu import nvml, probe
 
 
@@ -159,8 +160,8 @@ def driver(tmp_path, monkeypatch):
     subprocess.run([compiler, "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
     cupy = SimpleNamespace(cuda=SimpleNamespace(runtime=SimpleNamespace(free=lambda at: None),
                                                 Device=lambda: SimpleNamespace(id=3)))  # fmt: skip
-    monkeypatch.setattr(probe, "_LIBRARY", str(library))
-    monkeypatch.setattr(probe, "cupy", lambda: cupy)
+    monkeypatch.setattr(cuda_driver, "_LIBRARY", str(library))
+    monkeypatch.setattr(cuda_driver, "cupy", lambda: cupy)
     loaded = ctypes.CDLL(str(library))
     return Seen.in_dll(loaded, "seen"), ctypes.c_int.in_dll(loaded, "refuse_with")
 

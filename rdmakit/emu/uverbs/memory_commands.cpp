@@ -1,8 +1,10 @@
 // memory_commands.cpp — protection domains and memory regions.
 // Leans on open_device.hpp.
+#include <fcntl.h>
 #include <rdma/ib_user_verbs.h>
 #include <rdma/mlx5-abi.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -18,6 +20,17 @@ constexpr u32 kAccessMwBind = 1u << 4;  // allowed on a region; windows themselv
 constexpr u32 kOptional = 0x3ff00000 & ~kAccessRelaxedOrdering;
 u32 allowed(u32 access_flags) { return access_flags & ~(kAccessMwBind | kOptional); }
 
+// mincore knows addresses that a GPU's driver has reserved, say, and nobody can read; the kernel would pin none of them.
+bool readable(u64 at) {
+    int ends[2];
+    if (pipe2(ends, O_CLOEXEC | O_NONBLOCK) != 0) return true;  // out of descriptors: no reason to refuse memory
+    const bool taken = write(ends[1], reinterpret_cast<void*>(at), 1) == 1;
+    const bool fault = !taken && errno == EFAULT;
+    close(ends[0]);
+    close(ends[1]);
+    return !fault;
+}
+
 bool all_mapped(u64 start, u64 length) {
     const u64 first = start & ~u64{kPage - 1}, last = (start + length + kPage - 1) & ~u64{kPage - 1};
     u8 in_core[256];
@@ -25,7 +38,7 @@ bool all_mapped(u64 start, u64 length) {
         const u64 bytes = std::min<u64>(last - at, sizeof in_core * kPage);
         if (mincore(reinterpret_cast<void*>(at), bytes, in_core) != 0) return false;
     }
-    return true;
+    return readable(first) && readable(last - 1);
 }
 
 }  // namespace

@@ -1,11 +1,16 @@
 #include "proxy.hpp"
 
+#include <sched.h>
+#include <time.h>
+
 #include <cerrno>
 #include <cstring>
 
 namespace rdmakit::verbs {
 namespace {
 
+constexpr u32 kSpins = 2000, kQuiet = 20'000;  // looks without news, before the thread naps, and naps longer
+constexpr long kNapNs = 2'000, kLongNapNs = 50'000;
 constexpr u32 kMaxSegments = kMaxDs;
 constexpr u64 kReceive = 1ull << 63;  // of a wr_id; below it the free-running index
 constexpr u32 kWcWithImm = 1u << 1;
@@ -99,11 +104,13 @@ bool Proxy::add_qp(u32 qpn, ProxyQp qp) {
 }
 
 void Proxy::remove_cq(u32 cqn) {
+    if (!of_this_process()) return;  // the thread of the parent may have held the lock
     const std::lock_guard<std::mutex> hold(mutex_);
     cqs_.erase(cqn);
 }
 
 void Proxy::remove_qp(u32 qpn) {
+    if (!of_this_process()) return;
     const std::lock_guard<std::mutex> hold(mutex_);
     qps_.erase(qpn);
 }
@@ -134,6 +141,35 @@ bool Proxy::progress() {
     }
     for (auto& [cqn, cq] : cqs_) moved |= take(*cq);
     return moved;
+}
+
+void Proxy::start() {
+    if (thread_ || !of_this_process()) return;
+    stopping_.store(false);
+    thread_ = std::make_unique<std::thread>([this] { run(); });
+}
+
+void Proxy::stop() {
+    if (!thread_) return;
+    if (of_this_process()) {
+        stopping_.store(true);
+        thread_->join();
+        thread_.reset();
+    } else {
+        static_cast<void>(thread_.release());  // there is nothing to join
+    }
+}
+
+void Proxy::run() {
+    for (u32 idle = 0; !stopping_.load(std::memory_order_relaxed);) {
+        idle = progress() ? 0 : idle + 1;
+        if (idle < kSpins) {
+            if (idle != 0) sched_yield();
+            continue;
+        }
+        const timespec nap{0, idle < kQuiet ? kNapNs : kLongNapNs};
+        nanosleep(&nap, nullptr);
+    }
 }
 
 bool Proxy::send(ProxyQp& qp) {

@@ -6,8 +6,10 @@
 // What plain verbs cannot say fails with LOCAL_QP_OP, as on an HCA without the capability: masked atomics, DUMP, inline
 // and gathered payload in one WQE. A NOP travels as a WRITE of no bytes, which checks no rkey (IBTA 9.4.3).
 #pragma once
+#include <atomic>
 #include <memory>
 #include <mutex>
+#include <thread>
 #include <unordered_map>
 
 #include "boxes.hpp"
@@ -39,6 +41,11 @@ struct ProxyQp {
 
 class Proxy {
   public:
+    Proxy() = default;
+    ~Proxy() { stop(); }
+    Proxy(const Proxy&) = delete;
+    Proxy& operator=(const Proxy&) = delete;
+
     // Rings stay the caller's, who keeps them until remove. False: that number is taken.
     bool add_cq(u32 cqn, ProxyCq cq);
     bool add_qp(u32 qpn, ProxyQp qp);  // send_cq and recv_cq as found by find_cq
@@ -49,14 +56,24 @@ class Proxy {
     void reset_qp(u32 qpn);
     // Hands on what the doorbell records say, takes what has completed. True if anything moved.
     bool progress();
+    // A thread that makes progress by itself, for kernels of a GPU, of which nobody here knows when they ring. Both may
+    // be repeated. A child of fork has no such thread.
+    void start();
+    void stop();
 
   private:
+    void run();
     bool send(ProxyQp& qp);
     bool receive(ProxyQp& qp);
     bool take(ProxyCq& cq);
     void refuse(ProxyQp& qp, const DecodedWqe& wqe, Syndrome syndrome);
     void complete(const Wc& wc, ProxyCq& cq);
 
+    bool of_this_process() const { return pid_ == getpid(); }
+
+    const pid_t pid_ = getpid();
+    std::atomic<bool> stopping_{false};
+    std::unique_ptr<std::thread> thread_;
     std::mutex mutex_;
     std::unordered_map<u32, std::unique_ptr<ProxyCq>> cqs_;
     std::unordered_map<u32, std::unique_ptr<ProxyQp>> qps_;

@@ -1,0 +1,69 @@
+"""A region of a GPU's memory: what a NIC needs to reach it, and no bytes, which this process does not address.
+
+Leans on lifetime, mr and access.
+"""
+
+from __future__ import annotations
+
+import builtins
+from typing import TYPE_CHECKING, Any
+
+from rdmakit.device.access import AccessLike, access_flags, access_names
+from rdmakit.device.lifetime import Resource, typed_refusal
+from rdmakit.device.mr import RemoteMemory
+from rdmakit.errors import BadArgument
+from rdmakit.layout import Sge
+
+if TYPE_CHECKING:
+    from rdmakit.device.pd import PD
+
+__all__ = ["GpuMR"]
+
+
+class GpuMR(Resource):
+    """A memory region of a GPU, made by `PD.register_gpu`. `way` is how the NIC was told: "dma-buf" or "peermem"."""
+
+    _kind = "MR"
+
+    def __init__(
+        self, pd: PD, address: int, nbytes: int, access: AccessLike, owner: Any, dmabuf: int | None, name: str | None
+    ) -> None:
+        if address <= 0 or nbytes <= 0:
+            raise BadArgument("no memory of a GPU", value=f"{nbytes} bytes at {address:#x}", rule="one byte at least",
+                              remedy="its address on the device, and its size")  # fmt: skip
+        flags = access_flags(access)
+        self.pd, self.address, self.nbytes, self.access, self.owner = pd, address, nbytes, flags, owner
+        self.way = "peermem" if dmabuf is None else "dma-buf"
+        self.name = name or f"MR of {nbytes} B of a GPU"
+        provider = pd.context._provider
+        with typed_refusal(f"registering GPU memory ({self.way})", nbytes=nbytes, access=access_names(flags)):
+            if dmabuf is None:
+                keys = provider.reg_mr(pd.handle, address, nbytes, int(flags), self.name)
+            else:
+                keys = provider.reg_dmabuf_mr(pd.handle, address, nbytes, dmabuf, int(flags), self.name)
+        self.lkey, self.rkey = keys
+        lkey = self.lkey
+        super().__init__(lambda: provider.dereg_mr(lkey), pd)
+
+    def sge(self, offset: int = 0, length: int | None = None) -> Sge:
+        """(address, length, lkey) as `rdmakit.layout.encode` takes it."""
+        there = self.remote().slice(offset, length)
+        return Sge(there.address, there.nbytes, self.lkey)
+
+    def remote(self) -> RemoteMemory:
+        """What a peer must know to reach it."""
+        return RemoteMemory(self.address, self.rkey, self.nbytes)
+
+    def __getitem__(self, where: builtins.slice) -> RemoteMemory:
+        start, stop, _ = where.indices(self.nbytes)
+        return self.remote().slice(start, stop - start)
+
+    def _name(self) -> str:
+        return f"{self.name} (lkey {self.lkey:#x})"
+
+    def __repr__(self) -> str:
+        state = ", closed" if self.closed else ""
+        return (
+            f"<GpuMR {self.name!r} lkey {self.lkey:#x} rkey {self.rkey:#x} at {self.address:#x} + {self.nbytes} B, "
+            f"{self.way}{state}>"
+        )

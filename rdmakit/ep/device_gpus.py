@@ -1,0 +1,150 @@
+"""The engine of a Buffer on GPUs whose hosts are joined by RDMA devices: who rings, what lies where, and why.
+
+Leans on ep.device_hosts, gpu (reach, device_link), verbs through `rdmakit.open`. Each choice falls to the next way that
+there is, and says so: kernels ring where CUDA maps the NIC's queues and doorbell, else a proxy on the CPU posts; heaps
+lie on the GPU where NICs register that, as a dma-buf or through nvidia-peermem, else in page-locked memory of the host.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import rdmakit
+from rdmakit.connect import Path, Rendezvous, open_paths
+from rdmakit.connect.paths import Registered, register_gpu
+from rdmakit.device import Context
+from rdmakit.ep.device_engine import asked_devices, patience_s
+from rdmakit.ep.device_hosts import join_hosts, of_host, shape_of
+from rdmakit.ep.device_low_latency import LL_KERNELS, DeviceInternode, Register
+from rdmakit.ep.internode import KERNELS as NORMAL_KERNELS
+from rdmakit.ep.rendezvous import DEVICES
+from rdmakit.errors import NotAvailable, RdmakitError
+from rdmakit.gpu.device_link import DeviceLink
+from rdmakit.gpu.device_queues import reach
+from rdmakit.gpu.driver import GPU_PAGE, dmabuf_of
+from rdmakit.gpu.probe import GpuMemory
+
+__all__ = ["HeapWay", "connect", "heap_way", "open_for_gpus"]
+
+_DMA_BUF, _PEERMEM, _HOST = "dma-buf", "peermem", "host"
+
+
+def _why(error: RdmakitError) -> str:
+    said = f": {error.value}" if error.value is not None else f": {error.rule}" if error.rule else ""
+    return f"{error.what}{said}"
+
+
+# ---- who rings
+def _cannot_ring(context: Context) -> str:
+    """Why no kernel can use a queue pair of this device; empty when one can."""
+    cq = context.create_cq(16)
+    qp = context.alloc_pd().create_qp(cq, sq_wqebbs=16)
+    try:
+        qp.device_handle()
+    except NotAvailable as error:
+        return _why(error)
+    finally:
+        qp.close()
+        qp.pd.close()
+        cq.close()
+    return ""
+
+
+def open_for_gpus(spec: str) -> tuple[Context, str]:
+    """A device whose queues kernels of GPUs use, and in words who rings, and why.
+
+    `spec`: as `rdmakit.open` takes it; `queues=proxied` in it asks for the proxy.
+    """
+    context = rdmakit.open(spec)
+    way = reach(context)
+    if context.device.where.startswith("proxied"):
+        asked = "asked for" if "queues=proxied" in spec else "it has no queues that we can reach"
+        return context, f"a proxy on the CPU posts what kernels on the GPU write: {asked}"
+    why = _cannot_ring(context)
+    if not why:
+        kind = "" if way.registers == "IoMemory" else f", mapped as {way.registers}"
+        return context, f"kernels on the GPU ring the registers of the NIC's own queues{kind}"
+    context.close()
+    name, _, options = spec.partition(":")
+    kept = [part for part in options.split(",") if part and not part.startswith("queues=")]
+    context = rdmakit.open(f"{name}:{','.join([*kept, 'queues=proxied'])}")
+    reach(context)
+    return context, f"a proxy on the CPU posts what kernels on the GPU write: {why}"
+
+
+# ---- what lies where
+@dataclass(frozen=True)
+class HeapWay:
+    """Where heaps lie: `kind` is "dma-buf" or "peermem" (the GPU, and how NICs are told), or "host"; and why."""
+
+    kind: str
+    why: str
+
+    def __str__(self) -> str:
+        place = "page-locked memory of the host" if self.kind == _HOST else f"memory of the GPU ({self.kind})"
+        return f"heaps are {place}" + (f": {self.why}" if self.why else "")
+
+
+def _register_as(kind: str, paths: Sequence[Path], address: int, nbytes: int) -> Registered:
+    if kind == _PEERMEM:
+        return register_gpu(paths, address, nbytes)
+    whole = -(-nbytes // GPU_PAGE) * GPU_PAGE
+    descriptor = dmabuf_of(address, whole)
+    try:
+        return register_gpu(paths, address, whole, dmabuf=descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def heap_way(paths: Sequence[Path]) -> HeapWay:
+    """The first way that every device of `paths` takes, tried with a page of the current GPU's memory."""
+    page, refused = GpuMemory(), []
+    for kind in (_DMA_BUF, _PEERMEM):
+        try:
+            _register_as(kind, paths, page.address, page.nbytes).close()
+        except RdmakitError as error:
+            refused.append(f"{kind}: {_why(error)}")
+        else:
+            return HeapWay(kind, "; ".join(refused))
+    return HeapWay(_HOST, "; ".join(refused))
+
+
+def _known_by(way: HeapWay, paths: Sequence[Path]) -> Register:
+    if way.kind == _HOST:
+        return of_host(paths)
+    return lambda address, nbytes: _register_as(way.kind, paths, address, nbytes)
+
+
+def connect(
+    rendezvous: Rendezvous, *, ranks_per_host: int, num_nvl_bytes: int, num_rdma_bytes: int, num_qps_per_rank: int,
+    low_latency: bool,
+) -> DeviceInternode:  # fmt: skip
+    """This rank's engine, on the current CUDA device. Collective. Rank 0 says on stderr who rings, what lies where, and
+    why.
+    """
+    if ranks_per_host != 1:
+        raise NotAvailable(
+            "several ranks of one host whose hosts are joined by RDMA devices", value=ranks_per_host,
+            rule="one rank a host: its GPU's heap is not mapped by others yet",
+            remedy=f"RDMAKIT_RANKS_PER_HOST=1; or one machine without {DEVICES}", rank=rendezvous.rank,
+        )  # fmt: skip
+    opened = [open_for_gpus(spec) for spec in asked_devices()]
+    paths = open_paths([context for context, _ in opened])
+    way = heap_way(paths)
+    shape = shape_of(rendezvous.size, 1, num_qps_per_rank=num_qps_per_rank, rdma_bytes=num_rdma_bytes,
+                     nvl_bytes=num_nvl_bytes)  # fmt: skip
+    patience = patience_s()
+    link = DeviceLink(rendezvous.rank, rendezvous.size, shape.heap_layout().nbytes, in_host_memory=way.kind == _HOST,
+                      patience_s=2 * patience)  # fmt: skip
+    link.load(*NORMAL_KERNELS, *(LL_KERNELS if low_latency else ()))
+    engine = join_hosts(rendezvous, link, None, paths, shape, known=_known_by(way, paths), low_latency=low_latency,
+                        timeout_ns=int(1e9 * patience))  # fmt: skip
+    mesh = engine.device_queues.mesh
+    link.look_for(mesh.broken)
+    if rendezvous.rank == 0:
+        rings = "; ".join(f"{context.device.name}: {how}" for context, how in opened)
+        print(f"rdmakit: kernels on the GPU; {rings}\nrdmakit: {way}\n{mesh.table()}", file=sys.stderr, flush=True)
+    return engine
