@@ -44,7 +44,7 @@ class Mlx5Hca(VerbsHca):
             raise Refused(
                 _EOPNOTSUPP,
                 "a collapsed CQ (cqc.cc) is made by DevX, not by ibv_create_cq",
-                "leave collapsed out: kernels poll an ordinary CQ as well",
+                "open the device with queues=devx; or leave collapsed out: kernels poll an ordinary CQ as well",
             )
         # libmlx5 makes room for one entry more than asked (cq.c, mlx5_create_cq: the next power of two above).
         cq = self._context.create_cq(
