@@ -44,6 +44,7 @@ mlx5_ib_alloc_ucontext_resp OpenDevice::describe_context() const {
     driver.max_recv_wr = driver.max_srq_recv_wr = 1u << config.max_log_rq_wqes;
     driver.num_ports = static_cast<u16>(hca_->ib_ports());
     driver.response_length = static_cast<u32>(sizeof driver);
+    driver.cmds_supp_uhw = MLX5_USER_CMDS_SUPP_UHW_QUERY_DEVICE | MLX5_USER_CMDS_SUPP_UHW_CREATE_AH;
     driver.log_uar_size = 12;
     driver.num_uars_per_page = 1;
     return driver;

@@ -4,6 +4,7 @@
 #pragma once
 #include <functional>
 #include <map>
+#include <vector>
 
 #include "ioctl_attributes.hpp"
 #include "prm.hpp"
@@ -27,9 +28,11 @@ class Devx {
     struct Object {
         Kind kind;
         u32 number;
+        std::vector<u32> umems;
     };
     struct Umem {
         u64 address, bytes, access;
+        void* mapped;  // a dma-buf's pages, for us; else null
     };
     // What a command comes to: status and syndrome of its answer.
     struct Verdict {
@@ -64,10 +67,11 @@ class Devx {
     Verdict query_cq(u32 cqn, Box& out) const;
     Verdict create_mkey(const Box& in, u32* number);
     // `bytes` at `offset` of a umem; null if it has no such place.
-    u8* in_umem(u32 id, u64 offset, u64 bytes) const;
+    u8* in_umem(u32 id, u64 offset, u64 bytes);
 
     // devx_queue_pairs.cpp
     Verdict create_qp(const Box& in, u32* number);
+    bool reaches(const Box& in, const Gid& gid) const;
     Verdict modify_qp(u32 qpn, const Box& in);
     Verdict rts2rts(u32 qpn, const Box& in);
     Verdict query_qp(u32 qpn, Box& out) const;
@@ -78,6 +82,7 @@ class Devx {
     bool allowed_ = false;
     std::map<u32, Object> objects_;  // by handle
     std::map<u32, Umem> umems_;      // by id, which is the handle too
+    std::vector<u32> named_;         // umems that the command at hand has named
     u32 next_handle_ = 0, next_umem_ = 0;
 };
 
