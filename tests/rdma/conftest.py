@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import rdmakit
+from rdmakit.errors import NotAvailable
 from rdmakit.verbs import _verbs
 from rdmakit.verbs.backend import device_names
 
@@ -44,22 +45,33 @@ def mlx5() -> set[str]:
     return {str(device["name"]) for device in _verbs.devices() if device["mlx5"]}
 
 
-@pytest.fixture(params=["own", "proxied"])
-def contexts(request, devices, mlx5):
-    """Both ends, opened: on the device's own queues, and through the proxy."""
-    if request.param == "proxied" and devices[0] not in mlx5:
-        pytest.skip(f"{devices[0]} has no queues of its own: it is proxied anyway")
-    suffix = ":queues=proxied" if request.param == "proxied" else ""
-    with rdmakit.open(devices[0] + suffix) as here, rdmakit.open(devices[1] + suffix) as there:
+def suffix(request, device: str) -> str:
+    """What makes a device string open the queues that a fixture's parameter names; skips where there are none."""
+    if request.param == "own":
+        return ""
+    if device not in request.getfixturevalue("mlx5"):
+        pytest.skip(f"{device} has no queues of its own: it is proxied anyway")
+    if request.param == "devx":
+        try:
+            rdmakit.open(f"{device}:queues=devx").close()
+        except NotAvailable as error:
+            pytest.skip(f"no DevX: {error}")
+    return f":queues={request.param}"
+
+
+@pytest.fixture(params=["own", "devx", "proxied"])
+def contexts(request, devices):
+    """Both ends, opened: on the device's own queues, on such that commands made, and through the proxy."""
+    kind = suffix(request, devices[0])
+    with rdmakit.open(devices[0] + kind) as here, rdmakit.open(devices[1] + kind) as there:
         yield here, there
 
 
-@pytest.fixture(params=["own", "proxied"])
+@pytest.fixture(params=["own", "devx", "proxied"])
 def names(request):
     """Device strings of all that reach each other: those that RDMAKIT_DEVICES names, or all that there are."""
     found = asked() or sorted(device_names()[0], key=lambda name: (len(name), name))
     if not found:
         pytest.skip("no RDMA device: rdmakit connectx -- python -m pytest tests/rdma")
-    if request.param == "proxied" and found[0] not in request.getfixturevalue("mlx5"):
-        pytest.skip(f"{found[0]} has no queues of its own: it is proxied anyway")
-    return [name + ":queues=proxied" * (request.param == "proxied") for name in found]
+    kind = suffix(request, found[0])
+    return [name + kind for name in found]
