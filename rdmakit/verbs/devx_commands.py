@@ -134,7 +134,7 @@ def change_state(qpn: int, before: QPState, values: dict[str, Any], *, mac: byte
         return MODIFY_QP_IN.pack({**head, "opcode": opcode})
     if (before, target) not in _CHANGES:
         raise Refused(errno.EOPNOTSUPP, f"mlx5 has no command from {before.name} to {target.name}",
-                      "queues=mlx5 leaves it to the kernel")  # fmt: skip
+                      "go through RESET, or through ERR")  # fmt: skip
     opcode, needs, may = _CHANGES[before, target]
     _missing(before, target, values, needs, may)
     fields: dict[str, int] = {**head, "opcode": opcode, "qpc.pm_state": _MIGRATED}

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from rdmakit.device.provider import Bytes
+from rdmakit.errors import BadArgument
 from rdmakit.verbs._verbs import Context, Memory, Umem
 
 __all__ = ["HostQueueMemory", "Placed", "QueueMemory", "QueuePlacement", "QueueRegion"]
@@ -97,8 +98,8 @@ class Placed:
     ) -> None:  # fmt: skip
         shared = records is None or records is memory
         at = -(-nbytes // _LINE) * _LINE
-        region = memory.allocate(at + _LINE if shared else at, label)
-        apart = region if shared or records is None else records.allocate(_LINE, f"record of {label}")
+        region = _enough(memory, at + _LINE if shared else at, label)
+        apart = region if shared or records is None else _enough(records, _LINE, f"record of {label}")
         if initial is not None:
             region.write(0, initial)
         self.regions: list[QueueRegion] = [region] if shared else [region, apart]
@@ -119,6 +120,16 @@ class Placed:
         """Deregister, when no object names the umems any more; views of the memory stay valid."""
         while self.umems:
             self.umems.pop().close()
+
+
+def _enough(memory: QueueMemory, nbytes: int, label: str) -> QueueRegion:
+    region = memory.allocate(nbytes, label)
+    if region.bytes.nbytes < nbytes or region.bytes.ctypes.data % PAGE:
+        raise BadArgument(
+            f"{memory.name} gave less than was asked of it, or not whole pages, for {label}", value=region.bytes.nbytes,
+            rule=f"{nbytes} bytes, {PAGE}-byte aligned", remedy="mend the QueueMemory",
+        )  # fmt: skip
+    return region
 
 
 def _register(context: Context, region: QueueRegion) -> Umem:

@@ -45,33 +45,37 @@ def mlx5() -> set[str]:
     return {str(device["name"]) for device in _verbs.devices() if device["mlx5"]}
 
 
-def suffix(request, device: str) -> str:
-    """What makes a device string open the queues that a fixture's parameter names; skips where there are none."""
-    if request.param == "own":
-        return ""
-    if device not in request.getfixturevalue("mlx5"):
-        pytest.skip(f"{device} has no queues of its own: it is proxied anyway")
-    if request.param == "devx":
-        try:
-            rdmakit.open(f"{device}:queues=devx").close()
-        except NotAvailable as error:
-            pytest.skip(f"no DevX: {error}")
-    return f":queues={request.param}"
+@pytest.fixture(scope="session")
+def spelled(mlx5):
+    """`spelled(device, kind)`: the device string that opens its "own" queues, "devx" or "proxied" ones; skips without."""
+
+    def of(device: str, kind: str) -> str:
+        if kind == "own":
+            return device
+        if device not in mlx5:
+            pytest.skip(f"{device} has no queues of its own: it is proxied anyway")
+        if kind == "devx":
+            try:
+                rdmakit.open(f"{device}:queues=devx").close()
+            except NotAvailable as error:
+                pytest.skip(f"no DevX: {error}")
+        return f"{device}:queues={kind}"
+
+    return of
 
 
 @pytest.fixture(params=["own", "devx", "proxied"])
-def contexts(request, devices):
+def contexts(request, devices, spelled):
     """Both ends, opened: on the device's own queues, on such that commands made, and through the proxy."""
-    kind = suffix(request, devices[0])
-    with rdmakit.open(devices[0] + kind) as here, rdmakit.open(devices[1] + kind) as there:
+    first, second = (spelled(device, request.param) for device in devices)
+    with rdmakit.open(first) as here, rdmakit.open(second) as there:
         yield here, there
 
 
 @pytest.fixture(params=["own", "devx", "proxied"])
-def names(request):
+def names(request, spelled):
     """Device strings of all that reach each other: those that RDMAKIT_DEVICES names, or all that there are."""
     found = asked() or sorted(device_names()[0], key=lambda name: (len(name), name))
     if not found:
         pytest.skip("no RDMA device: rdmakit connectx -- python -m pytest tests/rdma")
-    kind = suffix(request, found[0])
-    return [name + kind for name in found]
+    return [spelled(name, request.param) for name in found]
