@@ -1,8 +1,8 @@
 """CREATE_CQ, CREATE_QP, the changes of a queue pair's state, QUERY_*: which field lies at which bit.
 
-Leans on prm. Names are those of the C structs that each field cites: IFC is rdma-core providers/mlx5/mlx5_ifc.h; what it
-lacks is in the kernel's include/linux/mlx5/mlx5_ifc.h. tests/unit/test_prm_commands.py compares them with the field lists
-of rdma-core's tests, and with what the emulated device reads (rdmakit/emu/uverbs/prm.hpp).
+Leans on prm. Names are those of the C structs that each field cites: IFC is rdma-core providers/mlx5/mlx5_ifc.h; what
+it lacks is in the kernel's include/linux/mlx5/mlx5_ifc.h. tests/unit/test_prm_commands.py compares them with the field
+lists of rdma-core's tests, and with what the emulated device reads (rdmakit/emu/uverbs/prm.hpp).
 
 >>> CREATE_QP_IN.fields["qpc.log_sq_size"].source
 'rdma-core providers/mlx5/mlx5_ifc.h mlx5_ifc_qpc_bits.log_sq_size'
@@ -101,8 +101,8 @@ ADS = PrmStructure("ads", 44, f"{IFC}_ads_bits", {
 
 QPC = PrmStructure("qpc", 232, f"{IFC}_qpc_bits", {
     "state": (0x0, 4), "lag_tx_port_affinity": (0x4, 4), "st": (0x8, 8), "pm_state": (0x13, 2), "pd": (0x28, 24),
-    "mtu": (0x40, 3), "log_msg_max": (0x43, 5), "log_rq_size": (0x49, 4), "log_rq_stride": (0x4D, 3), "no_sq": (0x50, 1),
-    "log_sq_size": (0x51, 4), "ts_format": (0x58, 2), "uar_page": (0x68, 24), "user_index": (0x88, 24),
+    "mtu": (0x40, 3), "log_msg_max": (0x43, 5), "log_rq_size": (0x49, 4), "log_rq_stride": (0x4D, 3),
+    "no_sq": (0x50, 1), "log_sq_size": (0x51, 4), "ts_format": (0x58, 2), "uar_page": (0x68, 24), "user_index": (0x88, 24),
     "log_page_size": (0xA3, 5), "remote_qpn": (0xA8, 24), "log_ack_req_freq": (0x380, 4), "log_sra_max": (0x388, 3),
     "retry_count": (0x38D, 3), "rnr_retry": (0x390, 3), "next_send_psn": (0x3C8, 24), "cqn_snd": (0x3E8, 24),
     "log_rra_max": (0x488, 3), "atomic_mode": (0x48C, 4), "rre": (0x490, 1), "rwe": (0x491, 1), "rae": (0x492, 1),
@@ -159,7 +159,8 @@ QUERY_LAG_OUT = PrmStructure("query_lag_out", 16, f"{IFC}_query_lag_out_bits", _
 QUERY_CAPABILITIES_IN = PrmStructure("query_hca_cap_in", 16, f"{IFC}_query_hca_cap_in_bits", _HEAD)
 # op_mod 1: what is in use, of the general capabilities (MLX5_SET_HCA_CAP_OP_MOD_GENERAL_DEVICE | HCA_CAP_OPMOD_GET_CUR)
 GENERAL_CAPABILITIES = PrmStructure("query_hca_cap_out", 16 + 4096, f"{IFC}_cmd_hca_cap_bits", {
-    **_ANSWER, "log_max_qp_sz": (0x80 + 0x88, 8), "log_max_cq_sz": (0x80 + 0xC8, 8), "log_max_ra_req_qp": (0x80 + 0x14A, 6),
+    **_ANSWER, "log_max_qp_sz": (0x80 + 0x88, 8), "log_max_cq_sz": (0x80 + 0xC8, 8),
+    "log_max_ra_req_qp": (0x80 + 0x14A, 6),
     "rts2rts_udp_sport": (0x80 + 0x151, 1), "rts2rts_lag_tx_port_affinity": (0x80 + 0x152, 1),
     "log_max_ra_res_qp": (0x80 + 0x15A, 6), "cq_oi": (0x80 + 0x220, 1), "lag_tx_port_affinity": (0x80 + 0x278, 1),
     "lag_master": (0x80 + 0x27B, 1), "num_lag_ports": (0x80 + 0x27C, 4), "max_wqe_sz_sq": (0x80 + 0x290, 16),

@@ -3,7 +3,7 @@
 cdef class Context:
     """An opened device: ibv_open_device of `name`. UnknownDevice, listing what there is, for another name.
 
-    `devx`: mlx5dv_open_device, so that commands of our own pass (`Uar`, `Umem`, `DevxObject`); Refused where they do not.
+    `devx`: mlx5dv_open_device, so that commands of our own pass (`Uar`, `Umem`, `DevxObject`); Refused where not.
     """
 
     cdef shared_ptr[ContextBox] _box

@@ -43,8 +43,8 @@ def devx_command(Context context not None, bytes command not None, size_t answer
 
 cdef class Uar:
     """A page for doorbells: mlx5dv_devx_alloc_uar. `blue_flame`: a register that takes whole WQEs as well, where the
-    device has one to give; else a plain one, not cached. `page_id` is what QPs and CQs name, `register` the address that
-    doorbells are written to, `base` the page's."""
+    device has one to give; else a plain one, not cached. `page_id` is what QPs and CQs name, `register` the address
+    that doorbells are written to, `base` the page's."""
 
     cdef shared_ptr[UarBox] _box
     cdef readonly Context context
@@ -72,9 +72,9 @@ cdef class Uar:
 
 
 cdef class Umem:
-    """Memory that commands can name (`umem_id`): a `Memory`, or `nbytes` at `address`, mlx5dv_devx_umem_reg; or at `offset`
-    of a dma-buf, mlx5dv_devx_umem_reg_ex, after which the descriptor may be closed. A `Memory` is kept as long as the
-    device may use it, other memory is the caller's to keep."""
+    """Memory that commands can name (`umem_id`): a `Memory`, or `nbytes` at `address`, mlx5dv_devx_umem_reg; or at
+    `offset` of a dma-buf, mlx5dv_devx_umem_reg_ex, after which the descriptor may be closed. A `Memory` is kept as long
+    as the device may use it, other memory is the caller's to keep."""
 
     cdef shared_ptr[UmemBox] _box
     cdef readonly Context context
@@ -116,8 +116,8 @@ cdef class Umem:
 
 
 cdef class DevxObject:
-    """What a command has created: mlx5dv_devx_obj_create. `answer` is the command's; `holds` are the PDs, CQs, umems and
-    UAR pages that the command names, kept until the object is gone."""
+    """What a command has created: mlx5dv_devx_obj_create. `answer` is the command's; `holds` are the PDs, CQs, umems
+    and UAR pages that the command names, kept until the object is gone."""
 
     cdef shared_ptr[DevxBox] _box
     cdef readonly Context context

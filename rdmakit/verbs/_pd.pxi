@@ -25,8 +25,8 @@ cdef class Pd:
         return number
 
     def resolve(self, bytes dgid not None, unsigned port=1, unsigned sgid_index=0):
-        """The 6 bytes of the Ethernet address that packets to a GID go to: the kernel's, from an address handle made for
-        a moment (ibv_create_ah). Refused where it does not resolve, or libmlx5 does not say."""
+        """The 6 bytes of the Ethernet address that packets to a GID go to: the kernel's, from an address handle made
+        for a moment (ibv_create_ah). Refused where it does not resolve, or libmlx5 does not say."""
         cdef RawPd* raw = self._raw()
         cdef const Library* calls = self.context._calls
         cdef AhAttr attributes

@@ -19,8 +19,8 @@ __all__ = ["GRAMMAR", "device_names", "open_device", "open_devx"]
 
 GRAMMAR = (
     "NAME[:key=value,…] with gid_index=N (which GID its queue pairs use; the best RoCE v2 one by default) and "
-    "queues=mlx5|devx|proxied (the device's own rings by libmlx5, or made by command, or ours with a proxy that posts; by "
-    "default mlx5 where the device has them)"
+    "queues=mlx5|devx|proxied (the device's own rings by libmlx5, or made by command, or ours with a proxy that posts; "
+    "by default mlx5 where the device has them)"
 )
 
 

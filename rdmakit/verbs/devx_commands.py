@@ -1,7 +1,7 @@
 """Commands that make a CQ and a queue pair and take it through its states, of the numbers that ibv_modify_qp takes.
 
-Leans on layout and device. Pure: numbers in, bytes out. Which field a transition sets, and which bit of the mask lets an
-optional one through, is as in kernel drivers/infiniband/hw/mlx5/qp.c (__mlx5_ib_modify_qp, mlx5_set_path, opt_mask).
+Leans on layout and device. Pure: numbers in, bytes out. Which field a transition sets, and which bit of the mask lets
+an optional one through, is as in kernel drivers/infiniband/hw/mlx5/qp.c (__mlx5_ib_modify_qp, mlx5_set_path, opt_mask).
 """
 
 from __future__ import annotations
@@ -33,10 +33,12 @@ _LOG_MSG_MAX = 30  # 1 GiB a message
 _ACK_REQ_FREQ = 8  # MLX5_IB_ACK_REQ_FREQ: the responder is asked to acknowledge every 2^8 packets, and at the end
 _WRITE, _READ, _ATOMIC = 1 << 1, 1 << 2, 1 << 3  # ibv_access_flags
 # MLX5_QP_OPTPAR_* (include/linux/mlx5/qp.h); MLX5_QPC_OPT_MASK_32_UDP_SPORT (mlx5_ifc.h)
-_OPT_RRE, _OPT_RAE, _OPT_RWE, _OPT_RNR_TIMEOUT, _OPT_LAG, _OPT_UDP_SPORT = 1 << 1, 1 << 2, 1 << 3, 1 << 6, 1 << 15, 1 << 2
+_OPT_RRE, _OPT_RAE, _OPT_RWE, _OPT_RNR_TIMEOUT, _OPT_LAG = 1 << 1, 1 << 2, 1 << 3, 1 << 6, 1 << 15
+_OPT_UDP_SPORT = 1 << 2
 _OPT_ACCESS = _OPT_RRE | _OPT_RAE | _OPT_RWE
 
-# (from, to) → the command; the attributes that it needs; those that it may have besides (kernel core/verbs.c qp_state_table).
+# (from, to) → the command; the attributes that it needs; those that it may have besides (kernel core/verbs.c,
+# qp_state_table).
 _AV = ("path_mtu", "dest_qp_num", "rq_psn", "max_dest_rd_atomic", "min_rnr_timer")
 _TIMERS = ("timeout", "retry_cnt", "rnr_retry", "sq_psn", "max_rd_atomic")
 _MAY = ("qp_access_flags", "min_rnr_timer")
@@ -106,7 +108,9 @@ def _path(values: dict[str, Any], mac: bytes | None, sport: int) -> dict[str, in
     return {_PATH + name: value for name, value in path.items()}
 
 
-def _missing(before: QPState, target: QPState, values: dict[str, Any], needs: tuple[str, ...], may: tuple[str, ...]) -> None:
+def _complete(
+    before: QPState, target: QPState, values: dict[str, Any], needs: tuple[str, ...], may: tuple[str, ...]
+) -> None:
     lacks = [name for name in needs if name not in values]
     known = {*needs, *may, *_ALWAYS, *(_ADDRESS if target is QPState.RTR else ())}
     strange = [name for name in values if name not in known]
@@ -136,7 +140,7 @@ def change_state(qpn: int, before: QPState, values: dict[str, Any], *, mac: byte
         raise Refused(errno.EOPNOTSUPP, f"mlx5 has no command from {before.name} to {target.name}",
                       "go through RESET, or through ERR")  # fmt: skip
     opcode, needs, may = _CHANGES[before, target]
-    _missing(before, target, values, needs, may)
+    _complete(before, target, values, needs, may)
     fields: dict[str, int] = {**head, "opcode": opcode, "qpc.pm_state": _MIGRATED}
     mask = 0
     if "qp_access_flags" in values:

@@ -1,4 +1,4 @@
-"""Where the queues that commands create lie: rings, completions and doorbell records, in memory that the caller chooses.
+"""Where queues that commands create lie: rings, completions and doorbell records, in memory that the caller chooses.
 
 Leans on _verbs (Memory). Host memory is here. Memory of a GPU is another `QueueMemory`: it gives regions whose `bytes`
 lie at the address that kernels use and whose `dmabuf` the NIC registers; nothing else of a provider depends on where.
@@ -22,7 +22,7 @@ _LINE = 64
 
 
 class QueueRegion(Protocol):
-    """Zeroed memory for queues, until nobody names it any more: a provider keeps it as long as the device may use it."""
+    """Zeroed memory for queues, until nobody names it: a provider keeps it as long as the device may use it."""
 
     bytes: Bytes
     """uint8 at the address that kernels use, page aligned; holding it (or a slice) keeps the memory."""

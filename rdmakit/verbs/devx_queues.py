@@ -1,11 +1,11 @@
-"""Queues created by command (DevX): rings, completions and records where the caller wants them, collapsed CQs among them.
+"""Queues created by command (DevX): rings, completions and records where the caller wants them; collapsed CQs, too.
 
-Leans on provider, devx_commands and devx_memory. PDs and memory regions stay those of verbs; queue pairs, CQs, umems and the
-UAR page are libmlx5's devx objects. What the kernel does for a verbs queue pair is done here: the peer's Ethernet address,
-the UDP source port, the port of a bond. Posting, polling and device handles are those of every other device.
+Leans on provider, devx_commands and devx_memory. PDs and memory regions stay those of verbs; queue pairs, CQs, umems
+and the UAR page are libmlx5's devx objects. What the kernel does for a queue pair of verbs is done here: the peer's
+Ethernet address, the UDP source port, the port of a bond. Posting, polling and device handles are as everywhere.
 
-Not here: completion and error events of these queues (the kernel hands them to DevX event channels alone), shared receive
-queues, and what has no field in a queue pair's context (sq_sig_all, which libmlx5 does in software).
+Not here: completion and error events of these queues (the kernel hands them to DevX event channels alone), shared
+receive queues, and what has no field in a queue pair's context (sq_sig_all, which libmlx5 does in software).
 """
 
 from __future__ import annotations
@@ -50,7 +50,10 @@ _LOOK_S = 0.05  # a command takes microseconds of the firmware's: an empty poll 
 
 
 class DevxHca(VerbsHca):
-    """Provider over an mlx5 device that takes commands: `context` was opened with `devx`. `uar` is its doorbells' page."""
+    """Provider over an mlx5 device that takes commands: `context` was opened with `devx`.
+
+    `uar` is the page of its doorbells, `placement` where its queues lie, `capabilities` what the device says of itself.
+    """
 
     queues = "devx"
 
@@ -143,8 +146,8 @@ class DevxHca(VerbsHca):
                               remedy="leave it out: who has the last word is the hardware's affair")  # fmt: skip
         for asked, name in ((request.sq_sig_all, "sq_sig_all"), (request.out_of_order, "out_of_order")):
             if asked:
-                raise Refused(errno.EOPNOTSUPP, f"{name} has no field in the context of a queue pair that a command makes",
-                              "leave it out, or open the device with queues=mlx5")  # fmt: skip
+                why = f"{name} has no field in the context of a queue pair that a command makes"
+                raise Refused(errno.EOPNOTSUPP, why, "leave it out, or open the device with queues=mlx5")
         stride = max(DS_BYTES, 1 << (request.max_recv_sge * DS_BYTES - 1).bit_length()) if request.max_recv_sge else 0
         # A receive ring is as long as a basic block at least: the send ring begins behind it (providers/mlx5/verbs.c).
         log_rq = max(request.log_rq_wqes, (SEND_WQE_BB // stride - 1).bit_length()) if stride else 0
@@ -200,7 +203,7 @@ class DevxHca(VerbsHca):
             self._qp_ports[qpn] = port
 
     def query_qp(self, qpn: int) -> dict[str, Any]:
-        """QUERY_QP by the names of ibv_query_qp, with `state`, `udp_source_port` and `physical_port` (0: down) beside."""
+        """QUERY_QP by the names of ibv_query_qp, and `state`, `udp_source_port`, `physical_port` (0: down)."""
         found = devx_commands.attributes_of(self._query(qpn))
         port = int(found["port_num"]) or 1
         found.update(state=found["qp_state"], physical_port=port if self.port_up(port) else 0)
@@ -221,7 +224,7 @@ class DevxHca(VerbsHca):
         return {name.partition(".")[2]: value for name, value in QUERY_LAG_OUT.unpack(answer).items()}
 
     def _assign_lag_port(self) -> int:
-        """Ports of a bond in turn, as the kernel gives them to verbs queue pairs (get_tx_affinity); 0 leaves it to the hash."""
+        """Ports of a bond in turn, as the kernel gives them to queue pairs of verbs (get_tx_affinity); 0: the hash's."""
         ports = self.capabilities["num_lag_ports"]
         if not self.capabilities["lag_tx_port_affinity"] or ports < 2:
             return 0

@@ -1,7 +1,7 @@
 """A command that the device refused: its status and syndrome, in words, with an errno and what to do.
 
 Leans on device.provider and layout. Sources: kernel drivers/net/ethernet/mellanox/mlx5/core/cmd.c (cmd_status_str,
-cmd_status_to_err), include/linux/mlx5/device.h. A syndrome names a line of the firmware: dmesg and NVIDIA's support know it.
+cmd_status_to_err), include/linux/mlx5/device.h. A syndrome names a line of the firmware.
 """
 
 from __future__ import annotations
@@ -10,27 +10,27 @@ import errno
 from typing import Any
 
 from rdmakit.device.provider import Refused
-from rdmakit.layout.prm_commands import ANSWER, CREATE_QP_IN, CommandOp, CommandStatus
+from rdmakit.layout.prm_commands import ANSWER, CommandOp, CommandStatus
 from rdmakit.verbs.refusals import refused
 
 __all__ = ["refused_command"]
 
-S = CommandStatus
+_S = CommandStatus
 # The kernel's errno, but for two: a command that the firmware lacks, and resources that it has none of.
 _MEANING: dict[int, tuple[int, str]] = {
-    S.INT_ERR: (errno.EIO, "the firmware has failed: dmesg says more; reset the device"),
-    S.BAD_OP_ERR: (errno.EOPNOTSUPP, "this firmware lacks the command or one of its options: queues=mlx5 does without"),
-    S.BAD_PARAM_ERR: (errno.EINVAL, "a field is wrong for this device: sizes, GID index, port, UDP source port, MTU"),
-    S.BAD_SYS_STATE_ERR: (errno.EIO, "the device is being reset or removed: open it again"),
-    S.BAD_RES_ERR: (errno.EINVAL, "an object that the command names is not there, or not of this context: PD, CQ, umem, UAR"),
-    S.RES_BUSY: (errno.EBUSY, "close what uses it first"),
-    S.LIM_ERR: (errno.ENOMEM, "a limit of the device is reached: fewer or smaller queues"),
-    S.BAD_RES_STATE_ERR: (errno.EINVAL, "the object is in another state: query it"),
-    S.IX_ERR: (errno.EINVAL, "an index is out of range: GID, P_Key, counter"),
-    S.NO_RES_ERR: (errno.ENOMEM, "the device has no more of these: fewer or smaller queues"),
-    S.BAD_QP_STATE_ERR: (errno.EINVAL, "from this state the queue pair cannot go there: RESET, INIT, RTR, RTS in turn"),
-    S.BAD_INP_LEN_ERR: (errno.EIO, "the command's length is not what this firmware takes: report it"),
-    S.BAD_OUTP_LEN_ERR: (errno.EIO, "the answer's length is not what this firmware gives: report it"),
+    _S.INT_ERR: (errno.EIO, "the firmware has failed: dmesg says more; reset the device"),
+    _S.BAD_OP_ERR: (errno.EOPNOTSUPP, "this firmware lacks the command or one of its options: queues=mlx5 does without"),
+    _S.BAD_PARAM_ERR: (errno.EINVAL, "a field is wrong for this device: sizes, GID index, port, UDP source port, MTU"),
+    _S.BAD_SYS_STATE_ERR: (errno.EIO, "the device is being reset or removed: open it again"),
+    _S.BAD_RES_ERR: (errno.EINVAL, "a PD, CQ, umem or UAR page that the command names is not there, or of another context"),
+    _S.RES_BUSY: (errno.EBUSY, "close what uses it first"),
+    _S.LIM_ERR: (errno.ENOMEM, "a limit of the device is reached: fewer or smaller queues"),
+    _S.BAD_RES_STATE_ERR: (errno.EINVAL, "the object is in another state: query it"),
+    _S.IX_ERR: (errno.EINVAL, "an index is out of range: GID, P_Key, counter"),
+    _S.NO_RES_ERR: (errno.ENOMEM, "the device has no more of these: fewer or smaller queues"),
+    _S.BAD_QP_STATE_ERR: (errno.EINVAL, "from this state the queue pair cannot go there: RESET, INIT, RTR, RTS in turn"),
+    _S.BAD_INP_LEN_ERR: (errno.EIO, "the command's length is not what this firmware takes: report it"),
+    _S.BAD_OUTP_LEN_ERR: (errno.EIO, "the answer's length is not what this firmware gives: report it"),
 }  # fmt: skip
 
 
@@ -43,8 +43,9 @@ def refused_command(call: str, code: int, command: bytes, answer: bytes, **facts
 
     The typed error has `command`, `status` and `syndrome` among its facts.
 
-    >>> command = CREATE_QP_IN.pack({"opcode": CommandOp.CREATE_QP})
-    >>> refusal = refused_command("mlx5dv_devx_obj_create", errno.EREMOTEIO, command, bytes.fromhex("03000000 00a1b2c3"))
+    >>> from rdmakit.layout.prm_commands import QUERY_IN
+    >>> command, answer = QUERY_IN.pack({"opcode": CommandOp.CREATE_QP}), bytes.fromhex("03000000 00a1b2c3")
+    >>> refusal = refused_command("mlx5dv_devx_obj_create", errno.EREMOTEIO, command, answer)
     >>> refusal.message
     'CREATE_QP: status 0x3 BAD_PARAM_ERR, syndrome 0xa1b2c3 (mlx5dv_devx_obj_create: Remote I/O error)'
     >>> refusal.code == errno.EINVAL, refusal.facts["syndrome"]

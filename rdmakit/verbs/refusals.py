@@ -60,8 +60,8 @@ _REMEDIES: dict[tuple[str, int], str] = {
     ("mlx5dv_open_device", errno.EINVAL): _DEVX,
     ("mlx5dv_devx_alloc_uar", errno.EOPNOTSUPP): "this kernel gives no such page: another type, or queues=mlx5",
     ("mlx5dv_devx_umem_reg", errno.ENOMEM): _MEMLOCK,
-    ("mlx5dv_devx_umem_reg", errno.EFAULT): "the memory is not mapped: allocate it first; of a GPU it needs nvidia-peermem, "
-    "or a dma-buf",
+    ("mlx5dv_devx_umem_reg", errno.EFAULT): "the memory is not mapped: allocate it first; of a GPU it needs "
+    "nvidia-peermem, or a dma-buf",
     ("mlx5dv_devx_umem_reg_ex", errno.EOPNOTSUPP): "queues in memory of another device need a libmlx5 with "
     "mlx5dv_devx_umem_reg_ex (MLX5_1.19) and a kernel whose umems take dma-bufs: keep them in host memory",
     ("mlx5dv_devx_umem_reg_ex", errno.EINVAL): "offset and size must lie within the dma-buf, on its pages",

@@ -47,7 +47,7 @@ def mlx5() -> set[str]:
 
 @pytest.fixture(scope="session")
 def spelled(mlx5):
-    """`spelled(device, kind)`: the device string that opens its "own" queues, "devx" or "proxied" ones; skips without."""
+    """`spelled(device, kind)`: a string that opens its "own" queues, "devx" or "proxied" ones; skips without."""
 
     def of(device: str, kind: str) -> str:
         if kind == "own":

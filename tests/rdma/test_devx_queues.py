@@ -152,7 +152,8 @@ def test_a_refused_command_has_status_and_syndrome(devices, spelled):
     spelled(devices[0], "devx")
     context = _verbs.Context(devices[0], devx=True)
     command = CREATE_QP_IN.pack({"opcode": CommandOp.CREATE_QP, "wq_umem_id": 0xABCDEF, "wq_umem_valid": 1})
-    with pytest.raises(BadArgument, match=r"CREATE_QP: status 0x\w+ BAD_\w+, syndrome 0x") as caught, typed_refusal("making"):
+    verdict = r"CREATE_QP: status 0x\w+ BAD_\w+, syndrome 0x"
+    with pytest.raises(BadArgument, match=verdict) as caught, typed_refusal("making a queue pair"):
         _verbs.DevxObject(context, command)
     facts = caught.value.facts
     assert facts["command"] == "CREATE_QP" and facts["status"].startswith("BAD_") and caught.value.remedy

@@ -1,4 +1,4 @@
-"""Kernels of the CPU runner over queue pairs of real devices: the same handles, the same kernels, whoever made the rings."""
+"""Kernels of the CPU runner over queue pairs of real devices: the same handles and kernels, whoever made the rings."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,8 @@ from rdmakit.errors import CompletionError, NotAvailable
 from rdmakit.signal import SequenceLock
 
 MEMORY = np.dtype([("address", "<u8"), ("key", "<u4")], align=True)
-WAYS_OF_ALL = ["amo", "amo-crc", "imm", "imm-crc", "eager-crc", "write", "write-crc", "cqe"]  # narrow tails: masked atomics
+# But narrow tails, which are masked atomics.
+WAYS_OF_ALL = ["amo", "amo-crc", "imm", "imm-crc", "eager-crc", "write", "write-crc", "cqe"]
 
 
 def world_of(contexts, seed):
@@ -39,7 +40,8 @@ class Words:
     def put(self, blocks=3, warps=4, batch=7):
         to, origin = (np.array([(mr.address, key)], MEMORY)[0]
                       for mr, key in ((self.theirs, self.theirs.rkey), (self.mine, self.mine.lkey)))  # fmt: skip
-        self.world.stock_kernel("put_words")((blocks,), (32 * warps,), (self.handle.array, to, origin, self.words, batch))
+        put = self.world.stock_kernel("put_words")
+        put((blocks,), (32 * warps,), (self.handle.array, to, origin, self.words, batch))
         self.world.run()
         self.handle.report.raise_for_status()
 

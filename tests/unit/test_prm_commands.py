@@ -115,7 +115,8 @@ def test_fields_do_not_overlap_and_each_cites_its_source(structure):
 @pytest.mark.parametrize("structure", [CREATE_QP_IN, CREATE_CQ_IN, prm_commands.MODIFY_QP_IN], ids=lambda s: s.name)
 def test_what_is_packed_is_read_back(structure, rng):
     for _ in range(20):
-        values = {name: int(rng.integers(0, 1 << 62)) % (1 << width) for name, (_, width, _) in structure.fields.items()}
+        widths = {name: field.width for name, field in structure.fields.items()}
+        values = {name: int(rng.integers(0, 1 << 62)) % (1 << width) for name, width in widths.items()}
         raw = structure.pack(values)
         assert len(raw) == structure.nbytes and structure.unpack(raw) == values
 
