@@ -102,7 +102,8 @@ ADS = PrmStructure("ads", 44, f"{IFC}_ads_bits", {
 QPC = PrmStructure("qpc", 232, f"{IFC}_qpc_bits", {
     "state": (0x0, 4), "lag_tx_port_affinity": (0x4, 4), "st": (0x8, 8), "pm_state": (0x13, 2), "pd": (0x28, 24),
     "mtu": (0x40, 3), "log_msg_max": (0x43, 5), "log_rq_size": (0x49, 4), "log_rq_stride": (0x4D, 3),
-    "no_sq": (0x50, 1), "log_sq_size": (0x51, 4), "ts_format": (0x58, 2), "uar_page": (0x68, 24), "user_index": (0x88, 24),
+    "no_sq": (0x50, 1), "log_sq_size": (0x51, 4), "ts_format": (0x58, 2), "uar_page": (0x68, 24),
+    "user_index": (0x88, 24),
     "log_page_size": (0xA3, 5), "remote_qpn": (0xA8, 24), "log_ack_req_freq": (0x380, 4), "log_sra_max": (0x388, 3),
     "retry_count": (0x38D, 3), "rnr_retry": (0x390, 3), "next_send_psn": (0x3C8, 24), "cqn_snd": (0x3E8, 24),
     "log_rra_max": (0x488, 3), "atomic_mode": (0x48C, 4), "rre": (0x490, 1), "rwe": (0x491, 1), "rae": (0x492, 1),

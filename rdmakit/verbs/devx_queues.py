@@ -224,7 +224,7 @@ class DevxHca(VerbsHca):
         return {name.partition(".")[2]: value for name, value in QUERY_LAG_OUT.unpack(answer).items()}
 
     def _assign_lag_port(self) -> int:
-        """Ports of a bond in turn, as the kernel gives them to queue pairs of verbs (get_tx_affinity); 0: the hash's."""
+        """Ports of a bond in turn, as the kernel gives them to queue pairs of verbs (get_tx_affinity); 0: the hash."""
         ports = self.capabilities["num_lag_ports"]
         if not self.capabilities["lag_tx_port_affinity"] or ports < 2:
             return 0

@@ -19,16 +19,16 @@ _S = CommandStatus
 # The kernel's errno, but for two: a command that the firmware lacks, and resources that it has none of.
 _MEANING: dict[int, tuple[int, str]] = {
     _S.INT_ERR: (errno.EIO, "the firmware has failed: dmesg says more; reset the device"),
-    _S.BAD_OP_ERR: (errno.EOPNOTSUPP, "this firmware lacks the command or one of its options: queues=mlx5 does without"),
+    _S.BAD_OP_ERR: (errno.EOPNOTSUPP, "this firmware lacks the command, or an option of it: queues=mlx5"),
     _S.BAD_PARAM_ERR: (errno.EINVAL, "a field is wrong for this device: sizes, GID index, port, UDP source port, MTU"),
     _S.BAD_SYS_STATE_ERR: (errno.EIO, "the device is being reset or removed: open it again"),
-    _S.BAD_RES_ERR: (errno.EINVAL, "a PD, CQ, umem or UAR page that the command names is not there, or of another context"),
+    _S.BAD_RES_ERR: (errno.EINVAL, "a PD, CQ, umem or UAR page that it names is not there, or another context's"),
     _S.RES_BUSY: (errno.EBUSY, "close what uses it first"),
     _S.LIM_ERR: (errno.ENOMEM, "a limit of the device is reached: fewer or smaller queues"),
     _S.BAD_RES_STATE_ERR: (errno.EINVAL, "the object is in another state: query it"),
     _S.IX_ERR: (errno.EINVAL, "an index is out of range: GID, P_Key, counter"),
     _S.NO_RES_ERR: (errno.ENOMEM, "the device has no more of these: fewer or smaller queues"),
-    _S.BAD_QP_STATE_ERR: (errno.EINVAL, "from this state the queue pair cannot go there: RESET, INIT, RTR, RTS in turn"),
+    _S.BAD_QP_STATE_ERR: (errno.EINVAL, "the queue pair cannot go there from here: RESET, INIT, RTR, RTS in turn"),
     _S.BAD_INP_LEN_ERR: (errno.EIO, "the command's length is not what this firmware takes: report it"),
     _S.BAD_OUTP_LEN_ERR: (errno.EIO, "the answer's length is not what this firmware gives: report it"),
 }  # fmt: skip
