@@ -111,7 +111,13 @@ cdef extern from "native/boxes.hpp" namespace "rdmakit::verbs" nogil:
         uint32_t umem_id
     cdef cppclass RawDevx "rdmakit::verbs::DevxObj":
         pass
+    cdef cppclass RawEvents "rdmakit::verbs::DevxEventChannel":
+        int fd
+    cdef cppclass DevxEvent:
+        uint64_t cookie
+        uint8_t type
     uint32_t kContextDevx, kUarBlueFlame, kUarNonCached
+    int kOmitEventData
     uint64_t kObjQp, kObjCq, kCqCqeSize, kQpCreateFlags
     uint32_t kQpNoScatterToCqe, kQpScatterToCqe, kQpOutOfOrder
     int kAttrAllocators
@@ -137,6 +143,10 @@ cdef extern from "native/boxes.hpp" namespace "rdmakit::verbs" nogil:
         RawUar* (*devx_alloc_uar)(RawContext*, uint32_t)
         void (*devx_free_uar)(RawUar*)
         int (*devx_query_eqn)(RawContext*, uint32_t, uint32_t*)
+        RawEvents* (*devx_create_event_channel)(RawContext*, int)
+        void (*devx_destroy_event_channel)(RawEvents*)
+        int (*devx_subscribe_devx_event)(RawEvents*, RawDevx*, uint16_t, uint16_t*, uint64_t)
+        long (*devx_get_event)(RawEvents*, DevxEvent*, size_t)
     cdef cppclass Library:
         RawDevice** (*get_device_list)(int*)
         void (*free_device_list)(RawDevice**)
@@ -210,6 +220,10 @@ cdef extern from "native/devx.hpp" namespace "rdmakit::verbs" nogil:
         RawDevx* get()
         cbool of_this_process()
         int close()
+    cdef cppclass EventsBox:
+        RawEvents* get()
+        cbool of_this_process()
+    shared_ptr[EventsBox] own_events "rdmakit::verbs::own"(RawEvents*, shared_ptr[ContextBox])
     shared_ptr[UarBox] own_uar "rdmakit::verbs::own"(RawUar*, shared_ptr[ContextBox])
     shared_ptr[UmemBox] own_umem "rdmakit::verbs::own"(
         RawUmem*, const Library*, shared_ptr[ContextBox], shared_ptr[void])

@@ -188,3 +188,68 @@ cdef class DevxObject:
             code = self._box.get().close()
         if code:
             raise refused("mlx5dv_devx_obj_destroy", code, device=self.context.name)
+
+
+cdef class EventChannel:
+    """Where events of objects created by command arrive: mlx5dv_devx_create_event_channel, not blocking.
+
+    `omit_data`: events are their cookies alone, each waiting at most once, as completions of armed CQs want it.
+    """
+
+    cdef shared_ptr[EventsBox] _box
+    cdef readonly Context context
+
+    def __init__(self, Context context not None, bint omit_data=False):
+        cdef RawContext* raw = _devx_context(context, "mlx5dv_devx_create_event_channel")
+        cdef const Library* calls = context._calls
+        cdef RawEvents* made = NULL
+        cdef int code = 95  # EOPNOTSUPP
+        if calls.mlx5dv.devx_create_event_channel != NULL and calls.mlx5dv.devx_destroy_event_channel != NULL \
+                and calls.mlx5dv.devx_subscribe_devx_event != NULL and calls.mlx5dv.devx_get_event != NULL:
+            made = calls.mlx5dv.devx_create_event_channel(raw, kOmitEventData if omit_data else 0)
+            code = errno
+        if made == NULL:
+            raise refused("mlx5dv_devx_create_event_channel", code, device=context.name)
+        self.context = context
+        self._box = own_events(made, context._box)
+        _set_nonblocking(made.fd)
+
+    @property
+    def fd(self):
+        """Readable when an event waits."""
+        return self._raw().fd
+
+    cdef RawEvents* _raw(self) except NULL:
+        _require(f"events of {self.context.name}", self._box.get().get() != NULL, self._box.get().of_this_process())
+        return self._box.get().get()
+
+    def subscribe(self, DevxObject made not None, events not None, uint64_t cookie):
+        """mlx5dv_devx_subscribe_devx_event: these events of the object (MLX5_EVENT_TYPE_* numbers, eight at most) bring
+        `cookie`."""
+        cdef RawEvents* raw = self._raw()
+        cdef uint16_t numbers[8]
+        cdef uint16_t count = <uint16_t> len(events)
+        cdef int code
+        if count > 8:
+            raise BadArgument("too many kinds of event", value=count, rule="eight at most", remedy="subscribe twice")
+        for i in range(count):
+            numbers[i] = events[i]
+        code = self.context._calls.mlx5dv.devx_subscribe_devx_event(
+            raw, made._raw(), <uint16_t> (count * sizeof(uint16_t)), numbers, cookie)
+        if code:
+            raise refused("mlx5dv_devx_subscribe_devx_event", code if code > 0 else errno, device=self.context.name)
+
+    def events(self):
+        """(cookie, MLX5_EVENT_TYPE_* number) of each that has come since the last call; type 0 with `omit_data`."""
+        cdef RawEvents* raw = self._raw()
+        cdef DevxEvent event
+        found = []
+        memset(&event, 0, sizeof(event))
+        while self.context._calls.mlx5dv.devx_get_event(raw, &event, sizeof(event)) >= <long> sizeof(uint64_t):
+            found.append((event.cookie, event.type))
+            memset(&event, 0, sizeof(event))
+        return found
+
+    def close(self):
+        """mlx5dv_devx_destroy_event_channel."""
+        self._box.reset()

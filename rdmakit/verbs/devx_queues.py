@@ -4,8 +4,8 @@ Leans on provider, devx_commands and devx_memory. PDs and memory regions stay th
 and the UAR page are libmlx5's devx objects. What the kernel does for a queue pair of verbs is done here: the peer's
 Ethernet address, the UDP source port, the port of a bond. Posting, polling and device handles are as everywhere.
 
-Not here: completion and error events of these queues (the kernel hands them to DevX event channels alone), shared
-receive queues, and what has no field in a queue pair's context (sq_sig_all, which libmlx5 does in software).
+Not here: shared receive queues, and what has no field in a queue pair's context (sq_sig_all, which libmlx5 does in
+software).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from rdmakit.device import Refused
+from rdmakit.device import AsyncEvent, Refused
 from rdmakit.device.provider import CqQueue, QpQueues, QpRequest
 from rdmakit.device.qp_attributes import QPState
 from rdmakit.errors import BadArgument
@@ -36,7 +36,9 @@ from rdmakit.layout.prm_commands import (
 )
 from rdmakit.verbs import devx_commands
 from rdmakit.verbs._verbs import Context, DevxObject, Uar, devx_command, event_queue_number
+from rdmakit.verbs.devx_events import DevxEvents
 from rdmakit.verbs.devx_memory import Placed, QueuePlacement
+from rdmakit.verbs.mlx5_queues import arm
 from rdmakit.verbs.ports import flow_label_sport
 from rdmakit.verbs.provider import VerbsHca
 from rdmakit.verbs.refusals import refused
@@ -66,6 +68,7 @@ class DevxHca(VerbsHca):
         self.device = replace(self.device, where=f"devx queues in {self.placement}")
         self.uar = _doorbell_page(context)
         self._eqn = int(event_queue_number(context))
+        self._events = DevxEvents(context)
         asked = QUERY_CAPABILITIES_IN.pack({"opcode": CommandOp.QUERY_HCA_CAP, "op_mod": _CURRENT_GENERAL})
         answer = devx_command(context, asked, GENERAL_CAPABILITIES.nbytes)
         self.capabilities = GENERAL_CAPABILITIES.unpack(answer)
@@ -76,6 +79,7 @@ class DevxHca(VerbsHca):
         self._next_lag_port = 1
 
     def close(self) -> None:
+        self._events.close()
         self.uar.close()
         super().close()
 
@@ -97,6 +101,7 @@ class DevxHca(VerbsHca):
             raise
         number = CREATE_OUT.get(made.answer, "number")
         self._made[kind, number] = made, placed
+        self._events.watch(made, number, kind == "cq")
         return number
 
     def _destroy(self, kind: str, number: int) -> None:
@@ -121,6 +126,7 @@ class DevxHca(VerbsHca):
     def destroy_cq(self, cqn: int) -> None:
         self._destroy("cq", cqn)
         self._looked.pop(cqn, None)
+        self._events.forget(cqn)
 
     def cq_is_dead(self, cqn: int) -> bool:
         """QUERY_CQ: cqc.status says whether it has overrun."""
@@ -134,11 +140,11 @@ class DevxHca(VerbsHca):
         return dead
 
     def arm_cq(self, cqn: int, solicited_only: bool) -> None:
-        raise Refused(
-            errno.EOPNOTSUPP,
-            "a CQ made by command has no completion channel: its events go to DevX event channels",
-            "poll it, or open the device with queues=mlx5 to sleep until something completes",
-        )
+        made, placed = self._made["cq", cqn]
+        arm(self._context, placed.dbrec, int(self.uar.base), cqn, self._events.armed(made, cqn), solicited_only)
+
+    def take_events(self) -> list[AsyncEvent]:
+        return super().take_events() + self._events.take()
 
     def create_qp(self, request: QpRequest) -> QpQueues:
         if request.doorbell not in (None, "register", "dbrec"):

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 import rdmakit
 from rdmakit.device import Refused, connected_pair
 from rdmakit.device.lifetime import typed_refusal
-from rdmakit.errors import BadArgument, BadState, DeviceFault, NotAvailable, ObjectBusy
+from rdmakit.errors import BadArgument, BadState, CompletionError, DeviceFault, NotAvailable, ObjectBusy
 from rdmakit.layout.prm_commands import CREATE_OUT, CREATE_QP_IN, CommandOp
 from rdmakit.verbs import _verbs
 from rdmakit.verbs.backend import open_devx
@@ -140,6 +141,48 @@ def test_a_queue_that_overruns_is_dead_and_says_so(devices, spelled, rng):
         with pytest.raises(DeviceFault, match="overrun"):
             for _ in range(10000):
                 near.send_cq.poll()
+        assert ("cq_error", near.send_cq.cqn) in told(here), "and by an event"
+
+
+def told(context, within_s=5.0):
+    """Events that come before there is silence."""
+    found, until = [], time.monotonic() + within_s
+    while not found and time.monotonic() < until:
+        found = [(event.name, event.number) for event in context.events()]
+    return found
+
+
+def test_a_queue_pair_whose_peer_overreaches_tells(ends, rng):
+    """The responder's: a WRITE with a key that it has not given."""
+    near, far = ends
+    source = near.pd.register(rng.integers(0, 256, 64, np.uint8))
+    near.post_write(source, (source.address, 0x123400))
+    with pytest.raises(CompletionError, match="REM_ACCESS"):
+        near.send_cq.wait()
+    assert ("qp_access_error", far.qpn) in told(far.context)
+    assert told(far.context, 0.1) == []
+
+
+def test_armed_queues_tell_once_each_and_solicited_ones_alone(ends, rng):
+    near, far = ends
+    other = near.context.create_cq(16)
+    source, landing = near.pd.register(rng.integers(0, 256, 64, np.uint8)), far.pd.register(np.zeros(640, np.uint8))
+    for round_ in range(5):  # more than the two bits that count arms
+        near.send_cq.arm()
+        near.post_write(source, landing.slice(0, 64))
+        near.send_cq.wait()
+        assert told(near.context) == [("completion", near.send_cq.cqn)], round_
+        near.post_write(source, landing.slice(0, 64))
+        near.send_cq.wait()
+        assert told(near.context, 0.05) == [], round_
+    far.recv_cq.arm(solicited_only=True)
+    for solicited in (False, True):
+        far.post_recv(landing[:])
+        near.post_send(source[:], solicited=solicited)
+        near.send_cq.wait()
+        far.recv_cq.wait()
+        assert told(far.context, 5 if solicited else 0.1) == [("completion", far.recv_cq.cqn)] * solicited
+    other.close()
 
 
 # ---- what a device that refuses says

@@ -77,6 +77,8 @@ STRUCTS = {
     ("DevxUar", "mlx5dv_devx_uar", True): "reg_addr base_addr page_id mmap_off comp_mask",
     ("DevxUmem", "mlx5dv_devx_umem", True): "umem_id",
     ("DevxUmemIn", "mlx5dv_devx_umem_in", True): "addr size access pgsz_bitmap comp_mask dmabuf_fd",
+    ("DevxEventChannel", "mlx5dv_devx_event_channel", True): "fd",
+    ("DevxEvent", "mlx5dv_devx_async_event_hdr", False): "cookie",
     ("Mlx5Pd", "mlx5dv_pd", True): "pdn comp_mask",
     ("Mlx5Ah", "mlx5dv_ah", True): "av comp_mask",
     ("Mlx5Av", "mlx5_wqe_av", True): "key dqp_dct stat_rate_sl fl_mlid rlid rmac tclass hop_limit grh_gid_fl rgid",
@@ -93,7 +95,8 @@ CONSTANTS = {
     "kQpNoScatterToCqe": "MLX5DV_QP_CREATE_DISABLE_SCATTER_TO_CQE",
     "kQpScatterToCqe": "MLX5DV_QP_CREATE_ALLOW_SCATTER_TO_CQE", "kContextDevx": "MLX5DV_CONTEXT_FLAGS_DEVX",
     "kUarBlueFlame": "MLX5DV_UAR_ALLOC_TYPE_BF", "kUarNonCached": "MLX5DV_UAR_ALLOC_TYPE_NC",
-    "kUmemDmabuf": "MLX5DV_UMEM_MASK_DMABUF", "kObjAh": "MLX5DV_OBJ_AH", "kObjPd": "MLX5DV_OBJ_PD",
+    "kUmemDmabuf": "MLX5DV_UMEM_MASK_DMABUF", "kObjAh": "MLX5DV_OBJ_AH",
+    "kOmitEventData": "MLX5DV_DEVX_CREATE_EVENT_CHANNEL_FLAGS_OMIT_EV_DATA", "kObjPd": "MLX5DV_OBJ_PD",
 }  # fmt: skip
 
 

@@ -35,6 +35,7 @@ void Devx::close() {
     if (std::getenv("RDMAKIT_UVERBS_TRACE") != nullptr)
         std::fprintf(stderr, "uverbs: closed with %zu DevX objects, %zu umems\n", objects_.size(), umems_.size());
     objects_.clear();
+    subscriptions_.clear();
     for (const auto& [id, umem] : umems_)
         if (umem.mapped != nullptr) munmap(umem.mapped, umem.bytes);
     umems_.clear();
@@ -47,6 +48,8 @@ int Devx::run(u32 object, u32 number, Attributes& in) {
         case method(MLX5_IB_OBJECT_DEVX, MLX5_IB_METHOD_DEVX_QUERY_UAR): return query_uar(in);
         case method(MLX5_IB_OBJECT_DEVX, MLX5_IB_METHOD_DEVX_QUERY_EQN): return query_eqn(in);
         case method(MLX5_IB_OBJECT_DEVX, MLX5_IB_METHOD_DEVX_OTHER): return general(in);
+        case method(MLX5_IB_OBJECT_DEVX, MLX5_IB_METHOD_DEVX_SUBSCRIBE_EVENT): return subscribe(in);
+        case method(MLX5_IB_OBJECT_DEVX_ASYNC_EVENT_FD, MLX5_IB_METHOD_DEVX_ASYNC_EVENT_FD_ALLOC): return alloc_channel(in);
         case method(MLX5_IB_OBJECT_DEVX_OBJ, MLX5_IB_METHOD_DEVX_OBJ_CREATE): return create(in);
         case method(MLX5_IB_OBJECT_DEVX_OBJ, MLX5_IB_METHOD_DEVX_OBJ_DESTROY): return destroy(in);
         case method(MLX5_IB_OBJECT_DEVX_OBJ, MLX5_IB_METHOD_DEVX_OBJ_MODIFY): return modify(in);
@@ -123,6 +126,7 @@ int Devx::destroy(Attributes& attributes) {
     const auto found = objects_.find(attributes.handle(MLX5_IB_ATTR_DEVX_OBJ_DESTROY_HANDLE));
     if (found == objects_.end()) return ENOENT;
     if (const int error = destroy(found->second)) return error;
+    forget_events(found->first);
     objects_.erase(found);
     return 0;
 }

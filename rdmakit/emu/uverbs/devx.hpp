@@ -6,6 +6,7 @@
 #include <map>
 #include <vector>
 
+#include "event_file.hpp"
 #include "ioctl_attributes.hpp"
 #include "prm.hpp"
 #include "uar_pages.hpp"
@@ -18,6 +19,8 @@ class Devx {
     using IsOurs = std::function<bool(u32 number, bool queue_pair)>;
     Devx(Hca* hca, UarPages& uars, IsOurs is_ours) : hca_(hca), uars_(uars), is_ours_(std::move(is_ours)) {}
     void close();  // destroys what is left
+    // An event of the device's: told to those who have subscribed to it.
+    void event(AsyncEvent event);
 
     void allow() { allowed_ = true; }  // the context asked for it (MLX5_IB_ALLOC_UCTX_DEVX)
     // A method of one of mlx5's objects; 0 or an errno.
@@ -34,6 +37,13 @@ class Devx {
         u64 address, bytes, access;
         void* mapped;  // a dma-buf's pages, for us; else null
     };
+    // Who wants to hear of an object's events (MLX5_EVENT_TYPE_*), and with which words.
+    struct Subscription {
+        std::shared_ptr<EventFile> channel;
+        u32 handle;
+        u16 type;
+        u64 cookie;
+    };
     // What a command comes to: status and syndrome of its answer.
     struct Verdict {
         u8 status = prm::ok;
@@ -49,6 +59,8 @@ class Devx {
     int register_umem(Attributes& in);
     int forget_umem(Attributes& in);
     int query_eqn(Attributes& in);
+    int alloc_channel(Attributes& in);
+    int subscribe(Attributes& in);
     int query_uar(Attributes& in);
     int alloc_uar(Attributes& in);
     int free_uar(Attributes& in);
@@ -56,6 +68,9 @@ class Devx {
     int destroy(const Object& object);
     Verdict verdict(const char* command, const Status& status) const;
     static int answer(Verdict verdict, Box& out);
+
+    // devx_events.cpp
+    void forget_events(u32 handle);
 
     // devx_capabilities.cpp
     Verdict query_capabilities(const Box& in, Box& out) const;
@@ -82,6 +97,8 @@ class Devx {
     bool allowed_ = false;
     std::map<u32, Object> objects_;  // by handle
     std::map<u32, Umem> umems_;      // by id, which is the handle too
+    std::vector<Subscription> subscriptions_;
+    std::map<int, bool> omits_data_;  // by a channel's descriptor
     std::vector<u32> named_;         // umems that the command at hand has named
     u32 next_handle_ = 0, next_umem_ = 0;
 };

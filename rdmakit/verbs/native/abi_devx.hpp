@@ -35,6 +35,15 @@ struct DevxUmemIn {
     int dmabuf_fd;
 };
 
+struct DevxEventChannel {
+    int fd;
+};
+
+struct DevxEvent {  // struct mlx5dv_devx_async_event_hdr with what follows it: an entry of an event queue
+    uint64_t cookie;
+    uint8_t reserved, type, rest[62];
+};
+
 struct Mlx5Pd {
     uint32_t pdn;
     uint64_t comp_mask;
@@ -61,6 +70,7 @@ struct Mlx5Ah {
 constexpr uint32_t kContextDevx = 1u << 0;             // MLX5DV_CONTEXT_FLAGS_DEVX
 constexpr uint32_t kUarBlueFlame = 0, kUarNonCached = 1;  // MLX5DV_UAR_ALLOC_TYPE_BF, _NC
 constexpr uint64_t kUmemDmabuf = 1u << 0;              // MLX5DV_UMEM_MASK_DMABUF
+constexpr int kOmitEventData = 1;                      // MLX5DV_DEVX_CREATE_EVENT_CHANNEL_FLAGS_OMIT_EV_DATA
 constexpr uint64_t kObjAh = 1u << 5, kObjPd = 1u << 6;    // MLX5DV_OBJ_AH, MLX5DV_OBJ_PD
 
 }  // namespace rdmakit::verbs

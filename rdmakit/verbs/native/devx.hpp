@@ -13,6 +13,17 @@ using UmemBox = Box<DevxUmem>;
 using DevxBox = Box<DevxObj>;
 using Parents = std::vector<std::shared_ptr<void>>;
 
+using EventsBox = Box<DevxEventChannel>;
+
+inline int destroy_events(DevxEventChannel* channel) {
+    std::string why;
+    library(&why)->mlx5dv.devx_destroy_event_channel(channel);
+    return 0;
+}
+inline std::shared_ptr<EventsBox> own(DevxEventChannel* raw, const std::shared_ptr<ContextBox>& context) {
+    return std::make_shared<EventsBox>(raw, destroy_events, Parents{context});
+}
+
 inline int free_uar(DevxUar* uar) {
     std::string why;
     library(&why)->mlx5dv.devx_free_uar(uar);

@@ -63,7 +63,12 @@ namespace rdmakit::verbs {
     CALL(int, devx_umem_dereg, (DevxUmem*), "MLX5_1.7")                                         \
     CALL(DevxUar*, devx_alloc_uar, (Context*, uint32_t), "MLX5_1.7")                            \
     CALL(void, devx_free_uar, (DevxUar*), "MLX5_1.7")                                           \
-    CALL(int, devx_query_eqn, (Context*, uint32_t, uint32_t*), "MLX5_1.7")
+    CALL(int, devx_query_eqn, (Context*, uint32_t, uint32_t*), "MLX5_1.7")                      \
+    CALL(DevxEventChannel*, devx_create_event_channel, (Context*, int), "MLX5_1.11")            \
+    CALL(void, devx_destroy_event_channel, (DevxEventChannel*), "MLX5_1.11")                    \
+    CALL(int, devx_subscribe_devx_event,                                                        \
+         (DevxEventChannel*, DevxObj*, uint16_t, uint16_t*, uint64_t), "MLX5_1.11")             \
+    CALL(long, devx_get_event, (DevxEventChannel*, DevxEvent*, size_t), "MLX5_1.11")
 
 struct Library {
 #define RDMAKIT_DECLARE(result, name, parameters, ...) result(*name) parameters = nullptr;
