@@ -2,6 +2,8 @@
 
 Leans on _verbs (Memory). Host memory is here. Memory of a GPU is another `QueueMemory`: it gives regions whose `bytes`
 lie at the address that kernels use and whose `dmabuf` the NIC registers; nothing else of a provider depends on where.
+Making, connecting and destroying queues reads and writes none of it but by `write`; posting, polling and a RESET by the
+host do, so where the CPU does not reach the memory those are for kernels alone.
 """
 
 from __future__ import annotations

@@ -12,12 +12,16 @@ import pytest
 
 import rdmakit
 from rdmakit.device import Refused, connected_pair
+from rdmakit.device.endpoint import gid_bytes
 from rdmakit.device.lifetime import typed_refusal
+from rdmakit.device.qp_attributes import QPState
 from rdmakit.errors import BadArgument, BadState, CompletionError, DeviceFault, NotAvailable, ObjectBusy
 from rdmakit.layout.prm_commands import CREATE_OUT, CREATE_QP_IN, CommandOp
 from rdmakit.verbs import _verbs
 from rdmakit.verbs.backend import open_devx
+from rdmakit.verbs.devx_commands import change_state, create_cq
 from rdmakit.verbs.devx_memory import HostQueueMemory, Placed, QueuePlacement
+from rdmakit.verbs.ports import flow_label_sport
 
 emulated = pytest.mark.skipif("SYSFS_PATH" not in os.environ, reason="the emulated device alone tells or takes it")
 
@@ -35,6 +39,33 @@ def copy(near, far, rng, nbytes=4096):
     near.post_write(source, target.remote())
     near.send_cq.wait()
     assert np.array_equal(source.bytes, target.bytes)
+
+
+def test_packets_are_addressed_to_the_peer(ends):
+    """The Ethernet address is the kernel's answer for the peer's GID, from an address handle; the source port, too."""
+    near, far = ends
+    asked = near.query()
+    if near.context.ib_port(1).link_layer != "Ethernet":
+        pytest.skip("InfiniBand has LIDs")
+    pd = near.context._provider._pds[near.pd.handle]
+    mac = pd.resolve(gid_bytes(far.endpoint().gid), 1, asked["sgid_index"])
+    assert asked["rmac"] == mac != bytes(6)
+    assert asked["udp_source_port"] == near.udp_sport == flow_label_sport(0, near.qpn, far.qpn)
+    assert asked["dgid"] == gid_bytes(far.endpoint().gid) and asked["dest_qp_num"] == far.qpn
+
+
+@emulated
+def test_the_emulated_device_takes_no_other_address(ends):
+    near, far = ends
+    near.modify("RESET")
+    near.modify("INIT", pkey_index=0, port_num=1, qp_access_flags=0)
+    values = {
+        "qp_state": 2, "path_mtu": 3, "dest_qp_num": far.qpn, "rq_psn": 0, "max_dest_rd_atomic": 1, "min_rnr_timer": 1,
+        "dgid": gid_bytes(far.endpoint().gid), "sgid_index": near.context._provider._gid_index[1], "ah_port_num": 1,
+    }  # fmt: skip
+    made, _ = near.context._provider._made["qp", near.qpn]
+    with pytest.raises(Refused, match="INIT2RTR_QP: status 0x3"):
+        made.modify(change_state(near.qpn, QPState.INIT, values, mac=b"\x02" * 6, sport=0xC000))
 
 
 # ---- where they lie
@@ -289,8 +320,6 @@ def test_names_may_be_dropped_in_any_order(devices, spelled, order):
     placed = Placed(context, HostQueueMemory(), None, 1 << 14, "both")
     with rdmakit.open(f"{devices[0]}:queues=devx") as other:
         eqn = other._provider._eqn
-    from rdmakit.verbs.devx_commands import create_cq
-
     command = create_cq(4, 64, False, False, ring=placed.ring_umem, record=placed.record_umem,
                         record_offset=placed.record_offset, uar=uar.page_id, eqn=eqn)  # fmt: skip
     cq = _verbs.DevxObject(context, command, holds=(*placed.umems, uar))

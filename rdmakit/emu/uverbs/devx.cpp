@@ -142,6 +142,7 @@ int Devx::destroy(const Object& object) {
             if (status.ok()) machine.remove_cq(hca_, object.number);
             break;
         case Kind::qp:
+            macs_.erase(object.number);
             machine.remove_qp(hca_, object.number);
             status = hca_->destroy_qp(object.number);
             break;

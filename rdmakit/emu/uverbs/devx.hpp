@@ -99,6 +99,7 @@ class Devx {
     std::map<u32, Umem> umems_;      // by id, which is the handle too
     std::vector<Subscription> subscriptions_;
     std::map<int, bool> omits_data_;  // by a channel's descriptor
+    std::map<u32, u64> macs_;        // by QP number: the peer's address as INIT2RTR gave it
     std::vector<u32> named_;         // umems that the command at hand has named
     u32 next_handle_ = 0, next_umem_ = 0;
 };
