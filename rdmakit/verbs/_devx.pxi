@@ -43,13 +43,13 @@ def devx_command(Context context not None, bytes command not None, size_t answer
 
 cdef class Uar:
     """A page for doorbells: mlx5dv_devx_alloc_uar. `blue_flame`: a register that takes whole WQEs as well, where the
-    device has one to give; else a plain one, not cached. `page_id` is what QPs and CQs name, `register` the address
+    device has one to give; else a plain one, not cached. `page_id` is what QPs and CQs name, `doorbell` the address
     that doorbells are written to, `base` the page's."""
 
     cdef shared_ptr[UarBox] _box
     cdef readonly Context context
     cdef readonly uint32_t page_id
-    cdef readonly uintptr_t register, base
+    cdef readonly uintptr_t doorbell, base
 
     def __init__(self, Context context not None, bint blue_flame=False):
         cdef RawContext* raw = _devx_context(context, "mlx5dv_devx_alloc_uar")
@@ -64,7 +64,7 @@ cdef class Uar:
         self.context = context
         self._box = own_uar(made, context._box)
         self.page_id = made.page_id
-        self.register, self.base = <uintptr_t> made.reg_addr, <uintptr_t> made.base_addr
+        self.doorbell, self.base = <uintptr_t> made.reg_addr, <uintptr_t> made.base_addr
 
     def close(self):
         """mlx5dv_devx_free_uar, when no object holds it any more."""

@@ -171,8 +171,9 @@ def change_state(qpn: int, before: QPState, values: dict[str, Any], *, mac: byte
 
 
 def steer(qpn: int, *, sport: int | None = None, lag_port: int | None = None) -> bytes:
-    """RTS2RTS that changes the UDP source port, or the port of the bond, while it works."""
-    fields: dict[str, int] = {"opcode": CommandOp.RTS2RTS_QP, "qpn": qpn, "qpc.pm_state": _MIGRATED}
+    """RTS2RTS that changes the UDP source port, or the port of the bond, while it works (rdma-core mlx5.c
+    _mlx5dv_modify_qp_udp_sport, modify_qp_lag_port)."""
+    fields: dict[str, int] = {"opcode": CommandOp.RTS2RTS_QP, "qpn": qpn}
     if sport is not None:
         fields |= {"opt_param_mask_95_32": _OPT_UDP_SPORT, _PATH + "udp_sport": sport}
     if lag_port is not None:

@@ -104,6 +104,12 @@ class DevxHca(VerbsHca):
         self._events.watch(made, number, kind == "cq")
         return number
 
+    def _within(self, capability: str, asked: int, what: str) -> None:
+        most = self.capabilities[capability]
+        if asked > most:
+            said = f"{1 << asked} {what}: the device has {1 << most} at most ({capability} {most})"
+            raise Refused(errno.EINVAL, said, "ask for fewer")
+
     def _destroy(self, kind: str, number: int) -> None:
         made, placed = self._made[kind, number]
         made.close()
@@ -111,6 +117,7 @@ class DevxHca(VerbsHca):
         del self._made[kind, number]
 
     def create_cq(self, log_entries: int, cqe_bytes: int, collapsed: bool, overrun_ignore: bool, label: str) -> CqQueue:
+        self._within("log_max_cq_sz", log_entries, "entries")
         where = self.placement
         ring = np.zeros(cqe_bytes << log_entries, np.uint8)
         ring[cqe_bytes - 1 :: cqe_bytes] = CQE_INITIAL_OP_OWN
@@ -154,6 +161,7 @@ class DevxHca(VerbsHca):
             if asked:
                 why = f"{name} has no field in the context of a queue pair that a command makes"
                 raise Refused(errno.EOPNOTSUPP, why, "leave it out, or open the device with queues=mlx5")
+        self._within("log_max_qp_sz", request.log_sq_wqebbs, "basic blocks")
         stride = max(DS_BYTES, 1 << (request.max_recv_sge * DS_BYTES - 1).bit_length()) if request.max_recv_sge else 0
         # A receive ring is as long as a basic block at least: the send ring begins behind it (providers/mlx5/verbs.c).
         log_rq = max(request.log_rq_wqes, (SEND_WQE_BB // stride - 1).bit_length()) if stride else 0
@@ -169,7 +177,7 @@ class DevxHca(VerbsHca):
         qpn = self._create("qp", command, placed, (self._pds[request.pd], *cqs))
         self._pd_of[qpn] = request.pd
         rq = placed.ring[:rq_bytes] if stride else None
-        return QpQueues(qpn, placed.ring[rq_bytes:], rq, stride, placed.dbrec, int(self.uar.register))
+        return QpQueues(qpn, placed.ring[rq_bytes:], rq, stride, placed.dbrec, int(self.uar.doorbell))
 
     def destroy_qp(self, qpn: int) -> None:
         self._destroy("qp", qpn)

@@ -4,12 +4,14 @@ RDMAKIT_DEVICES=mlx5_0,mlx5_1 chooses the two ends; by default the first two dev
 """
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import rdmakit
+from rdmakit.device import connected_pair
 from rdmakit.errors import NotAvailable
 from rdmakit.verbs import _verbs
 from rdmakit.verbs.backend import device_names
@@ -79,3 +81,22 @@ def names(request, spelled):
     if not found:
         pytest.skip("no RDMA device: rdmakit connectx -- python -m pytest tests/rdma")
     return [spelled(name, request.param) for name in found]
+
+
+@pytest.fixture
+def devx_ends(devices, spelled):
+    """Two connected queue pairs that commands made, with 8 receives and CQs of 16 entries."""
+    first, second = (spelled(device, "devx") for device in devices)
+    with rdmakit.open(first) as here, rdmakit.open(second) as there:
+        yield connected_pair(here, there, rq_wqes=8, cq_entries=16)
+
+
+@pytest.fixture(scope="session")
+def program():
+    """`program(code, *arguments, **environment)`: a Python program in a process of its own, on the same devices."""
+
+    def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", code, *arguments], env={**os.environ, **environment},
+                              capture_output=True, text=True, timeout=120)  # fmt: skip
+
+    return run

@@ -64,8 +64,8 @@ def test_create_qp(scatter):
     assert made == bytes(Command(table.CREATE_QP, 272, {**common, (QPC + 0x565, 3): 3}).raw)
 
 
-def changed(opcode, fields):
-    return bytes(Command(opcode, 272, {(0x48, 24): QPN, (QPC + 0x13, 2): 3, **fields}).raw)
+def changed(opcode, fields, pm_state=3):
+    return bytes(Command(opcode, 272, {(0x48, 24): QPN, (QPC + 0x13, 2): pm_state, **fields}).raw)
 
 
 def test_reset_to_init():
@@ -122,10 +122,10 @@ def test_to_error_and_to_reset():
 
 
 def test_steering():
-    assert devx_commands.steer(QPN, sport=SPORT) == changed(
-        table.RTS2RTS, {(0x840, 64): 1 << 2, (PATH + 0x110, 16): SPORT}
-    )
-    assert devx_commands.steer(QPN, lag_port=2) == changed(table.RTS2RTS, {(0x80, 32): 1 << 15, (QPC + 0x4, 4): 2})
+    fields = {(0x840, 64): 1 << 2, (PATH + 0x110, 16): SPORT}
+    assert devx_commands.steer(QPN, sport=SPORT) == changed(table.RTS2RTS, fields, 0)
+    fields = {(0x80, 32): 1 << 15, (QPC + 0x4, 4): 2}
+    assert devx_commands.steer(QPN, lag_port=2) == changed(table.RTS2RTS, fields, 0)
 
 
 def test_an_answer_says_what_was_asked_for():
