@@ -5,7 +5,9 @@ Leans on provider. Grammar: NAME[:gid_index=N][,queues=mlx5|devx|proxied].
 
 from __future__ import annotations
 
-from rdmakit.device import Context
+import errno
+
+from rdmakit.device import Context, Refused
 from rdmakit.device.context import open_context
 from rdmakit.device.lifetime import typed_refusal
 from rdmakit.errors import BadArgument, NotAvailable, RdmakitError
@@ -70,7 +72,12 @@ def open_devx(spec: str, placement: QueuePlacement | None = None) -> Context:
     name, _, rest = spec.partition(":")
     gid_index, _ = _options(rest)
     with typed_refusal("opening the device for commands (DevX)", device=name):
-        context = _verbs.Context(name, devx=True)
+        try:
+            context = _verbs.Context(name, devx=True)
+        except Refused as refused:
+            if refused.code != errno.EINVAL:  # which is how a kernel says that the firmware gives no user contexts
+                raise
+            raise Refused(errno.EOPNOTSUPP, refused.message, refused.remedy) from None
         return open_context(DevxHca(context, spec, gid_index, placement=placement))
 
 

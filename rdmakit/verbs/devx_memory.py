@@ -74,7 +74,7 @@ class HostQueueMemory:
 class QueuePlacement:
     """Where each part lies: `rings` of WQEs, `completions`, doorbell `records`. All in host memory by default.
 
-    Parts of one queue that lie in the same memory share one region, and one umem.
+    `completions` None: where rings lie; `records` None: with the queue that each counts, in one region and one umem.
     """
 
     rings: QueueMemory = field(default_factory=HostQueueMemory)
