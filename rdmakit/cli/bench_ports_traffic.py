@@ -120,6 +120,9 @@ def raw(joined: Joined) -> tuple[Any, Any]:
         raise BadArgument("no device of libibverbs's", value=joined.path.context.device.name,
                           rule="batches are posted by ibv_post_send",
                           remedy="rdmakit connectx -- …, rdmakit lab --host each -- …, or a real NIC")  # fmt: skip
+    if joined.qp.qpn not in provider._qps:
+        raise BadArgument("queues made by command take no batches", value=joined.path.context.device.spec,
+                          rule="batches are posted by ibv_post_send", remedy="leave queues=devx out")  # fmt: skip
     return provider._qps[joined.qp.qpn], provider._cqs[joined.qp.send_cq.cqn]
 
 

@@ -54,7 +54,7 @@ def typed_refusal(what: str, remedy: str | None = None, **facts: Any) -> Iterato
         name = errno.errorcode.get(refused.code, str(refused.code))
         kind = _BY_ERRNO.get(refused.code, BadArgument)
         raise kind(f"{what} was refused with {name}", rule=refused.message or None,
-                   remedy=refused.remedy or remedy, **facts) from None
+                   remedy=refused.remedy or remedy, **{**facts, **refused.facts}) from None
 
 
 class Box:

@@ -21,13 +21,17 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 class Refused(Exception):
-    """A verb that the device refused: `code` is the errno, `message` the device's reason, `remedy` what it advises."""
+    """A verb that the device refused: `code` is the errno, `message` the device's reason, `remedy` what it advises.
 
-    def __init__(self, code: int, message: str, remedy: str | None = None) -> None:
+    `facts` go into the typed error: a command's status and syndrome, say.
+    """
+
+    def __init__(self, code: int, message: str, remedy: str | None = None, **facts: Any) -> None:
         super().__init__(code, message)
         self.code = code
         self.message = message
         self.remedy = remedy
+        self.facts = facts
 
 
 @dataclass(frozen=True)

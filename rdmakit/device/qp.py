@@ -169,7 +169,7 @@ class QP(Atomics):
                 rule=refused.message or what,
                 remedy=(refused.remedy or "see man ibv_modify_qp") if allowed
                 else f"from {before.name} it can go to {possible}",
-                qpn=hex(self.qpn),
+                **{"qpn": hex(self.qpn), **refused.facts},
             ) from None
         self._note(target)
         if "port_num" in attributes:

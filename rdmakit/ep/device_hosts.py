@@ -27,6 +27,7 @@ __all__ = ["RunnerHost", "doorbells_of", "join_hosts", "of_host", "shape_of"]
 BLOCKS = 24  # of a kernel on the CPU runner, at most
 _QUEUES = {
     "mlx5": "kernels ring the registers of the NIC's own queues",
+    "devx": "kernels ring the registers of queues made by command",
     "proxied": "a proxy on the CPU posts what kernels write: the device has no queues that we can reach",
 }
 

@@ -1,15 +1,19 @@
 # An opened device, and the channel on which its armed CQs report.
 
 cdef class Context:
-    """An opened device: ibv_open_device of `name`. UnknownDevice, listing what there is, for another name."""
+    """An opened device: ibv_open_device of `name`. UnknownDevice, listing what there is, for another name.
+
+    `devx`: mlx5dv_open_device, so that commands of our own pass (`Uar`, `Umem`, `DevxObject`); Refused where not.
+    """
 
     cdef shared_ptr[ContextBox] _box
     cdef const Library* _calls
     cdef readonly str name
     cdef readonly bint mlx5
     cdef readonly bint own_pages
+    cdef readonly bint devx
 
-    def __init__(self, str name):
+    def __init__(self, str name, bint devx=False):
         cdef const Library* calls = _loaded()
         cdef int count = 0
         cdef RawContext* raw = NULL
@@ -17,6 +21,8 @@ cdef class Context:
         cdef RawDevice* chosen = NULL
         cdef int code = errno
         cdef Mlx5Allocators allocators
+        cdef Mlx5ContextAttr asked
+        cdef str call = "mlx5dv_open_device" if devx else "ibv_open_device"
         if listed == NULL:
             raise refused("ibv_get_device_list", code)
         names = [calls.get_device_name(listed[i]).decode() for i in range(count)]
@@ -24,9 +30,17 @@ cdef class Context:
             chosen = listed[<int> names.index(name)]
             self.mlx5 = calls.mlx5dv.is_supported != NULL and calls.mlx5dv.init_obj != NULL \
                 and calls.mlx5dv.is_supported(chosen)
-            with nogil:
-                raw = calls.open_device(chosen)
-                code = errno
+            code = 95  # EOPNOTSUPP
+            if not devx:
+                with nogil:
+                    raw = calls.open_device(chosen)
+                    code = errno
+            elif self.mlx5 and has_devx(calls):
+                memset(&asked, 0, sizeof(asked))
+                asked.flags = kContextDevx
+                with nogil:
+                    raw = calls.mlx5dv.open_device(chosen, &asked)
+                    code = errno
         calls.free_device_list(listed)
         if name not in names:
             raise UnknownDevice(
@@ -34,9 +48,10 @@ cdef class Context:
                 remedy="ibv_devices lists them; a container needs /dev/infiniband and /sys/class/infiniband",
             )
         if raw == NULL:
-            raise refused("ibv_open_device", code, device=name)
+            raise refused(call, code, device=name)
         self._calls = calls
         self.name = name
+        self.devx = devx
         self._box = own_context(raw, calls)
         if self.mlx5 and calls.mlx5dv.set_context_attr != NULL:
             allocators = page_allocators()

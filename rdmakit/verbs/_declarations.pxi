@@ -101,6 +101,23 @@ cdef extern from "native/boxes.hpp" namespace "rdmakit::verbs" nogil:
         pass
     cdef cppclass Mlx5Obj:
         pass
+    cdef cppclass Mlx5ContextAttr:
+        uint32_t flags
+    cdef cppclass RawUar "rdmakit::verbs::DevxUar":
+        void* reg_addr
+        void* base_addr
+        uint32_t page_id
+    cdef cppclass RawUmem "rdmakit::verbs::DevxUmem":
+        uint32_t umem_id
+    cdef cppclass RawDevx "rdmakit::verbs::DevxObj":
+        pass
+    cdef cppclass RawEvents "rdmakit::verbs::DevxEventChannel":
+        int fd
+    cdef cppclass DevxEvent:
+        uint64_t cookie
+        uint8_t type
+    uint32_t kContextDevx, kUarBlueFlame, kUarNonCached
+    int kOmitEventData
     uint64_t kObjQp, kObjCq, kCqCqeSize, kQpCreateFlags
     uint32_t kQpNoScatterToCqe, kQpScatterToCqe, kQpOutOfOrder
     int kAttrAllocators
@@ -114,6 +131,22 @@ cdef extern from "native/boxes.hpp" namespace "rdmakit::verbs" nogil:
         int (*query_qp_lag_port)(RawQp*, uint8_t*, uint8_t*)
         int (*modify_qp_lag_port)(RawQp*, uint8_t)
         int (*modify_qp_udp_sport)(RawQp*, uint16_t)
+        RawContext* (*open_device)(RawDevice*, Mlx5ContextAttr*)
+        RawDevx* (*devx_obj_create)(RawContext*, const void*, size_t, void*, size_t)
+        int (*devx_obj_query)(RawDevx*, const void*, size_t, void*, size_t)
+        int (*devx_obj_modify)(RawDevx*, const void*, size_t, void*, size_t)
+        int (*devx_obj_destroy)(RawDevx*)
+        int (*devx_general_cmd)(RawContext*, const void*, size_t, void*, size_t)
+        RawUmem* (*devx_umem_reg)(RawContext*, void*, size_t, uint32_t)
+        void* devx_umem_reg_ex
+        int (*devx_umem_dereg)(RawUmem*)
+        RawUar* (*devx_alloc_uar)(RawContext*, uint32_t)
+        void (*devx_free_uar)(RawUar*)
+        int (*devx_query_eqn)(RawContext*, uint32_t, uint32_t*)
+        RawEvents* (*devx_create_event_channel)(RawContext*, int)
+        void (*devx_destroy_event_channel)(RawEvents*)
+        int (*devx_subscribe_devx_event)(RawEvents*, RawDevx*, uint16_t, uint16_t*, uint64_t)
+        long (*devx_get_event)(RawEvents*, DevxEvent*, size_t)
     cdef cppclass Library:
         RawDevice** (*get_device_list)(int*)
         void (*free_device_list)(RawDevice**)
@@ -173,6 +206,33 @@ cdef extern from "native/boxes.hpp" namespace "rdmakit::verbs" nogil:
     shared_ptr[QpBox] own_qp "rdmakit::verbs::own"(
         RawQp*, const Library*, shared_ptr[PdBox], shared_ptr[CqBox], shared_ptr[CqBox])
 
+cdef extern from "native/devx.hpp" namespace "rdmakit::verbs" nogil:
+    ctypedef vector[shared_ptr[void]] Parents
+    cdef cppclass UarBox:
+        RawUar* get()
+        cbool of_this_process()
+        int close()
+    cdef cppclass UmemBox:
+        RawUmem* get()
+        cbool of_this_process()
+        int close()
+    cdef cppclass DevxBox:
+        RawDevx* get()
+        cbool of_this_process()
+        int close()
+    cdef cppclass EventsBox:
+        RawEvents* get()
+        cbool of_this_process()
+    shared_ptr[EventsBox] own_events "rdmakit::verbs::own"(RawEvents*, shared_ptr[ContextBox])
+    shared_ptr[UarBox] own_uar "rdmakit::verbs::own"(RawUar*, shared_ptr[ContextBox])
+    shared_ptr[UmemBox] own_umem "rdmakit::verbs::own"(
+        RawUmem*, const Library*, shared_ptr[ContextBox], shared_ptr[void])
+    shared_ptr[DevxBox] own_devx "rdmakit::verbs::own"(RawDevx*, const Library*, Parents)
+    RawUmem* register_umem(const Library*, RawContext*, void*, size_t, uint32_t)
+    RawUmem* register_dmabuf(const Library*, RawContext*, int, uint64_t, size_t, uint32_t)
+    int pd_number(const Library*, RawPd*, uint32_t*)
+    int resolve_mac(const Library*, RawPd*, AhAttr*, uint8_t*)
+
 cdef extern from "native/batch.hpp" namespace "rdmakit::verbs" nogil:
     cdef cppclass BatchSend:
         pass
@@ -187,6 +247,7 @@ cdef extern from "native/batch.hpp" namespace "rdmakit::verbs" nogil:
 
 cdef extern from "native/pages.hpp" namespace "rdmakit::verbs" nogil:
     Mlx5Allocators page_allocators()
+    shared_ptr[void] new_pages(size_t)
     shared_ptr[void] share_pages(const void*)
 
 cdef extern from "native/direct.hpp" namespace "rdmakit::verbs" nogil:

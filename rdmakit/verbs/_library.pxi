@@ -47,11 +47,20 @@ def devices():
 
 
 cdef class Memory:
-    """Bytes that libmlx5 uses for a queue; a NumPy array over them keeps them mapped. `address` and `nbytes`."""
+    """Bytes of a queue, whole pages; a NumPy array over them keeps them mapped. `address` and `nbytes`.
+
+    `Memory(nbytes)` is zeroed memory of its own; others are what libmlx5 uses.
+    """
 
     cdef shared_ptr[void] _owner
     cdef readonly uintptr_t address
     cdef readonly size_t nbytes
+
+    def __init__(self, size_t nbytes):
+        self._owner = new_pages(nbytes)
+        if self._owner.get() == NULL:
+            raise MemoryError(f"no {nbytes} bytes for a queue")
+        self.address, self.nbytes = <uintptr_t> self._owner.get(), nbytes
 
     def __getbuffer__(self, Py_buffer* view, int flags):
         PyBuffer_FillInfo(view, self, <void*> self.address, self.nbytes, 0, flags)

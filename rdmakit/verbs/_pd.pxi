@@ -15,6 +15,36 @@ cdef class Pd:
         """The kernel's number for it."""
         return self._raw().handle
 
+    @property
+    def number(self):
+        """The device's number for it, which commands name: mlx5dv_init_obj."""
+        cdef uint32_t number = 0
+        cdef int code = pd_number(self.context._calls, self._raw(), &number)
+        if code:
+            raise refused("mlx5dv_init_obj", code, device=self.context.name)
+        return number
+
+    def resolve(self, bytes dgid not None, unsigned port=1, unsigned sgid_index=0):
+        """The 6 bytes of the Ethernet address that packets to a GID go to: the kernel's, from an address handle made
+        for a moment (ibv_create_ah). Refused where it does not resolve, or libmlx5 does not say."""
+        cdef RawPd* raw = self._raw()
+        cdef const Library* calls = self.context._calls
+        cdef AhAttr attributes
+        cdef uint8_t mac[6]
+        cdef int code
+        if len(dgid) != 16:
+            raise BadArgument("not a GID", value=dgid, rule="16 bytes",
+                              remedy="rdmakit.device.endpoint.gid_bytes makes them of text")
+        memset(&attributes, 0, sizeof(attributes))
+        memcpy(attributes.grh.dgid.raw, <const char*> dgid, 16)
+        attributes.grh.sgid_index, attributes.grh.hop_limit = <uint8_t> sgid_index, 64
+        attributes.is_global, attributes.port_num = 1, <uint8_t> port
+        with nogil:
+            code = resolve_mac(calls, raw, &attributes, mac)
+        if code:
+            raise refused("ibv_create_ah", code, device=self.context.name, port=port, gid=dgid.hex())
+        return bytes(mac[:6])
+
     def close(self):
         """ibv_dealloc_pd; Refused with EBUSY while an MR or a QP is in it."""
         cdef int code = self._box.get().close()

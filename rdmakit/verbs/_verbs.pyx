@@ -16,8 +16,10 @@ from libc.string cimport memcpy, memset
 from libcpp cimport bool as cbool
 from libcpp.memory cimport make_shared, shared_ptr
 from libcpp.string cimport string
+from libcpp.vector cimport vector
 
 from rdmakit.errors import BadArgument, BadState, NotAvailable, UnknownDevice
+from rdmakit.verbs.devx_refusals import refused_command
 from rdmakit.verbs.refusals import refused
 
 include "_declarations.pxi"
@@ -26,4 +28,5 @@ include "_context.pxi"
 include "_pd.pxi"
 include "_cq.pxi"
 include "_qp.pxi"
+include "_devx.pxi"
 include "_proxy.pxi"

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 
 from rdmakit.device import Refused
-from rdmakit.device.provider import CqQueue, QpQueues, QpRequest
+from rdmakit.device.provider import Bytes, CqQueue, QpQueues, QpRequest
 from rdmakit.errors import BadArgument
 from rdmakit.layout import SEND_WQE_BB, SET_CI
-from rdmakit.verbs._verbs import Qp
+from rdmakit.verbs._verbs import Context, Qp
 from rdmakit.verbs.provider import VerbsHca
 
-__all__ = ["Mlx5Hca"]
+__all__ = ["Mlx5Hca", "arm"]
 
 _EOPNOTSUPP = 95
 _ARM = 1  # word of a CQ's doorbell record
@@ -26,8 +26,17 @@ _SOLICITED_ONLY = 1 << 24  # MLX5_CQ_DB_REQ_NOT_SOL
 _CQ_DOORBELL = 0x20  # MLX5_CQ_DOORBELL, in the UAR page
 
 
-def _bytes(memory: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _bytes(memory: Any) -> Bytes:
     return np.frombuffer(memory, np.uint8)
+
+
+def arm(context: Context, dbrec: Bytes, uar: int, cqn: int, events: int, solicited_only: bool) -> None:
+    """Record, then the register in the UAR page at `uar`; `events`: how many completion events this CQ has had."""
+    record = dbrec.view(">u4")
+    command = (events & 3) << 28 | (_SOLICITED_ONLY if solicited_only else 0) | int(record[SET_CI]) & 0xFFFFFF
+    record[_ARM] = command
+    value = command.to_bytes(4, "big") + cqn.to_bytes(4, "big")
+    context.ring(uar + _CQ_DOORBELL, int.from_bytes(value, "little"))
 
 
 class Mlx5Hca(VerbsHca):
@@ -46,7 +55,7 @@ class Mlx5Hca(VerbsHca):
             raise Refused(
                 _EOPNOTSUPP,
                 "a collapsed CQ (cqc.cc) is made by DevX, not by ibv_create_cq",
-                "leave collapsed out: kernels poll an ordinary CQ as well",
+                "open the device with queues=devx; or leave collapsed out: kernels poll an ordinary CQ as well",
             )
         # libmlx5 makes room for one entry more than asked (cq.c, mlx5_create_cq: the next power of two above).
         cq = self._context.create_cq(
@@ -70,12 +79,7 @@ class Mlx5Hca(VerbsHca):
 
     def arm_cq(self, cqn: int, solicited_only: bool) -> None:
         view = self._cq_views[cqn]
-        record = _bytes(view["dbrec"]).view(">u4")
-        sequence = self._armed[cqn] & 3
-        command = sequence << 28 | (_SOLICITED_ONLY if solicited_only else 0) | int(record[SET_CI]) & 0xFFFFFF
-        record[_ARM] = command
-        value = command.to_bytes(4, "big") + cqn.to_bytes(4, "big")
-        self._context.ring(view["uar"] + _CQ_DOORBELL, int.from_bytes(value, "little"))
+        arm(self._context, _bytes(view["dbrec"]), view["uar"], cqn, self._armed[cqn], solicited_only)
 
     def _completed(self, handle: int) -> int:
         cqn = self._cqn_of(handle)

@@ -17,6 +17,11 @@ _MEMLOCK = "raise the limit of locked memory: ulimit -l unlimited, or /etc/secur
 _ACCESS = "be in the group that owns /dev/infiniband/uverbs*, or in a container pass --device /dev/infiniband"
 _GONE = "the device has been unplugged or reset: close everything and open it again"
 
+_DEVX = (
+    "DevX needs libmlx5 of rdma-core 22 or later, and firmware that gives user contexts (UCTX_EN=1 by mlxconfig; of a "
+    "virtual function its host decides): queues=mlx5 does without"
+)
+
 # (call, errno) → remedy; (“”, errno) for any call.
 _REMEDIES: dict[tuple[str, int], str] = {
     ("ibv_reg_mr", errno.ENOMEM): _MEMLOCK,
@@ -51,6 +56,19 @@ _REMEDIES: dict[tuple[str, int], str] = {
     ("mlx5dv_modify_qp_udp_sport", errno.EOPNOTSUPP): "choose the port by flow_label when connecting: "
     "0xC000 | ((label & 0x3fff) ^ (label >> 14))",
     ("mlx5dv_modify_qp_udp_sport", errno.EINVAL): "RC or UC, in RTS, port 0xC000 … 0xFFFF",
+    ("mlx5dv_open_device", errno.EOPNOTSUPP): _DEVX,
+    ("mlx5dv_open_device", errno.EINVAL): _DEVX,
+    ("mlx5dv_devx_alloc_uar", errno.EOPNOTSUPP): "this kernel gives no such page: another type, or queues=mlx5",
+    ("mlx5dv_devx_umem_reg", errno.ENOMEM): _MEMLOCK,
+    ("mlx5dv_devx_umem_reg", errno.EFAULT): "the memory is not mapped: allocate it first; of a GPU it needs "
+    "nvidia-peermem, or a dma-buf",
+    ("mlx5dv_devx_umem_reg_ex", errno.EOPNOTSUPP): "queues in memory of another device need a libmlx5 with "
+    "mlx5dv_devx_umem_reg_ex (MLX5_1.19) and a kernel whose umems take dma-bufs: keep them in host memory",
+    ("mlx5dv_devx_umem_reg_ex", errno.EINVAL): "offset and size must lie within the dma-buf, on its pages",
+    ("ibv_create_ah", errno.ETIMEDOUT): "the peer's address does not resolve: is its network reachable from this port?",
+    ("ibv_create_ah", errno.EHOSTUNREACH): "no route to the peer's GID: check IP addresses and routes of both ports",
+    ("ibv_create_ah", errno.ENETUNREACH): "no route to the peer's GID: check IP addresses and routes of both ports",
+    ("ibv_create_ah", errno.EINVAL): "a port, GID index or GID that this device does not know",
     ("ibv_get_device_list", errno.ENOSYS): "the kernel has no RDMA: modprobe ib_uverbs and the device's driver",
     ("ibv_get_device_list", errno.EPERM): _ACCESS,
     ("", errno.EACCES): _ACCESS,

@@ -4,12 +4,15 @@ RDMAKIT_DEVICES=mlx5_0,mlx5_1 chooses the two ends; by default the first two dev
 """
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import rdmakit
+from rdmakit.device import connected_pair
+from rdmakit.errors import NotAvailable
 from rdmakit.verbs import _verbs
 from rdmakit.verbs.backend import device_names
 
@@ -44,22 +47,56 @@ def mlx5() -> set[str]:
     return {str(device["name"]) for device in _verbs.devices() if device["mlx5"]}
 
 
-@pytest.fixture(params=["own", "proxied"])
-def contexts(request, devices, mlx5):
-    """Both ends, opened: on the device's own queues, and through the proxy."""
-    if request.param == "proxied" and devices[0] not in mlx5:
-        pytest.skip(f"{devices[0]} has no queues of its own: it is proxied anyway")
-    suffix = ":queues=proxied" if request.param == "proxied" else ""
-    with rdmakit.open(devices[0] + suffix) as here, rdmakit.open(devices[1] + suffix) as there:
+@pytest.fixture(scope="session")
+def spelled(mlx5):
+    """`spelled(device, kind)`: a string that opens its "own" queues, "devx" or "proxied" ones; skips without."""
+
+    def of(device: str, kind: str) -> str:
+        if kind == "own":
+            return device
+        if device not in mlx5:
+            pytest.skip(f"{device} has no queues of its own: it is proxied anyway")
+        if kind == "devx":
+            try:
+                rdmakit.open(f"{device}:queues=devx").close()
+            except NotAvailable as error:
+                pytest.skip(f"no DevX: {error}")
+        return f"{device}:queues={kind}"
+
+    return of
+
+
+@pytest.fixture(params=["own", "devx", "proxied"])
+def contexts(request, devices, spelled):
+    """Both ends, opened: on the device's own queues, on such that commands made, and through the proxy."""
+    first, second = (spelled(device, request.param) for device in devices)
+    with rdmakit.open(first) as here, rdmakit.open(second) as there:
         yield here, there
 
 
-@pytest.fixture(params=["own", "proxied"])
-def names(request):
+@pytest.fixture(params=["own", "devx", "proxied"])
+def names(request, spelled):
     """Device strings of all that reach each other: those that RDMAKIT_DEVICES names, or all that there are."""
     found = asked() or sorted(device_names()[0], key=lambda name: (len(name), name))
     if not found:
         pytest.skip("no RDMA device: rdmakit connectx -- python -m pytest tests/rdma")
-    if request.param == "proxied" and found[0] not in request.getfixturevalue("mlx5"):
-        pytest.skip(f"{found[0]} has no queues of its own: it is proxied anyway")
-    return [name + ":queues=proxied" * (request.param == "proxied") for name in found]
+    return [spelled(name, request.param) for name in found]
+
+
+@pytest.fixture
+def devx_ends(devices, spelled):
+    """Two connected queue pairs that commands made, with 8 receives and CQs of 16 entries."""
+    first, second = (spelled(device, "devx") for device in devices)
+    with rdmakit.open(first) as here, rdmakit.open(second) as there:
+        yield connected_pair(here, there, rq_wqes=8, cq_entries=16)
+
+
+@pytest.fixture(scope="session")
+def program():
+    """`program(code, *arguments, **environment)`: a Python program in a process of its own, on the same devices."""
+
+    def run(code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", code, *arguments], env={**os.environ, **environment},
+                              capture_output=True, text=True, timeout=120)  # fmt: skip
+
+    return run

@@ -5,14 +5,17 @@ Bonds: rdmakit connectx --lag hash -- python -m pytest tests/rdma/test_bench_por
 
 import argparse
 import os
+from types import SimpleNamespace
 
 import pytest
 from connect_rig import every_rank, results
 from hosts_rig import shared_out
 
 from rdmakit.cli import bench, bench_ports
+from rdmakit.cli.bench_ports_traffic import raw
+from rdmakit.device import connected_pair
 from rdmakit.device import open as open_device
-from rdmakit.errors import PeerMismatch
+from rdmakit.errors import BadArgument, PeerMismatch
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("RDMAKIT_LAB") == "1", reason="tests/lab/test_lab_bench_ports.py is that between two hosts"
@@ -38,6 +41,23 @@ def rank_of(tmp_path, devices, *more):
 def lag_of(name):
     with open_device(name) as context:
         return context.device.lag
+
+
+@pytest.fixture
+def names(names):
+    """Without queues that commands made: they take no batches."""
+    if names[0].endswith("queues=devx"):
+        pytest.skip("batches are posted by ibv_post_send, which knows queue pairs of verbs alone")
+    return names
+
+
+def test_queues_made_by_command_take_no_batches(devices, spelled):
+    first, second = (spelled(device, "devx") for device in devices)
+    with open_device(first) as here, open_device(second) as there:
+        joined = SimpleNamespace(path=SimpleNamespace(context=here), qp=connected_pair(here, there)[0])
+        with pytest.raises(BadArgument, match="no batches") as caught:
+            raw(joined)
+        assert caught.value.value == first
 
 
 def test_each_port_alone_and_all_together(names, tmp_path):

@@ -34,6 +34,7 @@ from mlx5_commands import (
 
 import rdmakit
 from rdmakit.device.endpoint import gid_bytes
+from rdmakit.verbs import _verbs
 
 PAGE = 4096
 LOG_SQ, LOG_CQ = 4, 4
@@ -59,6 +60,7 @@ class End:
         with rdmakit.open(name) as context:
             self.gid = gid_bytes(context.port(1).gid)
             self.gid_index = context._provider._gid_index[1]
+        self.name = name
         self.device = device = Device(name)
         self.uar = device.uar()
         _, self.pd = device.create(Command(ALLOC_PD, 16))
@@ -90,13 +92,17 @@ class End:
     def change(self, opcode, fields, nbytes=272):
         self.device.modify(self.qp, Command(opcode, nbytes, {(0x48, 24): self.qpn, **fields}))
 
+    def mac_of(self, peer):
+        """The Ethernet address that packets to a peer go to, a number."""
+        return int.from_bytes(_verbs.Context(self.name).alloc_pd().resolve(peer.gid, 1, self.gid_index), "big")
+
     def connect(self, peer, psn, udp_source_port):
         self.change(RST2INIT, {(QPC + 0x490, 3): 0b111, (PATH + 0x128, 8): 1})
         self.change(INIT2RTR, {
             (QPC + 0x40, 3): 3, (QPC + 0x43, 5): 30, (QPC + 0xA8, 24): peer.qpn, (QPC + 0x4A8, 24): psn,
             (QPC + 0x488, 3): 4, (QPC + 0x4A3, 5): 12, (PATH + 0x128, 8): 1, (PATH + 0x48, 8): self.gid_index,
             (PATH + 0x58, 8): 64, (PATH + 0x80, 128): int.from_bytes(peer.gid, "big"),
-            (PATH + 0x110, 16): udp_source_port,
+            (PATH + 0x110, 16): udp_source_port, (PATH + 0x130, 48): self.mac_of(peer),
         })  # fmt: skip
         self.change(RTR2RTS, {
             (QPC + 0x388, 3): 4, (QPC + 0x38D, 3): 7, (QPC + 0x390, 3): 7, (QPC + 0x3C8, 24): psn,

@@ -44,10 +44,17 @@ def bonded(devices):
     return devices
 
 
+@pytest.fixture(params=["own", "devx"])
+def opened(request, bonded, spelled):
+    """Both devices: queue pairs of libmlx5's, and such that commands made, which libmlx5 does not steer."""
+    first, second = (spelled(device, request.param) for device in bonded)
+    with rdmakit.open(first) as here, rdmakit.open(second) as there:
+        yield here, there
+
+
 @pytest.fixture
-def ends(bonded):
-    with rdmakit.open(bonded[0]) as here, rdmakit.open(bonded[1]) as there:
-        yield connected_pair(here, there)
+def ends(opened):
+    return connected_pair(*opened)
 
 
 def copy(ends, rng):
@@ -79,12 +86,11 @@ def test_bytes_leave_by_the_port_that_was_chosen(bonded, ends, rng):
 
 
 @emulated
-def test_without_a_choice_queue_pairs_alternate(bonded, rng):
+def test_without_a_choice_queue_pairs_alternate(bonded, opened, rng):
     if mode(bonded[0]) == "hash":
         pytest.skip("in hash mode a queue pair has no port")
-    with rdmakit.open(bonded[0]) as here, rdmakit.open(bonded[1]) as there:
-        pairs = [connected_pair(here, there) for _ in range(4)]
-        assert sorted(near.lag_port[0] for near, _ in pairs) == [1, 1, 2, 2]
+    pairs = [connected_pair(*opened) for _ in range(4)]
+    assert sorted(near.lag_port[0] for near, _ in pairs) == [1, 1, 2, 2]
 
 
 @emulated

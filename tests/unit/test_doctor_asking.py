@@ -221,6 +221,27 @@ def raw_device(doorbell=0x7F0000001800, mlx5=True, registers=()):
     return lambda name: SimpleNamespace(mlx5=mlx5, create_cq=lambda entries: object(), alloc_pd=lambda: pd)
 
 
+def test_queues_made_by_command_are_tried(host):
+    asked = []
+
+    def opened(name):
+        asked.append(name)
+        return rdmakit.open("emu")
+
+    answer = look(host, "devx", raw=raw_device(), open=opened)
+    assert answer.verdict == "PASS" and asked == ["mlx5_0:queues=devx"], answer
+    assert look(host, "devx", raw=raw_device(mlx5=False)).verdict == "SKIP"
+    assert look(host, "devx").verdict == "SKIP", "no libibverbs"
+    answer = look(host, "devx", raw=raw_device(), open=no("no DevX", "mlx5dv_open_device: Invalid argument"))
+    assert answer.verdict == "WARN" and "mlx5dv_open_device" in answer.said and answer.remedy == "a remedy"
+
+
+def test_a_write_between_queues_made_by_command_that_fails(host):
+    world = rdmakit.World(hosts=1, faults="loss=1.0")
+    answer = look(host, "devx", raw=raw_device(), open=lambda name: world.open_rank(0))
+    assert answer.verdict == "FAIL" and "RETRY_EXC_ERR" in answer.said, answer
+
+
 def test_the_page_of_the_doorbell_is_mapped(host):
     asked = []
     probe = SimpleNamespace(map_for_kernels=lambda address, nbytes, io: asked.append((address, nbytes, io)))

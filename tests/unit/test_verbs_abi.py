@@ -69,10 +69,19 @@ STRUCTS = {
         True,
     ): "dbrec sq.buf sq.wqe_cnt sq.stride rq.buf bf.reg bf.size comp_mask uar_mmap_offset sqn",
     ("Mlx5Cq", "mlx5dv_cq", True): "buf dbrec cqe_cnt cqe_size cq_uar cqn comp_mask",
-    ("Mlx5Obj", "mlx5dv_obj", True): "qp.in qp.out cq.in cq.out",
+    ("Mlx5Obj", "mlx5dv_obj", True): "qp.in qp.out cq.in cq.out ah.in ah.out pd.in pd.out",
     ("Mlx5CqInitAttr", "mlx5dv_cq_init_attr", True): "comp_mask flags cqe_size",
     ("Mlx5QpInitAttr", "mlx5dv_qp_init_attr", True): "comp_mask create_flags send_ops_flags",
     ("Mlx5Allocators", "mlx5dv_ctx_allocators", True): "alloc free data",
+    ("Mlx5ContextAttr", "mlx5dv_context_attr", True): "flags comp_mask",
+    ("DevxUar", "mlx5dv_devx_uar", True): "reg_addr base_addr page_id mmap_off comp_mask",
+    ("DevxUmem", "mlx5dv_devx_umem", True): "umem_id",
+    ("DevxUmemIn", "mlx5dv_devx_umem_in", True): "addr size access pgsz_bitmap comp_mask dmabuf_fd",
+    ("DevxEventChannel", "mlx5dv_devx_event_channel", True): "fd",
+    ("DevxEvent", "mlx5dv_devx_async_event_hdr", False): "cookie",
+    ("Mlx5Pd", "mlx5dv_pd", True): "pdn comp_mask",
+    ("Mlx5Ah", "mlx5dv_ah", True): "av comp_mask",
+    ("Mlx5Av", "mlx5_wqe_av", True): "key dqp_dct stat_rate_sl fl_mlid rlid rmac tclass hop_limit grh_gid_fl rgid",
 }
 CONSTANTS = {
     "kQpTypeRc": "IBV_QPT_RC", "kInitAttrPd": "IBV_QP_INIT_ATTR_PD", "kCqInitAttrFlags": "IBV_CQ_INIT_ATTR_MASK_FLAGS",
@@ -84,7 +93,10 @@ CONSTANTS = {
     "kObjQp": "MLX5DV_OBJ_QP", "kObjCq": "MLX5DV_OBJ_CQ", "kCqCqeSize": "MLX5DV_CQ_INIT_ATTR_MASK_CQE_SIZE",
     "kQpCreateFlags": "MLX5DV_QP_INIT_ATTR_MASK_QP_CREATE_FLAGS", "kAttrAllocators": "MLX5DV_CTX_ATTR_BUF_ALLOCATORS",
     "kQpNoScatterToCqe": "MLX5DV_QP_CREATE_DISABLE_SCATTER_TO_CQE",
-    "kQpScatterToCqe": "MLX5DV_QP_CREATE_ALLOW_SCATTER_TO_CQE",
+    "kQpScatterToCqe": "MLX5DV_QP_CREATE_ALLOW_SCATTER_TO_CQE", "kContextDevx": "MLX5DV_CONTEXT_FLAGS_DEVX",
+    "kUarBlueFlame": "MLX5DV_UAR_ALLOC_TYPE_BF", "kUarNonCached": "MLX5DV_UAR_ALLOC_TYPE_NC",
+    "kUmemDmabuf": "MLX5DV_UMEM_MASK_DMABUF", "kObjAh": "MLX5DV_OBJ_AH",
+    "kOmitEventData": "MLX5DV_DEVX_CREATE_EVENT_CHANNEL_FLAGS_OMIT_EV_DATA", "kObjPd": "MLX5DV_OBJ_PD",
 }  # fmt: skip
 
 
@@ -100,7 +112,7 @@ def test_structs_and_constants(tmp_path):
     source = tmp_path / "abi.cpp"
     source.write_text(
         "#include <cstdio>\n#include <cstddef>\n#include <infiniband/verbs.h>\n#include <infiniband/mlx5dv.h>\n"
-        f'#include "native/abi_mlx5dv.hpp"\nnamespace v = rdmakit::verbs;\nint main() {{\n{body}\n}}\n'
+        f'#include "native/abi_devx.hpp"\nnamespace v = rdmakit::verbs;\nint main() {{\n{body}\n}}\n'
     )
     program = tmp_path / "abi"
     subprocess.run(["g++", "-std=c++17", "-Wno-invalid-offsetof", f"-I{ROOT / 'rdmakit/verbs'}", "-o", program, source],

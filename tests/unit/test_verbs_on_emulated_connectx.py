@@ -33,10 +33,10 @@ pytestmark = [
 ]
 
 
-def run(command, nics=2, **more):
+def run(command, nics=2, seconds=200, **more):
     with preloaded(nics) as environment:
         return subprocess.run(command, env={**environment, "PYTHONPATH": str(ROOT), **more.pop("env", {})},
-                              capture_output=True, text=True, timeout=200, **more)  # fmt: skip
+                              capture_output=True, text=True, timeout=seconds, **more)  # fmt: skip
 
 
 FOR_REAL_DEVICES = [(path.name, "none") for path in sorted((ROOT / "tests/rdma").glob("test_*.py"))]
@@ -45,10 +45,11 @@ WITH_BONDS = ("test_lag_ports.py", "test_bench_ports.py")
 FOR_REAL_DEVICES += [(name, lag) for name in WITH_BONDS for lag in ("hash", "affinity")]
 
 
+@pytest.mark.timeout(400)  # three kinds of queues each: a minute for hosts on two idle cores
 @pytest.mark.parametrize(("name", "lag"), FOR_REAL_DEVICES)
 def test_the_suite_for_real_devices(name, lag, run_seed):
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--seed={run_seed}"]
-    done = run([*command, f"tests/rdma/{name}"], nics=default_nics(2, lag), cwd=ROOT)
+    done = run([*command, f"tests/rdma/{name}"], nics=default_nics(2, lag), seconds=370, cwd=ROOT)
     counted = re.search(r"(\d+) passed", done.stdout)
     if done.returncode == NOTHING_COLLECTED and "pip install torch" in done.stdout:
         pytest.skip("pip install torch: Buffer takes and returns its tensors")

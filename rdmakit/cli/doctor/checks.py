@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rdmakit.cli.doctor import build, doorbell, gpus, kernel, lossless, ports, spread
+from rdmakit.cli.doctor import build, commands, doorbell, gpus, kernel, lossless, ports, spread
 from rdmakit.cli.doctor.check import Answer, Check, Result, failed, skipped
 from rdmakit.cli.doctor.machine import CAPTURED, Machine
 from rdmakit.errors import NotAvailable, RdmakitError
@@ -42,6 +42,7 @@ CHECKS: tuple[Check, ...] = (
     Check("peermem", "gpudirect", "GPU memory for NICs", kernel.gpu_memory),
     Check("gpu-mr", "gpudirect", "GPU memory registered", doorbell.memory_registration, live=True),
     Check("override", "gpudirect", "PeerMappingOverride", kernel.register_mapping),
+    Check("devx", "gpudirect", "Commands to the device", commands.devx, live=True),
     Check("doorbell", "gpudirect", "Doorbell mapping", doorbell.register, live=True),
 )
 

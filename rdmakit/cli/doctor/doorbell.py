@@ -13,7 +13,7 @@ from rdmakit.cli.doctor.check import Answer, failed, passed, skipped, warned, wo
 from rdmakit.cli.doctor.machine import Machine
 from rdmakit.errors import CompletionError, NotAvailable, RdmakitError
 
-__all__ = ["loopback", "memory_registration", "register"]
+__all__ = ["loopback", "memory_registration", "register", "write_to_itself"]
 
 _BYTES = 64
 _PAGE = 4096
@@ -25,7 +25,7 @@ def why(error: RdmakitError) -> str:
     return f"{error.what}: {error.rule}" if error.rule else error.what
 
 
-def _write_to_itself(context: Any, port: int) -> None:
+def write_to_itself(context: Any, port: int) -> None:
     """One WRITE from a queue pair to another of the same port; an error if a byte differs."""
     import numpy as np
 
@@ -49,7 +49,7 @@ def _loop(machine: Machine, name: str, ports: list[int]) -> Answer:
             queues = str(getattr(context.device, "where", ""))
             for port in ports:
                 where = f"{name}/{port}"
-                _write_to_itself(context, port)
+                write_to_itself(context, port)
     except CompletionError as error:
         return failed(f"{where}: a WRITE to itself ended in {error.wc_status}", error.remedy or "")
     except RdmakitError as error:

@@ -4,6 +4,7 @@
 #include <rdma/mlx5-abi.h>
 
 #include <cerrno>
+#include <cstdlib>
 #include <cstring>
 
 #include "open_device.hpp"
@@ -44,6 +45,7 @@ mlx5_ib_alloc_ucontext_resp OpenDevice::describe_context() const {
     driver.max_recv_wr = driver.max_srq_recv_wr = 1u << config.max_log_rq_wqes;
     driver.num_ports = static_cast<u16>(hca_->ib_ports());
     driver.response_length = static_cast<u32>(sizeof driver);
+    driver.cmds_supp_uhw = MLX5_USER_CMDS_SUPP_UHW_QUERY_DEVICE | MLX5_USER_CMDS_SUPP_UHW_CREATE_AH;
     driver.log_uar_size = 12;
     driver.num_uars_per_page = 1;
     return driver;
@@ -55,6 +57,9 @@ int OpenDevice::open_context(Command& in, std::size_t core_request, std::size_t 
     // libmlx5 that asks for UAR pages one by one has none numbered beforehand (kernel mlx5_ib_alloc_ucontext).
     const bool dynamic = asked.lib_caps & MLX5_LIB_CAP_DYN_UAR;
     bfregs_ = (asked.total_num_bfregs + kBfregsPerUar - 1) / kBfregsPerUar * kBfregsPerUar;
+    // Firmware that gives no user contexts, if a test wants such (kernel mlx5_ib_devx_create).
+    const char* const devx = std::getenv("RDMAKIT_UVERBS_DEVX");
+    if (asked.flags & MLX5_IB_ALLOC_UCTX_DEVX && devx != nullptr && std::strcmp(devx, "off") == 0) return EINVAL;
     if (bfregs_ == 0 || asked.num_low_latency_bfregs > bfregs_ - 1) return EINVAL;
     dynamic_uars_ = dynamic;
     in.give_driver(describe_context(), core_response);

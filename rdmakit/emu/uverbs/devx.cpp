@@ -3,6 +3,8 @@
 #include <rdma/mlx5_user_ioctl_cmds.h>
 #include <rdma/mlx5_user_ioctl_verbs.h>
 
+#include <sys/mman.h>
+
 #include <cstdio>
 #include <cstdlib>
 
@@ -30,7 +32,13 @@ void Devx::close() {
     for (const Kind kind : {Kind::qp, Kind::cq, Kind::mkey, Kind::pd})
         for (const auto& [handle, object] : objects_)
             if (object.kind == kind) destroy(object);
+    if (std::getenv("RDMAKIT_UVERBS_TRACE") != nullptr)
+        std::fprintf(stderr, "uverbs: closed with %zu DevX objects, %zu umems\n", objects_.size(), umems_.size());
     objects_.clear();
+    subscriptions_.clear();
+    for (const auto& [id, umem] : umems_)
+        if (umem.mapped != nullptr) munmap(umem.mapped, umem.bytes);
+    umems_.clear();
 }
 
 int Devx::run(u32 object, u32 number, Attributes& in) {
@@ -40,6 +48,8 @@ int Devx::run(u32 object, u32 number, Attributes& in) {
         case method(MLX5_IB_OBJECT_DEVX, MLX5_IB_METHOD_DEVX_QUERY_UAR): return query_uar(in);
         case method(MLX5_IB_OBJECT_DEVX, MLX5_IB_METHOD_DEVX_QUERY_EQN): return query_eqn(in);
         case method(MLX5_IB_OBJECT_DEVX, MLX5_IB_METHOD_DEVX_OTHER): return general(in);
+        case method(MLX5_IB_OBJECT_DEVX, MLX5_IB_METHOD_DEVX_SUBSCRIBE_EVENT): return subscribe(in);
+        case method(MLX5_IB_OBJECT_DEVX_ASYNC_EVENT_FD, MLX5_IB_METHOD_DEVX_ASYNC_EVENT_FD_ALLOC): return alloc_channel(in);
         case method(MLX5_IB_OBJECT_DEVX_OBJ, MLX5_IB_METHOD_DEVX_OBJ_CREATE): return create(in);
         case method(MLX5_IB_OBJECT_DEVX_OBJ, MLX5_IB_METHOD_DEVX_OBJ_DESTROY): return destroy(in);
         case method(MLX5_IB_OBJECT_DEVX_OBJ, MLX5_IB_METHOD_DEVX_OBJ_MODIFY): return modify(in);
@@ -91,8 +101,9 @@ int Devx::create(Attributes& attributes) {
     const Box in = in_box(attributes, MLX5_IB_ATTR_DEVX_OBJ_CREATE_CMD_IN);
     if (!allowed_ || in.size() < kShortest || attributes.size(MLX5_IB_ATTR_DEVX_OBJ_CREATE_CMD_OUT) < kShortest)
         return EINVAL;
-    Object object{Kind::pd, 0};
+    Object object{Kind::pd, 0, {}};
     Verdict verdict;
+    named_.clear();
     switch (in.get32(prm::kOpcode)) {
         case prm::kAllocPd: verdict = alloc_pd(&object.number); break;
         case prm::kCreateCq: object.kind = Kind::cq; verdict = create_cq(in, &object.number); break;
@@ -104,6 +115,7 @@ int Devx::create(Attributes& attributes) {
     if (const int error = answer(verdict, out)) return error;
     out.set(prm::kNumber, object.kind == Kind::mkey ? object.number >> 8 : object.number);
     const u32 handle = kFirstHandle + next_handle_++;
+    object.umems = named_;
     objects_[handle] = object;
     attributes.put_handle(MLX5_IB_ATTR_DEVX_OBJ_CREATE_HANDLE, handle);
     return 0;
@@ -114,6 +126,7 @@ int Devx::destroy(Attributes& attributes) {
     const auto found = objects_.find(attributes.handle(MLX5_IB_ATTR_DEVX_OBJ_DESTROY_HANDLE));
     if (found == objects_.end()) return ENOENT;
     if (const int error = destroy(found->second)) return error;
+    forget_events(found->first);
     objects_.erase(found);
     return 0;
 }
@@ -129,6 +142,7 @@ int Devx::destroy(const Object& object) {
             if (status.ok()) machine.remove_cq(hca_, object.number);
             break;
         case Kind::qp:
+            macs_.erase(object.number);
             machine.remove_qp(hca_, object.number);
             status = hca_->destroy_qp(object.number);
             break;
@@ -177,11 +191,20 @@ int Devx::query(Attributes& attributes) {
 int Devx::register_umem(Attributes& in) {
     if (const int error = in.check({MLX5_IB_ATTR_DEVX_UMEM_REG_HANDLE, MLX5_IB_ATTR_DEVX_UMEM_REG_ADDR,
                                     MLX5_IB_ATTR_DEVX_UMEM_REG_LEN, MLX5_IB_ATTR_DEVX_UMEM_REG_OUT_ID},
-                                   {MLX5_IB_ATTR_DEVX_UMEM_REG_ACCESS, MLX5_IB_ATTR_DEVX_UMEM_REG_PGSZ_BITMAP}))
+                                   {MLX5_IB_ATTR_DEVX_UMEM_REG_ACCESS, MLX5_IB_ATTR_DEVX_UMEM_REG_PGSZ_BITMAP,
+                                    MLX5_IB_ATTR_DEVX_UMEM_REG_DMABUF_FD}))
         return error;
     if (!allowed_) return EINVAL;
-    const Umem umem{in.get<u64>(MLX5_IB_ATTR_DEVX_UMEM_REG_ADDR), in.get<u64>(MLX5_IB_ATTR_DEVX_UMEM_REG_LEN),
-                    in.get<u32>(MLX5_IB_ATTR_DEVX_UMEM_REG_ACCESS)};
+    Umem umem{in.get<u64>(MLX5_IB_ATTR_DEVX_UMEM_REG_ADDR), in.get<u64>(MLX5_IB_ATTR_DEVX_UMEM_REG_LEN),
+              in.get<u32>(MLX5_IB_ATTR_DEVX_UMEM_REG_ACCESS), nullptr};
+    if (in.has(MLX5_IB_ATTR_DEVX_UMEM_REG_DMABUF_FD)) {
+        // The address is an offset then. Whatever can be mapped stands for a dma-buf: a memfd has pages of its own, too.
+        void* const pages = mmap(nullptr, umem.bytes, PROT_READ | PROT_WRITE, MAP_SHARED,
+                                 in.descriptor(MLX5_IB_ATTR_DEVX_UMEM_REG_DMABUF_FD), static_cast<off_t>(umem.address));
+        if (pages == MAP_FAILED) return errno;
+        umem.mapped = pages;
+        umem.address = reinterpret_cast<u64>(pages);
+    }
     if (umem.address == 0 || umem.bytes == 0 || umem.address + umem.bytes < umem.address) return EINVAL;
     const u32 id = ++next_umem_;
     umems_[id] = umem;
@@ -192,7 +215,14 @@ int Devx::register_umem(Attributes& in) {
 
 int Devx::forget_umem(Attributes& in) {
     if (const int error = in.check({MLX5_IB_ATTR_DEVX_UMEM_DEREG_HANDLE})) return error;
-    return umems_.erase(in.handle(MLX5_IB_ATTR_DEVX_UMEM_DEREG_HANDLE)) != 0 ? 0 : ENOENT;
+    const auto found = umems_.find(in.handle(MLX5_IB_ATTR_DEVX_UMEM_DEREG_HANDLE));
+    if (found == umems_.end()) return ENOENT;
+    for (const auto& [handle, object] : objects_)
+        for (const u32 id : object.umems)
+            if (id == found->first) return EBUSY;
+    if (found->second.mapped != nullptr) munmap(found->second.mapped, found->second.bytes);
+    umems_.erase(found);
+    return 0;
 }
 
 int Devx::query_eqn(Attributes& in) {

@@ -86,6 +86,7 @@ Devx::Verdict Devx::query_capabilities(const Box& in, Box& out) const {
 Devx::Verdict Devx::query_lag(Box& out) const {
     if (hca_->config().lag == LagMode::none) return {};
     out.set(prm::kLagState, 1);
+    out.set(prm::kPortSelectMode, hca_->config().lag == LagMode::hash);  // MLX5_LAG_PORT_SELECT_MODE_*
     out.set(prm::kTxRemapAffinity1, hca_->active_lag_port(1));
     out.set(prm::kTxRemapAffinity2, hca_->active_lag_port(2));
     return {};

@@ -4,11 +4,12 @@
 
 namespace rdmakit::uverbs {
 
-u8* Devx::in_umem(u32 id, u64 offset, u64 bytes) const {
+u8* Devx::in_umem(u32 id, u64 offset, u64 bytes) {
     const auto found = umems_.find(id);
     if (found == umems_.end()) return nullptr;
     const Umem& umem = found->second;
     if (offset > umem.bytes || bytes > umem.bytes - offset) return nullptr;
+    named_.push_back(id);
     return reinterpret_cast<u8*>(umem.address + offset);
 }
 

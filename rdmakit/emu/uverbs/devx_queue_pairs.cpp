@@ -26,6 +26,12 @@ u32 device_state(QpState state) {
     return prm::err;
 }
 
+u32 log2_of(u32 value) {
+    u32 log = 0;
+    while (value >> (log + 1) != 0) ++log;
+    return log;
+}
+
 constexpr Bits path(Bits field) { return prm::kQpc + (prm::kPath + field); }
 
 }  // namespace
@@ -71,6 +77,17 @@ Devx::Verdict Devx::create_qp(const Box& in, u32* number) {
     return verdict("CREATE_QP", status);
 }
 
+// Of a real device packets with another's address are lost; here that is told at once. Without any they arrive, as
+// programs want it that find no network device to ask (rdma-core tests/base.py get_ip_mac_address).
+bool Devx::reaches(const Box& in, const Gid& gid) const {
+    const u64 given = in.get(path(prm::ads::kRmac));
+    u8 mac[6] = {};
+    if (!hca_->config().roce || given == 0 || !Machine::here().resolve(gid, mac)) return true;
+    u64 address = 0;
+    for (const u8 byte : mac) address = address << 8 | byte;
+    return given == address;
+}
+
 Devx::Verdict Devx::modify_qp(u32 qpn, const Box& in) {
     const auto asked = [&](Bits field) { return static_cast<u32>(in.get(prm::kQpc + field)); };
     QpModify attr;
@@ -96,6 +113,9 @@ Devx::Verdict Devx::modify_qp(u32 qpn, const Box& in) {
             attr.min_rnr_timer = asked(prm::qpc::kMinRnrNak);
             if (const u8* const gid = in.at(path({prm::ads::kRgid, 8}).at))
                 std::memcpy(attr.ah.dgid.raw, gid, sizeof attr.ah.dgid.raw);
+            if (!reaches(in, attr.ah.dgid))
+                return verdict("INIT2RTR_QP", {EINVAL, "rmac is not the address behind rgid_rip: packets would reach nobody"});
+            macs_[qpn] = in.get(path(prm::ads::kRmac));
             attr.ah.is_global = hca_->config().roce || in.get(path(prm::ads::kGrh)) != 0;
             attr.ah.dlid = in.get32(path(prm::ads::kRlid));
             attr.ah.flow_label = in.get32(path(prm::ads::kFlowLabel));
@@ -184,6 +204,18 @@ Devx::Verdict Devx::query_qp(u32 qpn, Box& out) const {
     set(prm::qpc::kHwSqCounter, info.sq_completed & 0xffff);
     set(prm::qpc::kSwSqCounter, info.sq_producer & 0xffff);
     set(prm::qpc::kHwRqCounter, info.rq_consumed & 0xffffffff);
+    out.set(path(prm::ads::kPkeyIndex), attr.pkey_index);
+    out.set(path(prm::ads::kRlid), attr.ah.dlid);
+    out.set(path(prm::ads::kFlowLabel), attr.ah.flow_label);
+    out.set(path(prm::ads::kSrcAddrIndex), attr.ah.sgid_index);
+    out.set(path(prm::ads::kHopLimit), attr.ah.hop_limit);
+    out.set(path(prm::ads::kTclass), attr.ah.traffic_class);
+    out.set(path(prm::ads::kSl), attr.ah.sl);
+    for (u32 i = 0; i < sizeof attr.ah.dgid.raw; ++i) out.set(path({prm::ads::kRgid + 8 * i, 8}), attr.ah.dgid.raw[i]);
+    const auto mac = macs_.find(qpn);
+    if (mac != macs_.end()) out.set(path(prm::ads::kRmac), mac->second);
+    set(prm::qpc::kLogSraMax, log2_of(attr.max_rd_atomic));
+    set(prm::qpc::kLogRraMax, log2_of(attr.max_dest_rd_atomic));
     out.set(path(prm::ads::kUdpSport), info.udp_source_port);
     out.set(path(prm::ads::kVhcaPortNum), attr.port_num);
     out.set(path(prm::ads::kAckTimeout), attr.timeout);

@@ -66,6 +66,12 @@ void EventFile::take_back(const void* object) {
     }
 }
 
+bool EventFile::waits(const void* object) const {
+    for (const Event& event : events_)
+        if (event.object == object) return true;
+    return false;
+}
+
 ssize_t EventFile::read(void* into, std::size_t size) {
     static const auto real = reinterpret_cast<ssize_t (*)(int, void*, size_t)>(dlsym(RTLD_NEXT, "read"));
     u8 token;

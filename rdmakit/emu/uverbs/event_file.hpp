@@ -30,6 +30,8 @@ class EventFile {
     // Queues an event of `object`; *count goes up when it is read.
     void push(const void* bytes, std::size_t size, const void* object, std::shared_ptr<u32> count);
     void take_back(const void* object);
+    // Whether an event of it has not been read.
+    bool waits(const void* object) const;
     // read(2): one event, or -1 with errno.
     ssize_t read(void* into, std::size_t size);
 

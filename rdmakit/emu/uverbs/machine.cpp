@@ -126,6 +126,20 @@ const Gid* Machine::gid(const Hca* hca, u32 port, u32 index) const {
     return found == gids_.end() ? nullptr : &found->second;
 }
 
+// A port's link-local GID has its address in it (EUI-64 with the universal bit turned: RFC 4291, appendix A).
+bool Machine::resolve(const Gid& gid, u8 mac[6]) const {
+    for (const auto& [at, known] : gids_) {
+        if (std::memcmp(known.raw, gid.raw, sizeof gid.raw) != 0) continue;
+        const auto local = gids_.find({std::get<0>(at), std::get<1>(at), 0});
+        if (local == gids_.end()) return false;
+        const u8* const eui = local->second.raw + 8;
+        const u8 found[6] = {static_cast<u8>(eui[0] ^ 2), eui[1], eui[2], eui[5], eui[6], eui[7]};
+        std::memcpy(mac, found, sizeof found);
+        return true;
+    }
+    return false;
+}
+
 void Machine::listen(Hca* hca, Listener* listener) {
     listeners_.push_back({hca, listener});
     if (started_) return;

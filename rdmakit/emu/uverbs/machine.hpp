@@ -38,6 +38,8 @@ class Machine final : public Environment {
     Hca* find(const std::string& name);
     // Null where the table has none.
     const Gid* gid(const Hca* hca, u32 port, u32 index) const;
+    // The Ethernet address behind a GID, as the kernel resolves it; false for a GID that no port of the tree has.
+    bool resolve(const Gid& gid, u8 mac[6]) const;
     void listen(Hca* hca, Listener* listener);
     void forget(Listener* listener);
     // Doorbells written to this page of `hca` are looked for from now on.

@@ -30,6 +30,7 @@ OpenDevice::~OpenDevice() {
 }
 
 void OpenDevice::event(AsyncEvent event) {
+    devx_.event(event);
     if (!async_) return;
     if (event.type == AsyncEventType::completion) {
         const auto cq = cqs_.find(event.number);

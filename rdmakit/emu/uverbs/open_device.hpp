@@ -69,6 +69,8 @@ class OpenDevice final : public Listener {
     int reg_mr(Command& in);
     int dereg_mr(Command& in);
     int rereg_mr(Command& in);
+    int create_ah(Command& in);
+    int destroy_ah(Command& in);
     int create_channel(Command& in);
     int create_cq(Command& in, bool extended);
     int destroy_cq(Command& in);
@@ -103,7 +105,8 @@ class OpenDevice final : public Listener {
     Count port_events_ = std::make_shared<u32>(0);
     std::map<u32, CqRecord> cqs_;
     std::map<u32, QpRecord> qps_;
-    std::map<u32, bool> pds_;
+    std::map<u32, bool> pds_, ahs_;
+    u32 next_ah_ = 0;
     std::map<u32, u32> mrs_;  // handle → key, which changes when a region is registered anew
     std::map<u32, SrqRecord> srqs_;
     u32 bfregs_ = 0, next_bfreg_ = 0;

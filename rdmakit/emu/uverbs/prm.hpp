@@ -78,7 +78,7 @@ constexpr u32 kPath = 0xc0;
 namespace ads {
 constexpr Bits kPkeyIndex{0x10, 16}, kGrh{0x28, 1}, kRlid{0x30, 16}, kAckTimeout{0x40, 5}, kSrcAddrIndex{0x48, 8};
 constexpr Bits kHopLimit{0x58, 8}, kTclass{0x64, 8}, kFlowLabel{0x6c, 20}, kUdpSport{0x110, 16}, kSl{0x124, 4};
-constexpr Bits kVhcaPortNum{0x128, 8};
+constexpr Bits kVhcaPortNum{0x128, 8}, kRmac{0x130, 48};
 constexpr u32 kRgid = 0x80;  // 16 bytes
 }  // namespace ads
 // opt_param_mask: kernel include/linux/mlx5/qp.h MLX5_QP_OPTPAR_*; its upper part: MLX5_QPC_OPT_MASK_32_*
@@ -133,7 +133,7 @@ constexpr Bits kMaxUdpSport{0xc0, 16}, kMinUdpSport{0xd0, 16}, kAddressTableSize
 }  // namespace roce_cap
 
 // ---- QUERY_LAG
-constexpr Bits kLagState{0x5d, 3}, kTxRemapAffinity2{0x74, 4}, kTxRemapAffinity1{0x7c, 4};
+constexpr Bits kPortSelectMode{0x55, 3}, kLagState{0x5d, 3}, kTxRemapAffinity2{0x74, 4}, kTxRemapAffinity1{0x7c, 4};
 
 }  // namespace prm
 }  // namespace rdmakit::uverbs

@@ -61,6 +61,8 @@ int OpenDevice::run(u32 number, bool extended, Command& in) {
         case IB_USER_VERBS_CMD_REG_MR: return reg_mr(in);
         case IB_USER_VERBS_CMD_DEREG_MR: return dereg_mr(in);
         case IB_USER_VERBS_CMD_REREG_MR: return rereg_mr(in);
+        case IB_USER_VERBS_CMD_CREATE_AH: return create_ah(in);
+        case IB_USER_VERBS_CMD_DESTROY_AH: return destroy_ah(in);
         case IB_USER_VERBS_CMD_CREATE_COMP_CHANNEL: return create_channel(in);
         case IB_USER_VERBS_CMD_CREATE_CQ: return create_cq(in, false);
         case IB_USER_VERBS_CMD_DESTROY_CQ: return destroy_cq(in);

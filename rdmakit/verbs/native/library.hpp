@@ -1,9 +1,9 @@
 // library.hpp — libibverbs and libmlx5, opened when first asked for; each call that may be missing is a null pointer.
-// Leans on abi_mlx5dv.hpp.
+// Leans on abi_devx.hpp.
 #pragma once
 #include <string>
 
-#include "abi_mlx5dv.hpp"
+#include "abi_devx.hpp"
 
 namespace rdmakit::verbs {
 
@@ -32,6 +32,8 @@ namespace rdmakit::verbs {
     CALL(int, modify_qp, (Qp*, QpAttr*, int))                                 \
     CALL(int, query_qp, (Qp*, QpAttr*, int, QpInitAttr*))                     \
     CALL(int, destroy_qp, (Qp*))                                              \
+    CALL(AddressHandle*, create_ah, (Pd*, AhAttr*))                           \
+    CALL(int, destroy_ah, (AddressHandle*))                                   \
     CALL(int, get_async_event, (Context*, AsyncEvent*))                       \
     CALL(void, ack_async_event, (AsyncEvent*))
 
@@ -49,7 +51,24 @@ namespace rdmakit::verbs {
     CALL(Qp*, create_qp, (Context*, QpInitAttrEx*, Mlx5QpInitAttr*), "MLX5_1.3")                \
     CALL(int, query_qp_lag_port, (Qp*, uint8_t*, uint8_t*), "MLX5_1.15")                        \
     CALL(int, modify_qp_lag_port, (Qp*, uint8_t), "MLX5_1.15")                                  \
-    CALL(int, modify_qp_udp_sport, (Qp*, uint16_t), "MLX5_1.20")
+    CALL(int, modify_qp_udp_sport, (Qp*, uint16_t), "MLX5_1.20")                                \
+    CALL(Context*, open_device, (Device*, Mlx5ContextAttr*), "MLX5_1.7")                        \
+    CALL(DevxObj*, devx_obj_create, (Context*, const void*, size_t, void*, size_t), "MLX5_1.7") \
+    CALL(int, devx_obj_query, (DevxObj*, const void*, size_t, void*, size_t), "MLX5_1.7")       \
+    CALL(int, devx_obj_modify, (DevxObj*, const void*, size_t, void*, size_t), "MLX5_1.7")      \
+    CALL(int, devx_obj_destroy, (DevxObj*), "MLX5_1.7")                                         \
+    CALL(int, devx_general_cmd, (Context*, const void*, size_t, void*, size_t), "MLX5_1.7")     \
+    CALL(DevxUmem*, devx_umem_reg, (Context*, void*, size_t, uint32_t), "MLX5_1.7")             \
+    CALL(DevxUmem*, devx_umem_reg_ex, (Context*, DevxUmemIn*), "MLX5_1.19")                     \
+    CALL(int, devx_umem_dereg, (DevxUmem*), "MLX5_1.7")                                         \
+    CALL(DevxUar*, devx_alloc_uar, (Context*, uint32_t), "MLX5_1.7")                            \
+    CALL(void, devx_free_uar, (DevxUar*), "MLX5_1.7")                                           \
+    CALL(int, devx_query_eqn, (Context*, uint32_t, uint32_t*), "MLX5_1.7")                      \
+    CALL(DevxEventChannel*, devx_create_event_channel, (Context*, int), "MLX5_1.11")            \
+    CALL(void, devx_destroy_event_channel, (DevxEventChannel*), "MLX5_1.11")                    \
+    CALL(int, devx_subscribe_devx_event,                                                        \
+         (DevxEventChannel*, DevxObj*, uint16_t, uint16_t*, uint64_t), "MLX5_1.11")             \
+    CALL(long, devx_get_event, (DevxEventChannel*, DevxEvent*, size_t), "MLX5_1.11")
 
 struct Library {
 #define RDMAKIT_DECLARE(result, name, parameters, ...) result(*name) parameters = nullptr;

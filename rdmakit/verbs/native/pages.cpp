@@ -6,9 +6,16 @@
 #include <mutex>
 
 namespace rdmakit::verbs {
-namespace {
 
-constexpr size_t kPage = 4096;
+std::shared_ptr<void> new_pages(size_t size) {
+    constexpr size_t kPage = 4096;
+    const size_t whole = (size + kPage - 1) / kPage * kPage;
+    void* const memory = mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) return nullptr;
+    return std::shared_ptr<void>(memory, [whole](void* at) { munmap(at, whole); });
+}
+
+namespace {
 
 struct Allocation {
     std::shared_ptr<void> memory;
@@ -22,13 +29,11 @@ std::map<uintptr_t, Allocation>& allocations() {
 }
 
 void* allocate(size_t size, void*) {
-    const size_t whole = (size + kPage - 1) / kPage * kPage;
-    void* const memory = mmap(nullptr, whole, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (memory == MAP_FAILED) return nullptr;
+    const std::shared_ptr<void> memory = new_pages(size);
+    if (memory == nullptr) return nullptr;
     const std::lock_guard<std::mutex> hold(mutex);
-    allocations()[reinterpret_cast<uintptr_t>(memory)] = {
-        std::shared_ptr<void>(memory, [whole](void* at) { munmap(at, whole); }), whole};
-    return memory;
+    allocations()[reinterpret_cast<uintptr_t>(memory.get())] = {memory, size};
+    return memory.get();
 }
 
 void release(void* memory, void*) {

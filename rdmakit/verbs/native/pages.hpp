@@ -7,7 +7,9 @@
 
 namespace rdmakit::verbs {
 
-// Allocators for mlx5dv_set_context_attr: zeroed, page-aligned memory.
+// Zeroed, page-aligned memory, unmapped when its last owner is gone; null when there is none.
+std::shared_ptr<void> new_pages(size_t size);
+// Allocators for mlx5dv_set_context_attr: such memory.
 Mlx5Allocators page_allocators();
 // An owner of the allocation that `address` lies in; null for memory that is not of these allocators.
 std::shared_ptr<void> share_pages(const void* address);
