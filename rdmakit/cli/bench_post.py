@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,6 +41,9 @@ OTHERS = (
 )
 
 
+GAINS = {"post_gain": "ns_per_wr", "poll_gain": "ns_per_cqe", "read_gain": "ns_per_read"}
+
+
 def _python_with(other: Other) -> tuple[str | None, str]:
     """A Python that imports it; else None, and why not."""
     why = ""
@@ -67,8 +71,8 @@ def _run(command: list[str], environment: dict[str, str]) -> dict[str, Any]:
 
 
 def measure(repetitions: int = 300) -> dict[str, Any]:
-    """`figures`: ns_per_wr, ns_per_cqe and, of other bindings that run here, their own and how many times less ours
-    are; `absent`: why one does not.
+    """`figures`: ns_per_wr, ns_per_cqe, ns_per_read (bench_batch says what), those with `_direct` and, of bindings
+    that run here, their own and how many times less ours are; `absent`: why one does not.
     """
     from rdmakit.emu.uverbs import preloaded
 
@@ -91,8 +95,9 @@ def measure(repetitions: int = 300) -> dict[str, Any]:
             figures.update(theirs)
             # pyverbs's gains have had no suffix since the first record.
             suffix = "" if other.name == "pyverbs" else f"_{other.name}"
-            figures[f"post_gain{suffix}"] = figures[f"ns_per_wr_{other.name}"] / figures["ns_per_wr"]
-            figures[f"poll_gain{suffix}"] = figures[f"ns_per_cqe_{other.name}"] / figures["ns_per_cqe"]
+            for way in ("", "_direct"):
+                for gain, cost in GAINS.items():
+                    figures[f"{gain}{way}{suffix}"] = figures[f"{cost}_{other.name}"] / figures[f"{cost}{way}"]
     config = {"batch": 64, "bytes": 64, "repetitions": repetitions, "absent": absent}
     return {"ok": ok, "figures": figures, "config": config, "device": "emulated ConnectX under libmlx5"}
 
@@ -100,13 +105,14 @@ def measure(repetitions: int = 300) -> dict[str, Any]:
 def _table(result: dict[str, Any]) -> list[str]:
     figures, absent = result["figures"], result["config"]["absent"]
 
-    def row(name: str, post: str, poll: str) -> str:
-        return f"  {name:18s}{figures[post]:8.1f}{'':22s}{figures[poll]:8.1f}"
+    def row(name: str, keys: Iterable[str], suffix: str = "") -> str:
+        return f"  {name:26s}" + "".join(f"{figures[key + suffix]:12.1f}" for key in keys)
 
     lines = [
-        "64 WRITEs of 64 bytes, built and posted from Python; libmlx5 on an emulated ConnectX; measured, medians",
-        f"  {'':18s}ns a work request{'':13s}ns a completion",
-        row("by the array", "ns_per_wr", "ns_per_cqe"),
+        "64 WRITEs of 64 bytes, built and posted from Python; libmlx5 on an emulated ConnectX; measured, medians; ns",
+        f"  {'':26s}{'post a WR':>12s}{'poll a CQE':>12s}{'and read it':>12s}",
+        row("arrays, ibv_post_send", GAINS.values()),
+        row("arrays, own rings", GAINS.values(), "_direct"),
     ]
     for other in OTHERS:
         if other.name in absent:
@@ -114,8 +120,9 @@ def _table(result: dict[str, Any]) -> list[str]:
             continue
         suffix = "" if other.name == "pyverbs" else f"_{other.name}"
         lines += [
-            row(other.name, f"ns_per_wr_{other.name}", f"ns_per_cqe_{other.name}"),
-            row("  times less", f"post_gain{suffix}", f"poll_gain{suffix}"),
+            row(other.name, GAINS.values(), f"_{other.name}"),
+            row("  times ibv_post_send's", GAINS, suffix),
+            row("  times own rings'", GAINS, f"_direct{suffix}"),
         ]
     right = "every byte and every completion was right"
     return [*lines, right if result["ok"] else "WRONG: bytes or completions differ"]

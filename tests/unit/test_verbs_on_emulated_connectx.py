@@ -1,6 +1,7 @@
 """The distribution's libibverbs and libmlx5 on emulated HCAs: tests/rdma, the examples, rdma-core's own tests."""
 
 import ctypes.util
+import itertools
 import json
 import math
 import re
@@ -239,7 +240,7 @@ def test_counters_are_read_as_files_by_any_program():
 
 
 def test_posting_by_the_array_is_checked_and_compared():
-    from rdmakit.cli.bench_post import measure
+    from rdmakit.cli.bench_post import GAINS, measure
 
     result = measure(repetitions=20)
     figures = result["figures"]
@@ -248,10 +249,11 @@ def test_posting_by_the_array_is_checked_and_compared():
     absent = result["config"]["absent"]
     for name, suffix in (("pyverbs", ""), ("ibverbs", "_ibverbs")):
         assert (f"ns_per_wr_{name}" in figures) != (name in absent), "a figure, or why there is none"
-        assert (f"post_gain{suffix}" in figures) == (f"poll_gain{suffix}" in figures) == (name not in absent)
-        if name not in absent:  # how much it is, is for `rdmakit bench post` on an idle machine to say
-            for gain, cost in (("post_gain", "ns_per_wr"), ("poll_gain", "ns_per_cqe")):
-                assert figures[gain + suffix] == pytest.approx(figures[f"{cost}_{name}"] / figures[cost])
+        for way, (gain, cost) in itertools.product(("", "_direct"), GAINS.items()):
+            assert cost + way in figures and (gain + way + suffix in figures) == (name not in absent)
+            if name not in absent:  # how much it is, is for `rdmakit bench post` on an idle machine to say
+                expected = figures[f"{cost}_{name}"] / figures[cost + way]
+                assert figures[gain + way + suffix] == pytest.approx(expected)
 
 
 def test_bindings_that_are_there_and_do_not_run_say_why(tmp_path, monkeypatch):
