@@ -1,6 +1,6 @@
 """What building and posting 64 WRITEs from Python costs, and polling their completions. Prints one JSON object.
 
-Leans on batch, sysfs and _verbs. Run where two devices are listed, or one; `rdmakit bench post` does. Two ways: by
+Leans on batch, sysfs and _verbs. Takes repetitions and devices, A,B; `rdmakit bench post` runs it. Two ways: by
 ibv_post_send and ibv_poll_cq; and, of mlx5 devices, by rings that are written and read here.
 """
 
@@ -113,16 +113,14 @@ def measure(devices: list[str], repetitions: int, direct: bool) -> dict[str, Any
     return {"ok": ok, **{name: statistics.median(spent) / BATCH for name, spent in each.items()}}
 
 
-def both_ways(repetitions: int) -> dict[str, Any]:
+def both_ways(names: list[str], repetitions: int) -> dict[str, Any]:
     """`ns_per_<wr|cqe|read>`, with `_direct` at their end for the second way, and `ok`."""
-    listed = _verbs.devices()[:2]
-    names = [str(each["name"]) for each in listed]
     ways = [("", measure(names, repetitions, False))]
-    if all(each["mlx5"] for each in listed):
+    if all(each["mlx5"] for each in _verbs.devices() if each["name"] in names):
         ways.append(("_direct", measure(names, repetitions, True)))
     figures = {f"ns_per_{name}{way}": value for way, found in ways for name, value in found.items() if name != "ok"}
     return {"ok": all(found["ok"] for _, found in ways), **figures}
 
 
 if __name__ == "__main__":
-    print(json.dumps(both_ways(int(sys.argv[1]))))
+    print(json.dumps(both_ways(sys.argv[2].split(","), int(sys.argv[1]))))

@@ -256,6 +256,18 @@ def test_posting_by_the_array_is_checked_and_compared():
                 assert figures[gain + way + suffix] == pytest.approx(expected)
 
 
+def test_posting_is_compared_on_devices_that_are_named():
+    command = [sys.executable, "-m", "rdmakit", "bench", "post", "--repetitions", "5", "--json", "--devices"]
+    done = run([*command, "mlx5_1"])
+    result = json.loads(done.stdout)
+    assert done.returncode == 0 and result["ok"] and result["config"]["devices"] == ["mlx5_1"], done
+    assert result["device"] == "mlx5_1" and result["figures"]["ns_per_read_direct"] > 0
+    done = run([*command, "mlx5_0,mlx5_7"])
+    assert done.returncode and "mlx5_7" in done.stderr and "mlx5_0, mlx5_1" in done.stderr
+    done = run([*command, "mlx5_0,mlx5_1,mlx5_0"])
+    assert done.returncode and "two ends" in done.stderr
+
+
 def test_bindings_that_are_there_and_do_not_run_say_why(tmp_path, monkeypatch):
     """As the `ibverbs` wheel without libibverbs does: the reason is its own, not "not installed"."""
     from rdmakit.cli import bench_post
