@@ -42,6 +42,7 @@ cdef class DirectQp:
     cdef NativeQp _native
     cdef readonly Qp qp
     cdef readonly DirectCq send_cq, recv_cq
+    cdef dict _rings  # keeps them while a CQE may speak of them, the queue pair destroyed or not
 
     def __dealloc__(self):
         self._leave()
@@ -121,7 +122,7 @@ cdef DirectQp _direct_qp(Qp qp, DirectCq send_cq, DirectCq recv_cq):
         raise refused("mlx5dv_init_obj", code, qpn=hex(qp.qpn))
     if not found._native.begin(rings, qp.qpn, qp.cap["max_inline_data"], qp.signals_all):
         raise _used(f"QP {qp.qpn:#x}")
-    found.qp, found.send_cq, found.recv_cq = qp, send_cq, recv_cq
+    found.qp, found.send_cq, found.recv_cq, found._rings = qp, send_cq, recv_cq, qp.mlx5()
     send_cq._native.join(qp.qpn, &found._native)
     recv_cq._native.join(qp.qpn, &found._native)
     return found
