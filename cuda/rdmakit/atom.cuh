@@ -5,6 +5,7 @@
 #include "config.cuh"
 #if !RDMAKIT_GPU
 #include "cost.cuh"
+#include "cpu_dma.cuh"
 #endif
 
 namespace rdmakit {
@@ -57,10 +58,15 @@ namespace rdmakit {
 namespace host {
 // The twins. One OS thread runs the whole world, so a plain access is atomic; what others may see of it, and when, is
 // Explore's business: there every access is the memory model's (rdmakit/emu/explore). Elsewhere acquires, releases and
-// fences are the CPU's own as well, since real devices may take part (rdmakit/emu/outside.py). Updates are not: a word that
-// kernels add to is added to by nobody outside.
+// fences are the CPU's own as well, since real devices may take part (rdmakit/emu/outside.py); those of scope sys hold for
+// devices on the bus, too. Updates are not: a word that kernels add to is added to by nobody outside.
 constexpr cost::Kind fence_cost(Scope scope) {
     return scope == Scope::cta ? cost::kFenceCta : scope == Scope::gpu ? cost::kFenceGpu : cost::kFenceSys;
+}
+inline void order(cpu::Access how) {
+    if (how.order == cpu::Order::plain || how.order == cpu::Order::relaxed) return;
+    if (how.scope == static_cast<u32>(Scope::sys)) cpu::with_device();
+    else __atomic_thread_fence(__ATOMIC_ACQ_REL);
 }
 constexpr cpu::Access access(cpu::Order order, Scope scope) { return {order, static_cast<u32>(scope)}; }
 
@@ -71,7 +77,7 @@ template <class T> T load(const T* p, cpu::Access how, [[maybe_unused]] Site sit
 #else
     if constexpr (std::is_scalar_v<T>) value = *static_cast<const volatile T*>(p);
     else value = *p;
-    if (how.order != cpu::Order::plain && how.order != cpu::Order::relaxed) __atomic_thread_fence(__ATOMIC_ACQUIRE);
+    order(how);
 #endif
     return value;
 }
@@ -79,7 +85,7 @@ template <class T> void store(T* p, T value, cpu::Access how, [[maybe_unused]] S
 #if RDMAKIT_POLICY == RDMAKIT_EXPLORE
     cpu::self().api->store(&cpu::self(), p, &value, sizeof(T), how, site);
 #else
-    if (how.order != cpu::Order::plain && how.order != cpu::Order::relaxed) __atomic_thread_fence(__ATOMIC_RELEASE);
+    order(how);
     if constexpr (std::is_scalar_v<T>) *static_cast<volatile T*>(p) = value;
     else *p = value;
     cpu::written(p, sizeof(T));
@@ -160,7 +166,7 @@ template <Scope S> RDMAKIT_DEVICE void fence([[maybe_unused]] Site site = Site::
 #if RDMAKIT_POLICY == RDMAKIT_EXPLORE
     cpu::self().api->fence(&cpu::self(), host::access(cpu::Order::acq_rel, S), site);
 #else
-    __atomic_thread_fence(__ATOMIC_ACQ_REL);
+    host::order(host::access(cpu::Order::acq_rel, S));
 #endif
 #endif
 }

@@ -82,15 +82,6 @@ def _cell(value: float | None, width: int, digits: int = 1) -> str:
     return f"{'–' if value is None else format(value, f'.{digits}f'):>{width}}"
 
 
-def _host_of(name: str) -> str:
-    """The figure beside a call's time.
-
-    >>> _host_of("buffer_layout_call_us")
-    'buffer_layout_host_us'
-    """
-    return f"{name.removesuffix('_call_us')}_host_us"
-
-
 def report(result: dict[str, Any]) -> list[str]:
     """A table of `run`'s result, an operation a line."""
     c, figures, floors = result["config"], result["figures"], result["floors"]
@@ -128,10 +119,8 @@ def report(result: dict[str, Any]) -> list[str]:
             f"{figures[f'{name}_permuted_us']:.0f} µs"
         )
     lines += ["", "Buffer's calls: µs until one returns while the GPU is busy; µs each, one behind the other"]
-    lines += [
-        f"  {name.removeprefix('buffer_').removesuffix('_call_us'):<16} {_cell(figures.get(_host_of(name)), 7)}"
-        f" {figures[name]:>8.1f}"
-        for name in figures
-        if name.startswith("buffer_") and name.endswith("_call_us")
-    ]
+    for name in figures:
+        if call := re.fullmatch("buffer_(.+)_call_us", name):
+            host_us = figures.get(f"buffer_{call[1]}_host_us")
+            lines.append(f"  {call[1]:<16} {_cell(host_us, 7)} {figures[name]:>8.1f}")
     return lines

@@ -59,7 +59,8 @@ def ports(args: argparse.Namespace) -> dict[str, Any]:
     """This rank's part: the result with `ok`, `figures`, `config`, `causes`, `counters`, and lines to print."""
     from rdmakit.connect import open_paths
 
-    load = Load(args.size, args.batch, args.depth, args.seconds, args.warm_up, args.limit_bytes, args.timeout)
+    load = Load(args.size, args.batch, args.depth, args.seconds, args.warm_up, args.limit_bytes, args.timeout,
+                args.qp_bytes)  # fmt: skip
     for name, value, most in (("qps", args.qps, 64), ("rounds", args.rounds, 100)):
         if not 1 <= value <= most:
             raise BadArgument(f"no such --{name}", value=value, rule=f"1 … {most}", remedy=f"leave --{name} out")
@@ -74,7 +75,8 @@ def ports(args: argparse.Namespace) -> dict[str, Any]:
         "rank": rank, "ranks": 2, "sender": [port.near.name for port in found.run.ports],
         "receiver": [port.far.name for port in found.run.ports], "qps_per_port": args.qps, "policy": args.policy,
         "rounds": args.rounds, "size": load.size, "batch": load.batch, "depth": load.depth, "seconds": load.seconds,
-        "warm_up": load.warm_up, "seed": args.seed, "time": "measured", "bandwidth": "payload, medians of rounds",
+        "warm_up": load.warm_up, "qp_bytes": load.qp_bytes, "seed": args.seed, "time": "measured",
+        "bandwidth": "payload, medians of rounds",
     }  # fmt: skip
     why, gain = causes(found.run), ratio(found.run)
     figures = figures_of(found)
@@ -153,7 +155,7 @@ def _cell(port: Seen, names: tuple[str, ...]) -> str:
 def main(args: argparse.Namespace) -> int:
     """Entry of `bench ports`."""
     result = ports(args)
-    names = ("qps", "size", "batch", "depth", "seconds", "warm_up", "rounds", "seed", "policy")
+    names = ("qps", "size", "batch", "depth", "seconds", "warm_up", "qp_bytes", "rounds", "seed", "policy")
     options = [f"--{name.replace('_', '-')}={getattr(args, name)}" for name in names]
     return finish(args, "bench ports", options, result, lambda: result["lines"])
 
@@ -169,6 +171,7 @@ def add_parser(which: Any) -> None:
         ("seconds", float, 1.0, "counted, of each phase"), ("warm-up", float, 0.3, "seconds before"),
         ("rounds", int, 3, "of all phases; medians count"), ("seed", int, 1, "of the bytes"),
         ("limit-bytes", int, 1 << 37, "posted in a phase at most"),
+        ("qp-bytes", int, 0, "of each queue pair in each phase, in place of --seconds; 0: by time"),
     ):  # fmt: skip
         parser.add_argument(f"--{option}", type=kind, default=default, help=f"{told} (default {default})")
     parser.add_argument("--policy", choices=("planned", "hash", "fixed", "first-half"), default="planned",

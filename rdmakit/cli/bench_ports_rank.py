@@ -43,7 +43,7 @@ class Found:
     wrong: list[str]
     wire: float
     table: str
-    counted: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    counted: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
 def _busy(before: Sequence[int], after: Sequence[int]) -> float:
@@ -129,9 +129,9 @@ class _Rank:
                 self.memory[begin : begin + self.load.region] = payload(self.load, self.seed, self.phase, number)
         else:
             poison(self.memory)
-        self.meeting.barrier()
         facts = [self.all_facts[self.meeting.rank][i] for i in self.usable]
         before, ticks = [read_counters(each) for each in facts], _processor_times()
+        self.meeting.barrier()  # both have read before anything moves
         told: dict[str, Any] = {}
         if self.sends:
             lanes = [self.lanes[number] for number in numbers]
@@ -155,8 +155,9 @@ class _Rank:
                                 [n for n, _ in whole])  # fmt: skip
         read = self.meeting.all_gather({"wrong": wrong, "busy": busy, "grown": counted})
         self.wrong += read[RECEIVER]["wrong"]
-        payload_bytes = sum(b for _, b in whole) * self.load.slot
-        return {**ended, "bytes": payload_bytes, "busy": tuple(each["busy"] for each in read),
+        carried = [self.load.slot * sum(b for n, b in whole if self.path_of[n] == path)
+                   for path in range(len(self.paths))]  # fmt: skip
+        return {**ended, "carried": carried, "busy": tuple(each["busy"] for each in read),
                 "grown": [each["grown"] for each in read]}  # fmt: skip
 
     def source_ports(self) -> list[list[int]]:
@@ -215,7 +216,7 @@ def measure(
         near_grown, far_grown = (_summed([each["grown"][end][path] for each in together]) for end in (SENDER, RECEIVER))
         seen.append(Seen(i + 1, *ends, statistics.median([each["gbs"] for each in alone[path]] or [0.0]), leaving[path],
                          tuple(sports[path]), near_grown.get("xmit_bytes"), _own_share(alone[path], path), near_grown,
-                         far_grown, rank.failed.get(path, "")))  # fmt: skip
+                         far_grown, rank.failed.get(path, ""), sum(each["carried"][path] for each in together)))
     busiest = [max((each["busy"][end] for each in together), default=0.0) for end in (SENDER, RECEIVER)]
     run = Run(
         tuple(seen),
@@ -224,8 +225,9 @@ def measure(
         (busiest[SENDER], busiest[RECEIVER]),
     )
     sent = {port.near.place: port.sent for port in seen if port.up}
-    posted = sum(each["bytes"] for each in together)
+    posted = sum(port.carried for port in seen)
     wire = sum(filter(None, sent.values())) / posted if posted and None not in sent.values() else 0.0
     rates = {rank.usable[path] + 1: [each["gbs"] for each in phases] for path, phases in alone.items()}
-    counted = {f"port_{port.number}": {"sender": port.near_grown, "receiver": port.far_grown} for port in seen}
+    counted = {f"port_{port.number}": {"sender": port.near_grown, "receiver": port.far_grown, "payload": port.carried}
+               for port in seen}  # fmt: skip
     return Found(run, rates, [each["gbs"] for each in together], wrong, wire, table, counted)

@@ -19,7 +19,8 @@ class Seen:
 
     `sent`: bytes that it counted while all worked, None where it counts none alone; `own_share`: of all ports' bytes
     while it was to work alone, those that left by it. `near_grown`, `far_grown`: how its counters grew while all
-    worked. `failed`: why its queue pairs broke, or "".
+    worked. `failed`: why its queue pairs broke, or "". `carried`: bytes of payload that the queue pairs planned for it
+    carried while all worked, warm-up included.
     """
 
     number: int
@@ -33,6 +34,7 @@ class Seen:
     near_grown: dict[str, int] = field(default_factory=dict)
     far_grown: dict[str, int] = field(default_factory=dict)
     failed: str = ""
+    carried: int = 0
 
     @property
     def up(self) -> bool:

@@ -6,6 +6,7 @@ slot's next batch its messages are stamped anew, so what lies at the receiver af
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ _STATUS = {5: "WR_FLUSH_ERR", 9: "REM_INV_REQ_ERR", 10: "REM_ACCESS_ERR", 11: "R
 class Load:
     """`batch` WRITEs of `size` bytes a post, `depth` posts under way on each queue pair; counted for `seconds` after
     `warm_up` more, or until `most_bytes` are posted. A queue pair that is silent for `patience_s` is given up.
+    `qp_bytes`, unless 0: what each queue pair carries in a phase, neither more nor less and however long it takes, all
+    of it counted; how many bytes each port has then is the plan's affair alone.
     """
 
     size: int = 1 << 16
@@ -39,6 +42,7 @@ class Load:
     warm_up: float = 0.3
     most_bytes: int = 1 << 37
     patience_s: float = 30.0
+    qp_bytes: int = 0
 
     def __post_init__(self) -> None:
         if self.size < 8 or self.size % 8 or self.size > 1 << 30:
@@ -51,6 +55,11 @@ class Load:
             raise BadArgument("no such measurement", value=f"{self.seconds} s after {self.warm_up} s, at most "
                               f"{self.most_bytes} B", rule="0 < seconds ≤ 600, 0 ≤ warm-up ≤ 60, a batch at least",
                               remedy="--seconds 1 --warm-up 0.3")  # fmt: skip
+        if self.qp_bytes < 0 or self.qp_bytes % self.slot or self.qp_bytes > self.most_bytes:
+            nearest = max(self.slot, min(self.qp_bytes, self.most_bytes) // self.slot * self.slot)
+            raise BadArgument("no such amount for a queue pair", value=f"{self.qp_bytes} B",
+                              rule=f"whole batches of {self.batch} x {self.size} = {self.slot} B, at most "
+                              f"{self.most_bytes} B; 0: by time", remedy=f"--qp-bytes {nearest}")  # fmt: skip
 
     @property
     def slot(self) -> int:
@@ -151,17 +160,21 @@ def lanes_of(mesh: ConnectedMesh, peer: int, load: Load, memory: Any, lkey: Any,
 
 
 def drive(lanes: Sequence[Lane], load: Load, paths: int, pause_s: float = 0.0) -> Window:
-    """Keep every lane's queue pair filled for the time, then wait for what is under way.
+    """Keep every lane's queue pair filled for the time, or up to its bytes; then wait for what is under way.
 
     `pause_s`: rest after each look at all of them, where the same processors carry the packets.
     """
     found = np.zeros(load.batch * load.depth, WC)
-    window, most = Window([0] * paths, []), max(1, load.most_bytes // load.slot)
+    window = Window([0] * paths, [])
+    # Batches, of all lanes and of each. What is bounded by bytes is not bounded by time.
+    most = math.inf if load.qp_bytes else max(1, load.most_bytes // load.slot)
+    each = load.qp_bytes // load.slot if load.qp_bytes else math.inf
+    until = math.inf if load.qp_bytes else load.warm_up + load.seconds
     for lane in lanes:
         lane.posted = lane.done = 0
     working, refills, empty, posted = list(lanes), 0, 0, 0
     began = now = heard = time.perf_counter()
-    opened, last, end = None, began, began + load.warm_up + load.seconds
+    opened, last, end = None, began, began + until
     while working:
         filling = now < end and posted < most
         for lane in working:
@@ -178,19 +191,20 @@ def drive(lanes: Sequence[Lane], load: Load, paths: int, pause_s: float = 0.0) -
                     window.arrived[lane.path] += count * load.size
                     last = now
             under_way = lane.posted - lane.done // load.batch
-            if filling and under_way < load.depth:
+            if filling and lane.posted < each and under_way < load.depth:
                 refills += bool(lane.posted)
                 empty += bool(lane.posted) and lane.posted * load.batch == lane.done
-                while under_way < load.depth and posted < most:
+                while under_way < load.depth and posted < most and lane.posted < each:
                     lane.post(load.batch)
                     under_way, posted = under_way + 1, posted + 1
-        if opened is None and now - began >= load.warm_up:
+        if opened is None and not load.qp_bytes and now - began >= load.warm_up:
             opened = last = now
         if now - heard > load.patience_s:
             silent = {lane.path for lane in working if lane.done < lane.posted * load.batch}
             window.failed.update(dict.fromkeys(silent, f"no completion for {load.patience_s:g} s"))
         working = [lane for lane in working if lane.path not in window.failed
-                   and ((now < end and posted < most) or lane.done < lane.posted * load.batch)]  # fmt: skip
+                   and ((now < end and posted < most and lane.posted < each)
+                        or lane.done < lane.posted * load.batch)]  # fmt: skip
         time.sleep(pause_s)
     # What came before the window opened is not in it, unless all was posted by then: then the whole phase is.
     if opened is None or last <= opened:

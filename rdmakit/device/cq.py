@@ -92,6 +92,7 @@ class CQ(Resource):
         op_own = int(self._ring[end - 1])
         if op_own >> 4 == CqeOpcode.INVALID or op_own & 1 != consumer >> self.log_entries & 1:
             return None
+        self.context._provider.order()
         return self._ring[begin:end].tobytes()
 
     # ---- polling

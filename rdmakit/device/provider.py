@@ -167,6 +167,11 @@ class Provider(Protocol):
     def modify_qp_udp_sport(self, qpn: int, port: int) -> None: ...
     def query_qp_lag_port(self, qpn: int) -> tuple[int, int]: ...
     def modify_qp_lag_port(self, qpn: int, port: int) -> None: ...
+    def order(self) -> None:
+        """Accesses before it stay before those behind it, as the device sees them: between a WQE and the record that
+        counts it, between an owner bit and the rest of the CQE.
+        """
+
     def ring(self, doorbell: int, value: int) -> None:
         """Write 8 bytes to a doorbell register; `value` in the machine's own byte order."""
 

@@ -77,6 +77,7 @@ class SendQueue:
         posted = self.posted
         if posted == int(self.state["rung"]):
             return
+        self._provider.order()
         self._dbrec[SND_DBR] = posted & 0xFFFF
         self.state["rung"] = posted
         self.state["doorbells"] += 1
@@ -146,6 +147,7 @@ class ReceiveQueue:
         if self.posted == self._rung:
             return
         self._rung = self.posted
+        self._provider.order()
         self._dbrec[RCV_DBR] = self.posted & 0xFFFF
         self._provider.receive_posted(self._queues.qpn)
 

@@ -196,6 +196,9 @@ class EmulatedHca:
     def ring(self, doorbell: int, value: int) -> None:
         self._verb(self._core.mmio_write64, doorbell, value)
 
+    def order(self) -> None:
+        """The device runs in this thread, or is asked by it."""
+
     def receive_posted(self, qpn: int) -> None:
         self._verb(self._core.receive_posted, qpn)
 

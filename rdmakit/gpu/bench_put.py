@@ -12,26 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from rdmakit.device.handle import QP_HANDLE, struct
+from rdmakit.device.handle import QP_HANDLE
 from rdmakit.errors import BadArgument
 from rdmakit.gpu.bare import KEY, MEMORY, BareQueue, GpuPlatform, Platform, bare_hca, bare_report
 
 __all__ = ["MOST_BYTES", "put_sizes", "sizes_between"]
 
-_HANDLE = QP_HANDLE.itemsize
-PUT_END = struct(
-    _HANDLE + 96,
-    qp=(0, QP_HANDLE),
-    to=(_HANDLE, MEMORY),
-    word=(_HANDLE + 16, MEMORY),
-    from_=(_HANDLE + 32, MEMORY),
-    last_source=(_HANDLE + 48, "<u8"),
-    last_data=(_HANDLE + 56, "<u8"),
-    mine=(_HANDLE + 64, "<u8"),
-    ns=(_HANDLE + 72, "<u8"),
-    row_ns=(_HANDLE + 80, "<u8"),
-    wrong=(_HANDLE + 88, "<u8"),
-)  # put_sizes.cu
+_WORDS = ("last_source", "last_data", "mine", "ns", "row_ns", "wrong")
+# put_sizes.cu; words of 8 bytes throughout, so nothing lies between them
+PUT_END = np.dtype([("qp", QP_HANDLE), *((name, MEMORY) for name in ("to", "word", "from")),
+                    *((name, "<u8") for name in _WORDS)])  # fmt: skip
 MOST_BYTES = 64 << 20
 _FIRST_QPN = 0x4C00
 _LOG_SQ = 8
@@ -95,7 +85,7 @@ def _once(
         sources[i][0][:] = rng.integers(0, 256, nbytes, dtype=np.uint8)
         sinks[i][0][:] = 0x6E
         ends[i]["to"], ends[i]["word"] = (sinks[1 - i][1], KEY), (words[1 - i], KEY)
-        ends[i]["from_"], ends[i]["mine"] = (sources[i][1], KEY), words[i]
+        ends[i]["from"], ends[i]["mine"] = (sources[i][1], KEY), words[i]
         ends[i]["last_source"], ends[i]["last_data"] = sources[i][1] + nbytes - 8, sinks[i][1] + nbytes - 8
     hcas = bare_hca(memory, queues, registers, report_at, "dbrec")
     memory.upload()

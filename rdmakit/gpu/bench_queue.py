@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from rdmakit.device.handle import QP_HANDLE, struct
+from rdmakit.device.handle import QP_HANDLE
 from rdmakit.gpu.bare import (
     KEY,
     MEMORY,
@@ -35,24 +35,11 @@ from rdmakit.layout import Opcode
 
 __all__ = ["all_processors", "everything", "one_warp", "put_signal", "put_signal_stages", "rate", "shared_queue"]
 
-_HANDLE = QP_HANDLE.itemsize
-PING_END = struct(
-    _HANDLE + 96,
-    qp=(0, QP_HANDLE),
-    to=(_HANDLE, MEMORY),
-    word=(_HANDLE + 16, MEMORY),
-    source_memory=(_HANDLE + 32, MEMORY),
-    source=(_HANDLE + 48, "<u8"),
-    data=(_HANDLE + 56, "<u8"),
-    mine=(_HANDLE + 64, "<u8"),
-    sum=(_HANDLE + 72, "<u8"),
-    wrong=(_HANDLE + 80, "<u8"),
-    ns=(_HANDLE + 88, "<u8"),
-)  # hca_ping.cu
+# hca_ping.cu; words of 8 bytes throughout, so nothing lies between them
+PING_END = np.dtype([("qp", QP_HANDLE), *((name, MEMORY) for name in ("to", "word", "from")),
+                     *((name, "<u8") for name in ("source", "data", "mine", "sum", "wrong", "ns"))])  # fmt: skip
 _SERVED = ("heard", "fetched", "placed", "ordered", "signalled", "completed")  # Stage, hca_near.cuh
-PING_STAGES = struct(
-    80, **{name: (8 * i, "<u8") for i, name in enumerate(("begun", "rung", "seen", "read", *_SERVED))}
-)  # hca_ping.cu
+PING_STAGES = np.dtype([(name, "<u8") for name in ("begun", "rung", "seen", "read", *_SERVED)])  # hca_ping.cu
 _FIRST_QPN = 0x4A00
 # How an end of the ping posts (PingWay, hca_ping.cu): by the protocol for many threads, as the only one, and that
 # without a doorbell record.
@@ -161,7 +148,7 @@ def _ping(
     ]
     for i in range(2):
         ends[i]["to"], ends[i]["word"] = (data[1 - i], KEY), (word[1 - i], KEY)
-        ends[i]["source_memory"], ends[i]["source"] = (source[i], KEY), source[i]
+        ends[i]["from"], ends[i]["source"] = (source[i], KEY), source[i]
         ends[i]["data"], ends[i]["mine"] = data[i], word[i]
     hcas = bare_hca(memory, queues, registers, report_at, "no_dbr" if way == "no_dbr" else "dbrec")
     sums, sums_at = memory.take(2, PING_STAGES)

@@ -59,7 +59,8 @@ cdef class Context:
         _set_nonblocking(raw.async_fd)
 
     cdef RawContext* _raw(self) except NULL:
-        _require(f"context of {self.name}", self._box.get().get() != NULL, self._box.get().of_this_process())
+        if not self._box.get().usable():
+            _require(f"context of {self.name}", self._box.get().get() != NULL, self._box.get().of_this_process())
         return self._box.get().get()
 
     def close(self):
@@ -188,7 +189,11 @@ cdef class Context:
     def ring(self, uintptr_t register, uint64_t value):
         """Write 8 bytes to a doorbell register of one of its queues, behind all that has been written before."""
         self._raw()  # a child of fork has no register mapped
-        mmio_write64(<void*> register, value)
+        ring_register(<void*> register, value)
+
+    def order(self):
+        """What was read and written before keeps its place before what follows, for a device on the bus as well."""
+        with_device()
 
     def async_events(self):
         """Events since the last call, oldest first: (IBV_EVENT number, "qp" | "cq" | "port" | "", its number)."""

@@ -177,6 +177,7 @@ cdef extern from "native/boxes.hpp" namespace "rdmakit::verbs" nogil:
     cdef cppclass ContextBox:
         RawContext* get()
         cbool of_this_process()
+        cbool usable()
         int close()
     cdef cppclass ChannelBox:
         RawChannel* get()
@@ -184,6 +185,7 @@ cdef extern from "native/boxes.hpp" namespace "rdmakit::verbs" nogil:
     cdef cppclass PdBox:
         RawPd* get()
         cbool of_this_process()
+        cbool usable()
         int close()
     cdef cppclass MrBox:
         RawMr* get()
@@ -192,10 +194,12 @@ cdef extern from "native/boxes.hpp" namespace "rdmakit::verbs" nogil:
     cdef cppclass CqBox:
         RawCq* get()
         cbool of_this_process()
+        cbool usable()
         int close()
     cdef cppclass QpBox:
         RawQp* get()
         cbool of_this_process()
+        cbool usable()
         int close()
     shared_ptr[ContextBox] own_context "rdmakit::verbs::own"(RawContext*, const Library*)
     shared_ptr[ChannelBox] own_channel "rdmakit::verbs::own"(RawChannel*, const Library*, shared_ptr[ContextBox])
@@ -250,10 +254,13 @@ cdef extern from "native/pages.hpp" namespace "rdmakit::verbs" nogil:
     shared_ptr[void] new_pages(size_t)
     shared_ptr[void] share_pages(const void*)
 
+cdef extern from "rdmakit/cpu_dma.cuh" nogil:
+    void ring_register "rdmakit::cpu::ring"(void*, uint64_t)
+    void with_device "rdmakit::cpu::with_device"()
+
 cdef extern from "native/direct.hpp" namespace "rdmakit::verbs" nogil:
     int mlx5_rings(const Library*, RawQp*, Mlx5View*)
     int mlx5_ring(const Library*, RawCq*, Mlx5Cq*)
-    void mmio_write64(void*, uint64_t)
     cdef struct Mlx5View:
         uint32_t* dbrec
         void* sq
@@ -262,6 +269,18 @@ cdef extern from "native/direct.hpp" namespace "rdmakit::verbs" nogil:
         uint32_t rq_count, rq_stride
         void* doorbell
         uint32_t bf_size
+
+cdef extern from "native/direct_queues.hpp" namespace "rdmakit::verbs" nogil:
+    cdef cppclass NativeQp "rdmakit::verbs::DirectQp":
+        uint32_t qpn
+        cbool begin(const Mlx5View&, uint32_t, uint32_t, cbool)
+        Posted send(const void*, size_t)
+        Posted receive(const void*, size_t)
+    cdef cppclass NativeCq "rdmakit::verbs::DirectCq":
+        uint32_t failed
+        cbool begin(const Mlx5Cq&)
+        int poll(RawWc*, int, uint32_t*)
+        void join(uint32_t, NativeQp*)
 
 cdef extern from "native/proxy.hpp" namespace "rdmakit::verbs" nogil:
     cdef cppclass SendRing "rdmakit::SendRing":

@@ -7,7 +7,8 @@ cdef class Pd:
     cdef readonly Context context
 
     cdef RawPd* _raw(self) except NULL:
-        _require(f"PD of {self.context.name}", self._box.get().get() != NULL, self._box.get().of_this_process())
+        if not self._box.get().usable():
+            _require(f"PD of {self.context.name}", self._box.get().get() != NULL, self._box.get().of_this_process())
         return self._box.get().get()
 
     @property
@@ -138,7 +139,7 @@ cdef class Pd:
         found.send_cq, found.recv_cq = send_cq, receiving
         found._calls = calls
         found._box = own_qp(made, calls, self._box, send_cq._box, receiving._box)
-        found.qpn = made.qp_num
+        found.qpn, found.signals_all = made.qp_num, sq_sig_all
         found.cap = {
             "max_send_wr": cap.max_send_wr, "max_recv_wr": cap.max_recv_wr, "max_send_sge": cap.max_send_sge,
             "max_recv_sge": cap.max_recv_sge, "max_inline_data": cap.max_inline_data,

@@ -9,9 +9,11 @@ cdef class Qp:
     cdef readonly Cq send_cq, recv_cq
     cdef readonly uint32_t qpn
     cdef readonly dict cap
+    cdef readonly bint signals_all
 
     cdef RawQp* _raw(self) except NULL:
-        _require(f"QP {self.qpn:#x}", self._box.get().get() != NULL, self._box.get().of_this_process())
+        if not self._box.get().usable():
+            _require(f"QP {self.qpn:#x}", self._box.get().get() != NULL, self._box.get().of_this_process())
         return self._box.get().get()
 
     def close(self):
@@ -186,6 +188,13 @@ cdef class Qp:
             code = self._calls.mlx5dv.modify_qp_udp_sport(raw, port)
         if code:
             raise refused("mlx5dv_modify_qp_udp_sport", code, qpn=hex(self.qpn), port=hex(port))
+
+    def direct(self, DirectCq send_cq not None, DirectCq recv_cq=None):
+        """A `DirectQp`: work requests are written into the rings by us. Its CQs are given as what their `direct` made.
+
+        Of mlx5 devices, and before anything is posted; BadState later.
+        """
+        return _direct_qp(self, send_cq, send_cq if recv_cq is None else recv_cq)
 
     def mlx5(self):
         """mlx5dv_init_obj: rings and doorbell record as `Memory`, sizes, and the doorbell register's address."""

@@ -7,6 +7,7 @@ message, remedy), made by rdmakit.verbs.refusals; `rdmakit.device` objects turn 
 
 Each idea has a file of its own, included below.
 """
+cimport cython
 from cpython.buffer cimport (
     PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
 )
@@ -29,4 +30,5 @@ include "_pd.pxi"
 include "_cq.pxi"
 include "_qp.pxi"
 include "_devx.pxi"
+include "_direct.pxi"
 include "_proxy.pxi"

@@ -1,6 +1,7 @@
 """What building and posting 64 WRITEs from Python costs, and polling their completions. Prints one JSON object.
 
-Leans on batch, sysfs and _verbs. Run where two devices are listed, or one; `rdmakit bench post` does.
+Leans on batch, sysfs and _verbs. Takes repetitions and devices, A,B; `rdmakit bench post` runs it. Two ways: by
+ibv_post_send and ibv_poll_cq; and, of mlx5 devices, by rings that are written and read here.
 """
 
 from __future__ import annotations
@@ -36,6 +37,14 @@ class End:
         self.memory = np.zeros(BATCH * BYTES, np.uint8)
         self.mr = self.pd.reg_mr(self.memory.ctypes.data, self.memory.nbytes, RIGHTS)
 
+    def queues(self, direct: bool) -> tuple[Any, Any, Any]:
+        """What posts, what is polled, and one more of that, to which nothing completes."""
+        idle = self.context.create_cq(BATCH)
+        if not direct:
+            return self.qp, self.cq, idle
+        cq = self.cq.direct()
+        return self.qp.direct(cq), cq, idle.direct()
+
     def connect(self, peer: End) -> None:
         """To RTS."""
         init: dict[str, Any] = {"pkey_index": 0, "port_num": 1, "qp_access_flags": RIGHTS}
@@ -54,18 +63,23 @@ class End:
             self.qp.modify({**values, "qp_state": state}, attribute_mask(values))
 
 
-def measure(devices: list[str], repetitions: int) -> dict[str, Any]:
-    """Medians over `repetitions`; `ok` when every byte arrived each time and every wr_id came back in order."""
+def measure(devices: list[str], repetitions: int, direct: bool) -> dict[str, Any]:
+    """Medians over `repetitions`: `wr`, ns to build and post a work request; `cqe`, ns to poll a completion; `read`, ns
+    to poll one, know that it succeeded and have its wr_id as a Python number. `ok` when every byte arrived each time
+    and every wr_id came back in order.
+    """
     near, far = End(devices[0]), End(devices[-1])
     near.connect(far)
     far.connect(near)
+    qp, cq, idle = near.queues(direct)
     rows = np.arange(BATCH, dtype=np.uint64)
     offsets = rows * BYTES
     requests, done = np.zeros(BATCH, SEND_WR), np.zeros(BATCH, WC)
     requests["flags"], requests["length"] = 2, BYTES  # WRITEs, signalled: what does not differ between batches
     requests["lkey"], requests["rkey"] = near.mr.lkey, far.mr.rkey
     wr_ids, sources, targets = requests["wr_id"], requests["address"], requests["remote_address"]
-    posts, polls, ok = [], [], True
+    statuses, ids = done["status"], done["wr_id"]
+    posts, polls, reads, ok = [], [], [], True
     rng = np.random.default_rng(0)
     for repetition in range(repetitions):
         near.memory[:] = rng.integers(0, 256, near.memory.size, np.uint8)
@@ -73,20 +87,40 @@ def measure(devices: list[str], repetitions: int) -> dict[str, Any]:
         np.add(rows, BATCH * repetition, out=wr_ids)
         np.add(offsets, near.mr.address, out=sources)
         np.add(offsets, far.mr.address, out=targets)
-        near.qp.post_send(requests)
+        qp.post_send(requests)
         posts.append(time.perf_counter_ns() - began)
-        got, spent, deadline = 0, 0, time.monotonic() + _TIME_OUT_S
+        got, polled, read, deadline = 0, 0, 0, time.monotonic() + _TIME_OUT_S
+        order: list[int] = []
         while got < BATCH and time.monotonic() < deadline:
             time.sleep(0)
+            into = done[got:] if got else done
+            idle.poll(into)  # who polls, polls all the time: the code is warm, the completions are not
             began = time.perf_counter_ns()
-            found = near.cq.poll(done[got:])
-            spent += (time.perf_counter_ns() - began) * bool(found)
+            found = cq.poll(into)
+            ended = time.perf_counter_ns()
+            if found:
+                well = not cq.failed if direct else not statuses[got : got + found].any()
+                order += ids[got : got + found].tolist()
+                read += time.perf_counter_ns() - began
+                polled += ended - began  # of polls that found some: not how long the device takes
+                ok = ok and well
             got += found
-        polls.append(spent)  # of polls that found some: not how long the device takes
-        ok = ok and got == BATCH and not done["status"].any() and bool((done["wr_id"] == requests["wr_id"]).all())
+        polls.append(polled)
+        reads.append(read)
+        ok = ok and order == requests["wr_id"].tolist() and not done["status"].any()
         ok = ok and bool((far.memory == near.memory).all())
-    return {"ok": ok, "ns_per_wr": statistics.median(posts) / BATCH, "ns_per_cqe": statistics.median(polls) / BATCH}
+    each = {"wr": posts, "cqe": polls, "read": reads}
+    return {"ok": ok, **{name: statistics.median(spent) / BATCH for name, spent in each.items()}}
+
+
+def both_ways(names: list[str], repetitions: int) -> dict[str, Any]:
+    """`ns_per_<wr|cqe|read>`, with `_direct` at their end for the second way, and `ok`."""
+    ways = [("", measure(names, repetitions, False))]
+    if all(each["mlx5"] for each in _verbs.devices() if each["name"] in names):
+        ways.append(("_direct", measure(names, repetitions, True)))
+    figures = {f"ns_per_{name}{way}": value for way, found in ways for name, value in found.items() if name != "ok"}
+    return {"ok": all(found["ok"] for _, found in ways), **figures}
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure([str(each["name"]) for each in _verbs.devices()][:2], int(sys.argv[1]))))
+    print(json.dumps(both_ways(sys.argv[2].split(","), int(sys.argv[1]))))

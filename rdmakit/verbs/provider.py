@@ -172,6 +172,9 @@ class VerbsHca(ABC):
     def arm_cq(self, cqn: int, solicited_only: bool) -> None:
         self._cqs[cqn].arm(solicited_only)
 
+    def order(self) -> None:
+        self._context.order()
+
     @abstractmethod
     def ring(self, doorbell: int, value: int) -> None: ...
 

@@ -165,6 +165,19 @@ def test_what_arrived_last_is_right_whatever_ended_the_phase(most):
         assert window.arrived == [most], "all that was posted, where the window never opened"
 
 
+@pytest.mark.parametrize("seconds", [1e-6, 60.0])
+def test_a_phase_by_bytes_has_as_many_on_each_queue_pair_whatever_the_time(seconds):
+    load = Load(64, 4, 3, seconds, 0.0, 5 * 256, 0.2, qp_bytes=5 * 256)
+    rigs = [rig(load) for _ in range(3)]
+    for path, (lane, _) in enumerate(rigs):
+        lane.path = path
+    window = drive([lane for lane, _ in rigs], load, 3)
+    assert window.posted == [5, 5, 5] and window.arrived == [5 * 256] * 3 and not window.failed
+    assert window.gbs == pytest.approx(3 * 5 * 256 / window.seconds / 1e9)
+    for _, target in rigs:
+        assert wrong_slots(target, load, [5], 3, 1, [0]) == []
+
+
 def test_a_lost_write_and_one_too_many_are_found():
     lane, target = rig(SMALL, loses=range(5, 1 << 30))
     window = drive([lane], SMALL, 1)
@@ -193,4 +206,7 @@ def test_a_queue_pair_that_breaks_or_falls_silent_ends_its_path_alone():
 def test_a_load_is_checked():
     with pytest.raises(BadArgument, match="no such message"):
         Load(size=12)
+    for amount, nearest in ((-1, 256), (100, 256), (1000, 768), (1 << 20, 1 << 16)):
+        with pytest.raises(BadArgument, match=f"whole batches of 4 x 64 = 256 B.*--qp-bytes {nearest}$"):
+            Load(size=64, batch=4, most_bytes=1 << 16, qp_bytes=amount)
     assert Load(size=64, batch=4, depth=3).region == 768

@@ -40,13 +40,13 @@ RDMA_LIBRARY = re.compile(r"\blib(?:ibverbs|mlx5)\.so|infiniband/\w+\.h")
 
 # Header → layer, and layer → the layers that it may include besides its own.
 DEVICE_LAYERS = {
-    **dict.fromkeys(("config", "cpu", "cpu_preempt", "cpu_watch"), "config"),
+    **dict.fromkeys(("config", "cpu", "cpu_dma", "cpu_preempt", "cpu_watch"), "config"),
     **dict.fromkeys(("atom", "atom_bulk", "bulk", "cost", "warp", "report", "cuda_builtins"), "atom"),
     "post": "queue",
     **dict.fromkeys(("lock", "lock_receive", "lock_send", "lock_stamp", "lock_strategy", "lock_wait"), "signal"),
     **dict.fromkeys(("ll", "numbers", "nvl", "nvl_ll", "nvl_mask"), "ep"),
 }
-CPU_SEAM = {"rdmakit/cpu.cuh", "rdmakit/cpu_preempt.cuh", "rdmakit/cpu_watch.cuh", "rdmakit/cuda_builtins.cuh"}
+CPU_SEAM = {f"rdmakit/{name}.cuh" for name in ("cpu", "cpu_dma", "cpu_preempt", "cpu_watch", "cuda_builtins")}
 BELOW_SIGNAL = {"config", "atom", "wqe", "queue", "hca"}
 DEVICE = {
     "config": set(),
@@ -61,7 +61,7 @@ DEVICE = {
 }
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
 INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*([<"])([^>"]+)[>"]', re.MULTILINE)
-WITH_ASM = {"rdmakit/atom.cuh", "rdmakit/atom_bulk.cuh"}
+WITH_ASM = {"rdmakit/atom.cuh", "rdmakit/atom_bulk.cuh", "rdmakit/cpu_dma.cuh"}
 ASM = re.compile(r"\b(?:asm|__asm__)\b")
 
 

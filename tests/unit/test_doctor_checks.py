@@ -10,6 +10,7 @@ from machine_tree import Host
 from rdmakit.cli.doctor.check import Answer
 from rdmakit.cli.doctor.checks import CHECKS, examine
 from rdmakit.cli.doctor.machine import CAPTURED, Machine
+from rdmakit.emu.uverbs.tree import Nic, write_tree
 
 ROOT = Path(__file__).resolve().parents[2]
 BY_NAME = {check.name: check for check in CHECKS}
@@ -133,6 +134,23 @@ def test_what_is_broken_is_named_with_its_remedy(host, broken):
     harm(host)
     answer = look(host, check)
     assert answer.verdict == verdict and said in answer.said and remedy in answer.remedy, answer
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("hash", "(balance-xor): hash, UDP source ports steer"),
+                       ("affinity", "(802.3ad): each queue pair has a LAG port")],
+)  # fmt: skip
+def test_the_bonds_of_emulated_nics_are_well_until_they_use_one_port(tmp_path, kind, said):
+    """What `rdmakit connectx --lag` shows is what a host shows on which it works."""
+    write_tree(tmp_path / "sys", [Nic("mlx5_bond_0", ("10.0.0.1",), lag=kind)])
+    (tmp_path / "proc").mkdir()
+    look_at = BY_NAME["lag"].look
+    answer = look_at(Machine(tmp_path))
+    assert answer.verdict == "PASS" and said in answer.said, answer
+    (tmp_path / "sys/class/net/bond0/bonding/mode").write_text("active-backup 1\n")
+    answer = look_at(Machine(tmp_path))
+    assert answer.verdict == "WARN" and "(active-backup): one port carries everything" in answer.said
+    assert "mode 802.3ad" in answer.remedy
 
 
 def test_every_check_of_files_is_seen_both_ways():

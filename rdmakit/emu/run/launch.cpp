@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "rdmakit/cpu_dma.cuh"
+
 namespace rdmakit::emu {
 namespace {
 
@@ -420,9 +422,7 @@ void store_as_memory(cpu::Thread* t, void* word, u64 value) {
         const cpu::Access relaxed{cpu::Order::relaxed, 2};
         exploration_of(t).store(fibre_of(t).agent, word, &value, sizeof value, relaxed, Site{"atom.cuh", 0});
     } else {
-        __atomic_thread_fence(__ATOMIC_SEQ_CST);
-        __atomic_store_n(static_cast<u64*>(word), value, __ATOMIC_RELAXED);
-        __atomic_thread_fence(__ATOMIC_SEQ_CST);
+        cpu::ring(word, value);
     }
     scheduler_of(t).written(word, sizeof value);
 }

@@ -121,12 +121,15 @@ def _write_bond(root: Path, number: int, nic: Nic) -> None:
     """The bond's network device, and below it one of each PCI function; the RDMA device is the first function's."""
     net, bond = root / "class/net", root / f"devices/virtual/net/bond{number}"
     _write(bond / "bonding/slaves", " ".join(nic.netdevs(number)))
-    _write(bond / "bonding/mode", "balance-xor 2" if nic.lag == "hash" else "active-backup 1")
+    # Both use all links. A queue pair keeps the link that it is given only while the bond would use it for any flow.
+    _write(bond / "bonding/mode", "balance-xor 2" if nic.lag == "hash" else "802.3ad 4")
+    _write(bond / "bonding/xmit_hash_policy", "layer3+4 1")
     net.mkdir(parents=True, exist_ok=True)
     (net / bond.name).symlink_to(bond)
     for function, name in enumerate(nic.netdevs(number)):
         here = root / f"devices/pci0000:00/0000:{number + 1:02x}:00.{function}/net/{name}"
         _write(here / "compat/devlink/lag_port_select_mode", _SELECT[nic.lag])
+        _write(here / "bonding_slave/mii_status", "up")
         for counter in _STATISTICS:
             _write(here / "statistics" / counter, "0")
         (here / "master").symlink_to(bond)

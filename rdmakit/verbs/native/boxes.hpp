@@ -3,9 +3,9 @@
 // a garbage collector or the interpreter's exit drops them. After fork the child destroys nothing: the kernel's objects
 // belong to the parent, which still uses them.
 #pragma once
-#include <sys/types.h>
-#include <unistd.h>
+#include <pthread.h>
 
+#include <atomic>
 #include <cerrno>
 #include <memory>
 #include <utility>
@@ -15,6 +15,10 @@
 
 namespace rdmakit::verbs {
 
+// How many forks lie between the first of these processes and this one: asked on every call, which getpid(2) is too slow for.
+inline std::atomic<unsigned> forks{0};
+inline const int watches_forks = pthread_atfork(nullptr, nullptr, [] { ++forks; });
+
 // One object of libibverbs's and what destroys it.
 template <class T>
 class Box {
@@ -23,13 +27,14 @@ class Box {
     using Parents = std::vector<std::shared_ptr<void>>;
 
     Box(T* raw, Destroy destroy, Parents parents)
-        : raw_(raw), destroy_(destroy), parents_(std::move(parents)), pid_(getpid()) {}
+        : raw_(raw), destroy_(destroy), parents_(std::move(parents)), born_(forks) {}
     ~Box() { close(); }
     Box(const Box&) = delete;
     Box& operator=(const Box&) = delete;
 
     T* get() const { return raw_; }
-    bool of_this_process() const { return pid_ == getpid(); }
+    bool of_this_process() const { return born_ == forks.load(std::memory_order_relaxed); }
+    bool usable() const { return raw_ != nullptr && of_this_process(); }
     // 0, or the errno with which the call refused; then the object stays as it was.
     int close() {
         if (raw_ == nullptr) return 0;
@@ -44,7 +49,7 @@ class Box {
     T* raw_;
     Destroy destroy_;
     Parents parents_;
-    pid_t pid_;
+    unsigned born_;
 };
 
 using ContextBox = Box<Context>;

@@ -1,5 +1,5 @@
-// direct.hpp — where libmlx5 keeps a queue's rings, and the store that rings its doorbell.
-// Leans on library.hpp. man mlx5dv_init_obj; rdma-core util/udma_barrier.h says which barriers a doorbell needs.
+// direct.hpp — where libmlx5 keeps a queue's rings and the register that rings its doorbell.
+// Leans on library.hpp. man mlx5dv_init_obj.
 #pragma once
 #include "library.hpp"
 
@@ -35,24 +35,6 @@ inline int mlx5_ring(const Library* calls, Cq* cq, Mlx5Cq* into) {
     object.cq.in = cq;
     object.cq.out = into;
     return calls->mlx5dv.init_obj(&object, kObjCq);
-}
-
-// The register lies in write-combining or uncached memory: what was written before must be visible to the device
-// first, and the store must leave at once.
-inline void mmio_write64(void* address, uint64_t value) {
-#if defined(__x86_64__)
-    asm volatile("sfence" ::: "memory");
-    *static_cast<volatile uint64_t*>(address) = value;
-    asm volatile("sfence" ::: "memory");
-#elif defined(__aarch64__)
-    asm volatile("dsb st" ::: "memory");
-    *static_cast<volatile uint64_t*>(address) = value;
-    asm volatile("dsb st" ::: "memory");
-#else
-    __sync_synchronize();
-    *static_cast<volatile uint64_t*>(address) = value;
-    __sync_synchronize();
-#endif
 }
 
 }  // namespace rdmakit::verbs

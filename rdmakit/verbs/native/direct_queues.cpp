@@ -1,0 +1,270 @@
+#include "direct_queues.hpp"
+
+#include <cerrno>
+#include <cstddef>
+#include <cstring>
+
+#include "rdmakit/cpu_dma.cuh"
+
+namespace rdmakit::verbs {
+namespace {
+
+constexpr u32 kFlagFence = 1, kFlagSignalled = 2, kFlagSolicited = 4, kFlagInline = 8;  // IBV_SEND_*
+// By IBV_WR_*, which count from 0.
+constexpr Opcode kOpcodes[] = {Opcode::write,    Opcode::write_imm, Opcode::send,     Opcode::send_imm,
+                               Opcode::read,     Opcode::cmp_swap,  Opcode::fetch_add};
+constexpr u32 kAhead = 8;  // CQEs asked for early: the device has written them, so this core has none of them
+
+bool has_imm(Opcode opcode) { return opcode == Opcode::write_imm || opcode == Opcode::send_imm; }
+bool is_send(Opcode opcode) { return opcode == Opcode::send || opcode == Opcode::send_imm; }
+bool is_atomic(Opcode opcode) { return opcode == Opcode::cmp_swap || opcode == Opcode::fetch_add; }
+
+// enum ibv_wc_opcode, enum ibv_wc_flags
+constexpr u32 kWcSend = 0, kWcWrite = 1, kWcRead = 2, kWcCmpSwap = 3, kWcFetchAdd = 4, kWcRecv = 128, kWcRecvWriteImm = 129;
+constexpr u32 kWcGrh = 1, kWcWithImm = 2;
+
+// enum ibv_wc_status
+u32 status_of(Syndrome syndrome) {
+    switch (syndrome) {
+        case Syndrome::local_length: return 1;
+        case Syndrome::local_qp_op: return 2;
+        case Syndrome::local_protection: return 4;
+        case Syndrome::flushed: return 5;
+        case Syndrome::mw_bind: return 6;
+        case Syndrome::bad_response: return 7;
+        case Syndrome::local_access: return 8;
+        case Syndrome::remote_invalid_request: return 9;
+        case Syndrome::remote_access: return 10;
+        case Syndrome::remote_op: return 11;
+        case Syndrome::transport_retry_exceeded: return 12;
+        case Syndrome::rnr_retry_exceeded: return 13;
+        case Syndrome::remote_aborted: return 16;
+        default: return 21;
+    }
+}
+
+u32 sent_as(u32 opcode) {
+    switch (static_cast<Opcode>(opcode)) {
+        case Opcode::write:
+        case Opcode::write_imm: return kWcWrite;
+        case Opcode::read: return kWcRead;
+        case Opcode::cmp_swap: return kWcCmpSwap;
+        case Opcode::fetch_add: return kWcFetchAdd;
+        default: return kWcSend;
+    }
+}
+
+// The index nearest to `base`, not below it, whose low 16 bits are these.
+u64 widen(u32 counter, u64 base) { return base + ((counter - static_cast<u32>(base)) & 0xffff); }
+
+// Payload that the device left in the CQE: to where the WQE's data segment says.
+void scatter(const u8* segment, const u8* entry, u32 op_own, u32 bytes) {
+    const bool wide = op_own & kCqeScatter64;
+    DataSeg to;
+    std::memcpy(&to, segment, sizeof to);
+    const u32 room = swap_bytes(to.byte_count), most = wide ? 64 : 32;
+    const u32 count = bytes < room ? bytes : room;
+    std::memcpy(reinterpret_cast<void*>(swap_bytes(to.addr)), wide ? entry - kCqe : entry, count < most ? count : most);
+}
+
+// Fields are read where they lie and rows are written where they go: a copy of either costs more than the rest.
+u32 field(const u8* at) {
+    u32 word;
+    std::memcpy(&word, at, sizeof word);
+    return swap_bytes(word);
+}
+u32 counter_of(const u8* entry) { return field(entry + offsetof(Cqe, wqe_counter)) >> 16; }
+
+// A CQE of the send queue. In one that reports an error nothing but the counter is read.
+void take_sent(DirectQp& qp, const u8* entry, u32 op_own, Wc& wc) {
+    const u64 index = widen(counter_of(entry), qp.done);
+    const u32 slot = static_cast<u32>(index) & (qp.rings.sq_blocks - 1);
+    wc.wr_id = qp.wr_ids[slot];
+    qp.done = index + qp.blocks[slot];
+    if (static_cast<CqeOpcode>(op_own >> 4) != CqeOpcode::requester) return;
+    const u32 opcode = entry[offsetof(Cqe, sop_drop_qpn)];
+    wc.opcode = sent_as(opcode);
+    wc.wc_flags = has_imm(static_cast<Opcode>(opcode)) ? kWcWithImm : 0;  // as libmlx5 says it at this end, too
+    if (wc.opcode < kWcRead) return;
+    wc.byte_len = wc.opcode == kWcRead ? field(entry + offsetof(Cqe, byte_count)) : 8;
+    if (op_own & (kCqeScatter32 | kCqeScatter64)) {
+        const u8* const wqe = static_cast<const u8*>(qp.rings.sq) + u64{slot} * kWqebb;
+        scatter(wqe + (wc.opcode == kWcRead ? 2 : 3) * kDs, entry, op_own, wc.byte_len);
+    }
+}
+
+void take_received(DirectQp& qp, const u8* entry, u32 op_own, Wc& wc) {
+    const u64 slot = widen(counter_of(entry), qp.received) & (qp.rings.rq_count - 1);
+    const CqeOpcode what = static_cast<CqeOpcode>(op_own >> 4);
+    wc.wr_id = qp.receive_ids[slot];
+    ++qp.received;
+    if (what == CqeOpcode::responder_error) return;
+    const bool imm = what == CqeOpcode::responder_write_imm || what == CqeOpcode::responder_send_imm;
+    const u32 source = field(entry + offsetof(Cqe, flags_rqpn));
+    wc.opcode = what == CqeOpcode::responder_write_imm ? kWcRecvWriteImm : kWcRecv;
+    wc.byte_len = field(entry + offsetof(Cqe, byte_count));
+    wc.src_qp = source & 0xffffff;
+    wc.wc_flags = (imm ? kWcWithImm : 0) | (source >> 28 & 3 ? kWcGrh : 0);
+    if (imm) std::memcpy(&wc.imm_data, entry + offsetof(Cqe, imm_inval_pkey), sizeof wc.imm_data);
+    if (op_own & (kCqeScatter32 | kCqeScatter64)) {
+        scatter(static_cast<const u8*>(qp.rings.rq) + slot * qp.rings.rq_stride, entry, op_own, wc.byte_len);
+    }
+}
+
+}  // namespace
+
+// ---- work requests
+bool DirectQp::begin(const Mlx5View& found, u32 number, u32 inlined, bool all) {
+    rings = found;
+    qpn = number;
+    max_inline = inlined;
+    signal_all = all;
+    wr_ids.assign(found.sq_blocks, 0);
+    blocks.assign(found.sq_blocks, 0);
+    receive_ids.assign(found.rq_count, 0);
+    return found.dbrec[kDbrecReceive] == 0 && found.dbrec[kDbrecSend] == 0;
+}
+
+void DirectQp::put(u64 ds, const Vec16* segments, u32 count) {
+    const u64 mask = u64{rings.sq_blocks} * kDsPerBb - 1;
+    for (u32 i = 0; i < count; ++i) std::memcpy(static_cast<u8*>(rings.sq) + ((ds + i) & mask) * kDs, segments + i, kDs);
+}
+
+// The WQE at `posted`; its basic blocks, or 0: it cannot be built.
+u32 DirectQp::write(const BatchSend& row, Vec16& ctrl) {
+    const Opcode opcode = kOpcodes[row.opcode];
+    Vec16 segments[kMaxDs + 1];
+    u32 ds = 1;
+    if (!is_send(opcode)) segments[ds++] = remote_segment(row.remote_address, row.rkey);
+    if (opcode == Opcode::cmp_swap) segments[ds++] = atomic_segment(row.swap, row.compare_add);
+    if (opcode == Opcode::fetch_add) segments[ds++] = atomic_segment(row.compare_add, 0);
+    if (row.length != 0 && row.flags & kFlagInline) {
+        if (row.length > max_inline || is_atomic(opcode) || opcode == Opcode::read) return 0;
+        const u32 all = ds + ceil_div(row.length + u32{sizeof(InlineSeg)}, kDs), head = swap_bytes(row.length | kInlineFlag);
+        if (all > kMaxDs) return 0;
+        segments[all - 1] = Vec16{};
+        u8* const to = reinterpret_cast<u8*>(segments + ds);
+        std::memcpy(to, &head, sizeof head);
+        std::memcpy(to + sizeof head, reinterpret_cast<const void*>(row.address), row.length);
+        ds = all;
+    } else if (row.length != 0) {
+        segments[ds++] = data_segment(row.address, row.length, row.lkey);
+    }
+    const u32 size = wqebbs(ds);
+    if (posted + size - done > rings.sq_blocks) return size;
+    const u32 mode = (signal_all || row.flags & kFlagSignalled ? kCqUpdate : 0) |
+                     (row.flags & kFlagSolicited ? kSolicited : 0) | (row.flags & kFlagFence ? kFence : 0);
+    ctrl = ctrl_segment(opcode, 0, static_cast<u32>(posted), qpn, ds, mode, has_imm(opcode) ? row.imm : 0);
+    segments[0] = ctrl;
+    put(posted * kDsPerBb, segments, ds);
+    return size;
+}
+
+Posted DirectQp::send(const void* from, size_t count) {
+    const BatchSend* const rows = static_cast<const BatchSend*>(from);
+    const u32 mask = rings.sq_blocks - 1;
+    Posted answer = {0, count};
+    Vec16 ctrl{};
+    for (size_t i = 0; i < count; ++i) {
+        const bool known = rows[i].opcode < sizeof kOpcodes / sizeof *kOpcodes;
+        const u32 size = known ? write(rows[i], ctrl) : 0;
+        if (size == 0 || posted + size - done > rings.sq_blocks) {
+            answer = {size == 0 ? EINVAL : ENOMEM, i};
+            break;
+        }
+        wr_ids[posted & mask] = rows[i].wr_id;
+        blocks[posted & mask] = static_cast<u8>(size);
+        posted += size;
+    }
+    if (answer.count != 0) {
+        cpu::to_device();
+        __atomic_store_n(&rings.dbrec[kDbrecSend], swap_bytes(static_cast<u32>(posted & 0xffff)), __ATOMIC_RELAXED);
+        cpu::ring(rings.doorbell, doorbell_last(ctrl));
+    }
+    return answer;
+}
+
+Posted DirectQp::receive(const void* from, size_t count) {
+    const BatchRecv* const rows = static_cast<const BatchRecv*>(from);
+    Posted answer = {0, count};
+    for (size_t i = 0; i < count; ++i) {
+        if (receives - received >= rings.rq_count) {
+            answer = {ENOMEM, i};
+            break;
+        }
+        const u64 slot = receives & (rings.rq_count - 1);
+        const Vec16 list[] = {data_segment(rows[i].address, rows[i].length, rows[i].lkey), data_segment(0, 0, kInvalidLkey)};
+        const bool only = rows[i].length == 0, ended = !only && rings.rq_stride > kDs;
+        u8* const wqe = static_cast<u8*>(rings.rq) + slot * rings.rq_stride;
+        std::memcpy(wqe, only ? list + 1 : list, ended ? 2 * kDs : kDs);
+        receive_ids[slot] = rows[i].wr_id;
+        ++receives;
+    }
+    if (answer.count != 0) {
+        cpu::to_device();
+        __atomic_store_n(&rings.dbrec[kDbrecReceive], swap_bytes(static_cast<u32>(receives & 0xffff)), __ATOMIC_RELAXED);
+    }
+    return answer;
+}
+
+// ---- completions
+bool DirectCq::begin(const Mlx5Cq& found) {
+    ring = found;
+    while ((1u << log_entries) < found.cqe_cnt) ++log_entries;
+    return found.dbrec[kDbrecSetCi] == 0;
+}
+
+void DirectCq::join(u32 qpn, DirectQp* qp) {
+    queue_pairs[qpn] = qp;
+    known_ = nullptr;
+}
+
+int DirectCq::poll(Wc* into, int most, u32* stranger) {
+    // What is used for each CQE is held in locals: rows are of the same types, so members would be read anew behind each.
+    const u32 mask = ring.cqe_cnt - 1, shift = ring.cqe_size == kCqe ? 6 : 7, log = log_entries;
+    const u8* const first = static_cast<const u8*>(ring.buf) + (ring.cqe_size - kCqe);
+    DirectQp* qp = known_;
+    u64 at = consumed;
+    u32 last = last_, bad = 0;
+    Wc* row = into;
+    for (Wc* const end = into + most; row != end; ++at) {
+        const u8* const entry = first + (static_cast<size_t>(at & mask) << shift);
+        const u32 op_own = __atomic_load_n(entry + kCqe - 1, __ATOMIC_RELAXED);
+        if (!cqe_ready(op_own, at, log)) break;
+        cpu::from_device();
+        __builtin_prefetch(first + (static_cast<size_t>((at + kAhead) & mask) << shift));
+        const u32 number = field(entry + offsetof(Cqe, sop_drop_qpn)) & 0xffffff;
+        if (qp == nullptr || number != last) {
+            const auto found = queue_pairs.find(number);
+            if (found == queue_pairs.end()) {
+                *stranger = number;
+                break;
+            }
+            last = number;
+            qp = found->second;
+            if (qp == nullptr) continue;
+        }
+        Wc& wc = *row++;
+        wc = Wc{};
+        wc.qp_num = number;
+        const CqeOpcode what = static_cast<CqeOpcode>(op_own >> 4);
+        if (what == CqeOpcode::requester || what == CqeOpcode::requester_error) take_sent(*qp, entry, op_own, wc);
+        else take_received(*qp, entry, op_own, wc);
+        if (what == CqeOpcode::requester_error || what == CqeOpcode::responder_error) {
+            wc.status = status_of(static_cast<Syndrome>(entry[offsetof(ErrorCqe, syndrome)]));
+            wc.vendor_err = entry[offsetof(ErrorCqe, vendor_syndrome)];
+            ++bad;
+        }
+    }
+    known_ = qp;
+    last_ = last;
+    failed = bad;
+    if (at != consumed) {
+        consumed = at;
+        cpu::with_device();  // the entries are read before the device may write them again
+        __atomic_store_n(&ring.dbrec[kDbrecSetCi], swap_bytes(static_cast<u32>(at & 0xffffff)), __ATOMIC_RELAXED);
+    }
+    return row == into && *stranger != 0 ? -1 : static_cast<int>(row - into);
+}
+
+}  // namespace rdmakit::verbs
