@@ -8,6 +8,7 @@
 
 #include "../explore/exploration.hpp"
 #include "endless.hpp"
+#include "event_queue.hpp"
 #include "random.hpp"
 #include "rdmakit/cost.cuh"
 #include "watch.hpp"
@@ -105,25 +106,15 @@ class Scheduler {
     u64* costs() { return costs_; }  // Timed: by cost::Kind
 
   private:
-    struct Item {
-        u64 when_ps, order;
-        Fibre* fibre;  // or, if null, a call
-        void (*fn)(void*, u64);
-        void* object;
-        u64 arg;  // of the call; or the fibre's number, so that a killed one's place is not taken by the next
-    };
     struct Timer {
         u64 when_ps;
         Fibre* fibre;
         u64 number;
     };
-    static bool later(const Item& a, const Item& b) {
-        return a.when_ps != b.when_ps ? a.when_ps > b.when_ps : a.order > b.order;
-    }
     static bool timer_later(const Timer& a, const Timer& b) {
         return a.when_ps != b.when_ps ? a.when_ps > b.when_ps : a.number > b.number;
     }
-    void push(Item item);
+    void push(DueEvent event);
     void resume(Fibre& fibre);
     void wake(Fibre& fibre);
     void unwatch(Fibre& fibre);
@@ -164,7 +155,7 @@ class Scheduler {
     std::vector<Fibre*> ready_;
     std::vector<Fibre*> parked_;
     std::vector<WorkSource*> sources_;
-    std::vector<Item> heap_;
+    EventQueue events_;
     std::vector<Timer> timers_;
     Fibre* current_ = nullptr;
     void* scheduler_stack_ = nullptr;

@@ -34,14 +34,13 @@ class WatchTable {
         const auto begin = reinterpret_cast<std::uintptr_t>(p);
         const auto end = begin + bytes;
         const u64 first = begin / cpu::kWatchLine, last = (end - 1) / cpu::kWatchLine;
-        const u64 lines = last - first + 1;
-        for (u64 i = 0; i < lines && i < cpu::kWatchBuckets; ++i) {
-            const u32 bucket = static_cast<u32>(first + i) & (cpu::kWatchBuckets - 1);
+        for (u64 line = first; line <= last; ++line) {
+            const u32 bucket = cpu::watch_bucket_of_line(line);
             if (counters_[bucket] == 0) continue;
             hit_.clear();
             for (Watcher* w = heads_[bucket]; w != nullptr; w = w->next) {
                 const auto at = reinterpret_cast<std::uintptr_t>(w->address);
-                if (at + w->bytes > begin && at < end && changed(*w)) hit_.push_back(w->fibre);
+                if (at / cpu::kWatchLine == line && at + w->bytes > begin && at < end && changed(*w)) hit_.push_back(w->fibre);
             }
             for (std::size_t k = hit_.size(); k-- > 0;) wake(hit_[k]);  // oldest first
         }
