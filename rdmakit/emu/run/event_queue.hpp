@@ -89,9 +89,10 @@ class EventQueue {
         }
         const u32 taken = free_;
         free_ = pool_[taken].next;
-        const u32 head = occupied(at) ? heads_[at] : kNone;
-        pool_[taken] = {event, head};
+        const bool more = occupied(at);
+        pool_[taken] = {event, more ? heads_[at] : kNone};
         heads_[at] = taken;
+        firsts_ps_[at] = more ? std::min(firsts_ps_[at], event.when_ps) : event.when_ps;
         occupied_[at / 64] |= 1ull << at % 64;
     }
     bool occupied(u64 at) const { return (occupied_[at / 64] >> at % 64 & 1) != 0; }
@@ -129,13 +130,12 @@ class EventQueue {
         std::sort(sorted_.begin(), sorted_.end(), [](const DueEvent& a, const DueEvent& b) { return a.before(b); });
     }
     u64 find_first() const {
-        u64 first = next_ < sorted_.size() ? sorted_[next_].when_ps : kNever;
-        if (!late_.empty()) first = std::min(first, late_.front().when_ps);
-        if (first != kNever) return first;
-        const u64 slot = occupied_after();
-        if (slot == 0) return far_.empty() ? kNever : far_.front().when_ps;
-        for (u32 i = heads_[slot % kSlots]; i != kNone; i = pool_[i].next) first = std::min(first, pool_[i].event.when_ps);
-        return first;
+        if (exhausted()) {
+            const u64 slot = occupied_after();
+            return slot != 0 ? firsts_ps_[slot % kSlots] : far_.empty() ? kNever : far_.front().when_ps;
+        }
+        const u64 in_turn = next_ < sorted_.size() ? sorted_[next_].when_ps : kNever;
+        return late_.empty() ? in_turn : std::min(in_turn, late_.front().when_ps);
     }
 
     Heap sorted_;  // of the slot whose turn it is, in order; from next_ on they are still to come
@@ -146,7 +146,8 @@ class EventQueue {
     // no allocation but the pool's.
     std::vector<Listed> pool_;
     u32 free_ = kNone;
-    std::array<u32, kSlots> heads_;  // of those that are occupied
+    std::array<u32, kSlots> heads_;       // of those that are occupied,
+    std::array<u64, kSlots> firsts_ps_;   // and when the first of each is due
     std::array<u64, kSlots / 64> occupied_{};
     u64 slot_ = 0, first_ps_ = kNever;
 };

@@ -19,7 +19,8 @@ struct Watcher {
     u64 seen = 0;
     u32 bytes = 0;
     Fibre* fibre = nullptr;
-    Watcher* next = nullptr;  // in its bucket
+    Watcher* next = nullptr;   // in its list
+    Watcher** link = nullptr;  // what points at it there
 };
 
 enum class FibreState : u8 { ready, running, parked, at_barrier, in_gather, finished };

@@ -237,7 +237,7 @@ bool Scheduler::park(Fibre& fibre, const cpu::Watched* list, int count, const cp
     }
     for (int i = 0; i < n; ++i) {
         Watcher& w = fibre.watchers[i];
-        w = Watcher{list[i].address, list[i].seen, list[i].bytes, &fibre, nullptr};
+        w = Watcher{list[i].address, list[i].seen, list[i].bytes, &fibre, nullptr, nullptr};
         watch_.add(w);
     }
     fibre.watcher_count = static_cast<u8>(n);
