@@ -113,6 +113,8 @@ struct RunnerApi {
     void (*mark)(Thread*, u32 kind, u32 qpn, u64 index);       // Timed: for a timeline
     // Timed: a warp has copied to memory that may be another GPU's, or from it (`pull`); it began at began_ps.
     void (*copied)(Thread*, const void* there, u64 bytes, u64 began_ps, bool pull);
+    // Timed: `count` times step(cost_ps), one after the other, between which this fibre neither sees nor does anything.
+    void (*steps)(Thread*, u64 cost_ps, u32 count);
 };
 
 // The part of a fibre that device code sees. It lies at the top of the fibre's stack, so it is found from the stack

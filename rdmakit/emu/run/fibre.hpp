@@ -40,6 +40,8 @@ struct Fibre : cpu::Thread {
     u64 progress_seen;
     u32 turns, turns_alone, meetings;
     u32 parked_index;
+    u32 steps_left;           // of Scheduler::steps
+    u64 step_ps;
     const void* preempted_at;
     u64 number;               // in order of creation: what reports and orderings use, never the address
     u64 parked_since;         // a count of parks

@@ -451,6 +451,10 @@ cpu::RunnerApi make_api() {
             back_on(t);
         }
     };
+    api.steps = [](cpu::Thread* t, u64 cost_ps, u32 count) {
+        scheduler_of(t).steps(fibre_of(t), cost_ps, count);
+        back_on(t);
+    };
     api.mark = [](cpu::Thread* t, u32 kind, u32 qpn, u64 index) {
         Trace& trace = launcher_of(t).trace();
         if (!trace.on()) return;

@@ -55,7 +55,7 @@ void Scheduler::make_ready(Fibre& fibre) {
     fibre.state = FibreState::ready;
     if (policy_ == Policy::timed) {
         // One that gives way is still running: its stack will end near here.
-        const void* stack = &fibre == current_ ? __builtin_frame_address(0) : fibre.stack_pointer;
+        const void* stack = &fibre == current_ && !stepping_ ? __builtin_frame_address(0) : fibre.stack_pointer;
         push(DueEvent{fibre.clock_ps, DueEvent::kOfFibres, &fibre, {.stack = stack}, fibre.number});
     } else {
         ready_.push_back(&fibre);
@@ -97,9 +97,19 @@ void Scheduler::resume(Fibre& fibre) {
     ++counters_.switches;
     ++steps_;
     current_ = &fibre;
-    fibre.state = FibreState::running;
     fibre.budget = policy_ == Policy::timed ? 0 : fresh_budget();
     fibre.horizon_ps = events_.first_ps();
+    if (fibre.steps_left != 0) {  // its stack is not needed for them
+        stepping_ = true;
+        const bool done = take_steps(fibre);
+        stepping_ = false;
+        if (!done) {
+            current_ = nullptr;
+            look_at(fibre);
+            return;
+        }
+    }
+    fibre.state = FibreState::running;
     rdmakit_switch_stack(&scheduler_stack_, fibre.stack_pointer);
     current_ = nullptr;
     if (polls_for_ever_) {
@@ -107,14 +117,7 @@ void Scheduler::resume(Fibre& fibre) {
         owner_.fibre_faulted(fibre, "endless loop: it polls memory that nobody writes, and nothing else moves" + describe_place(fibre));
         return;
     }
-    if (fibre.looked_at) {
-        fibre.looked_at = false;
-        if (const char* why = fibre.state == FibreState::ready ? endless_.look(fibre, progress_) : nullptr) {
-            owner_.fibre_faulted(fibre, why + describe_place(fibre));
-            return;
-        }
-    }
-    if (fibre.state != FibreState::finished) return;
+    if (look_at(fibre) || fibre.state != FibreState::finished) return;
     if (fault_.empty()) {
         owner_.fibre_finished(fibre);
     } else {
@@ -122,6 +125,15 @@ void Scheduler::resume(Fibre& fibre) {
         std::swap(why, fault_);
         owner_.fibre_faulted(fibre, why);
     }
+}
+
+// If it is time for a look at it (endless.hpp): true if that was its end.
+bool Scheduler::look_at(Fibre& fibre) {
+    if (!fibre.looked_at) return false;
+    fibre.looked_at = false;
+    const char* why = fibre.state == FibreState::ready ? endless_.look(fibre, progress_) : nullptr;
+    if (why != nullptr) owner_.fibre_faulted(fibre, why + describe_place(fibre));
+    return why != nullptr;
 }
 
 // ---- the rest of the world ------------------------------------------------------------------------------------
@@ -192,32 +204,58 @@ void Scheduler::meet(Fibre& fibre) {
     block_current(fibre, FibreState::ready);
 }
 
-void Scheduler::give_way(Fibre& fibre, const void* pc) {
+// Timed: false if nobody else comes before it. Else others go first, once the fibre is off the processor.
+bool Scheduler::must_give_way(Fibre& fibre, const void* pc) {
     ++steps_;
     const bool look = endless_.turn(fibre, progress_);
+    const u64 next = std::min(events_.first_ps(), timers_.empty() ? kNever : timers_.front().when_ps);
+    if (next > fibre.clock_ps && !look) {
+        fibre.horizon_ps = std::min(next, fibre.clock_ps + kLonelySlice);
+        return false;
+    }
+    fibre.looked_at = look;
+    fibre.preempted_at = pc;
+    make_ready(fibre);
+    return true;
+}
+
+// Takes those that are left; false: it had to give way, and goes on with them later.
+bool Scheduler::take_steps(Fibre& fibre) {
+    while (fibre.steps_left != 0) {
+        --fibre.steps_left;
+        fibre.clock_ps += fibre.step_ps;
+        if (fibre.clock_ps > fibre.horizon_ps && must_give_way(fibre, nullptr)) return false;
+    }
+    return true;
+}
+void Scheduler::steps(Fibre& fibre, u64 cost_ps, u32 count) {
+    fibre.step_ps = cost_ps >> fibre.abreast_log;
+    fibre.steps_left = count;
+    if (!take_steps(fibre)) block_current(fibre, FibreState::ready);
+}
+
+void Scheduler::give_way(Fibre& fibre, const void* pc) {
     if (policy_ == Policy::timed) {
-        const u64 next = std::min(events_.first_ps(), timers_.empty() ? kNever : timers_.front().when_ps);
-        if (next > fibre.clock_ps && !look) {
-            fibre.horizon_ps = std::min(next, fibre.clock_ps + kLonelySlice);
-            return;
-        }
-    } else {
-        if (exploration_ != nullptr) {
-            if (exploration_->updating) {
-                fibre.budget = fresh_budget();
-                return;
-            }
-            settle();
-            if (!look) {
-                fibre.budget = fresh_budget();
-                point(fibre);
-                return;
-            }
-        }
-        if (ready_.empty() && sources_.empty() && !look) {
+        if (must_give_way(fibre, pc)) block_current(fibre, FibreState::ready);
+        return;
+    }
+    ++steps_;
+    const bool look = endless_.turn(fibre, progress_);
+    if (exploration_ != nullptr) {
+        if (exploration_->updating) {
             fibre.budget = fresh_budget();
             return;
         }
+        settle();
+        if (!look) {
+            fibre.budget = fresh_budget();
+            point(fibre);
+            return;
+        }
+    }
+    if (ready_.empty() && sources_.empty() && !look) {
+        fibre.budget = fresh_budget();
+        return;
     }
     fibre.looked_at = look;
     fibre.preempted_at = pc;

@@ -84,6 +84,7 @@ class Scheduler {
 
     // ---- primitives of device code (cpu::RunnerApi)
     void yield(Fibre& fibre);
+    void steps(Fibre& fibre, u64 cost_ps, u32 count);  // see cpu::RunnerApi
     void meet(Fibre& fibre);  // before a collective: lanes that do nothing but meet never use up their budgets
     void preempt(Fibre& fibre, const void* pc);  // as yield, at an instruction of the kernel's own code
     bool park(Fibre& fibre, const cpu::Watched* list, int count, const cpu::WaitNote& note, u64 timeout_ns);
@@ -116,6 +117,9 @@ class Scheduler {
     }
     void push(DueEvent event);
     void resume(Fibre& fibre);
+    bool look_at(Fibre& fibre);
+    bool take_steps(Fibre& fibre);
+    bool must_give_way(Fibre& fibre, const void* pc);
     void wake(Fibre& fibre);
     void unwatch(Fibre& fibre);
     bool step_untimed();
@@ -160,7 +164,7 @@ class Scheduler {
     Fibre* current_ = nullptr;
     void* scheduler_stack_ = nullptr;
     u64 progress_ = 0;  // changes whenever a fibre parks, is woken or ends, or an HCA has worked: collectives alone are none
-    bool interrupted_ = false;
+    bool interrupted_ = false, stepping_ = false;
     u64 steps_ = 0;
     std::chrono::steady_clock::time_point last_asked_;
     u64 now_ps_ = 0, sequence_ = 0, fibres_created_ = 0, fibres_live_ = 0;
