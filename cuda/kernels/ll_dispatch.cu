@@ -145,11 +145,17 @@ RDMAKIT_KERNEL ll_dispatch_receive(const rdmakit::LlRank* rank, rdmakit::LlRecei
         Status status = Status::ok;
         {
             [[maybe_unused]] const Abreast lanes(kLanesAbreast);
+            const auto arrived = [epoch](u64 v) { return (v >> 32) == epoch; };
             for (u32 s = static_cast<u32>(lane_id()); s <= source && status == Status::ok; s += kLanes) {
                 const u64* word = reinterpret_cast<const u64*>(ll_heap(ll, ll.rank, ll_count(ll, epoch, e, s)));
+                for (u32 there = there_already(word, (source - s) / kLanes, arrived); there != 0; --there) {
+                    before += static_cast<u32>(*word & 0xffffffffu);
+                    word += kLanes;
+                    s += kLanes;
+                }
                 u64 seen = 0;
                 const u64 began = clock_cycles();
-                status = wait_until<Scope::sys>(word, [epoch](u64 v) { return (v >> 32) == epoch; }, ll.watch,
+                status = wait_until<Scope::sys>(word, arrived, ll.watch,
                                                 Subject{"the number of an expert's tokens from a rank", epoch, 0, s, e}, &seen);
                 if (e == 0 && s == source && out.waits != nullptr) out.waits[s] += clock_cycles() - began;
                 (s == source ? own : before) += static_cast<u32>(seen & 0xffffffffu);

@@ -113,6 +113,8 @@ struct RunnerApi {
     void (*mark)(Thread*, u32 kind, u32 qpn, u64 index);       // Timed: for a timeline
     // Timed: a warp has copied to memory that may be another GPU's, or from it (`pull`); it began at began_ps.
     void (*copied)(Thread*, const void* there, u64 bytes, u64 began_ps, bool pull);
+    // Timed: `count` times step(cost_ps), one after the other, between which this fibre neither sees nor does anything.
+    void (*steps)(Thread*, u64 cost_ps, u32 count);
 };
 
 // The part of a fibre that device code sees. It lies at the top of the fibre's stack, so it is found from the stack
@@ -144,9 +146,12 @@ inline __attribute__((always_inline)) Thread& self() {
     const auto here = reinterpret_cast<std::uintptr_t>(__builtin_frame_address(0));
     return *reinterpret_cast<Thread*>((here | (kFibreBytes - 1)) + 1 - kThreadReserve);
 }
-inline u32 watch_bucket(const void* p) {
-    return static_cast<u32>(reinterpret_cast<std::uintptr_t>(p) / kWatchLine) & (kWatchBuckets - 1);
+// Lines side by side have buckets side by side; the same place in each rank's heap, which begin at round addresses, has not
+// the same bucket.
+inline u32 watch_bucket_of_line(u64 line) {
+    return static_cast<u32>(line + (line / kWatchBuckets) * 40503) & (kWatchBuckets - 1);
 }
+inline u32 watch_bucket(const void* p) { return watch_bucket_of_line(reinterpret_cast<std::uintptr_t>(p) / kWatchLine); }
 
 // Every primitive passes here once: Fast counts, Timed charges. The time is passed in picoseconds.
 inline __attribute__((always_inline)) void step([[maybe_unused]] u64 cost_ps) {

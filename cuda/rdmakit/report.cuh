@@ -258,6 +258,21 @@ RDMAKIT_DEVICE Status wait_until(const T* p, Done done, const Watch& watch, cons
     }
 }
 
+// For words that stay as they are once done(word) holds: of `count` of them, one for each kLanes, how many it holds for
+// already, from the first on. Where one fibre is a warp they have been loaded then, at the time that it takes to wait for
+// each; elsewhere none is, and the caller waits. That is all the same to whoever calls, and to everybody else.
+template <class T, class Done> RDMAKIT_DEVICE u32 there_already(const T* words, u32 count, Done done) {
+#if !RDMAKIT_GPU && RDMAKIT_POLICY == RDMAKIT_TIMED
+    u32 n = 0;
+    while (n < count && done(words[n * kLanes])) ++n;
+    if (n != 0) cpu::self().api->steps(&cpu::self(), cost::of(cost::kLoad), n);
+    return n;
+#else
+    (void)words, (void)count, (void)done;
+    return 0;
+#endif
+}
+
 // Lane 0 acts, all lanes learn how it went. The first meeting orders what the lanes did before its release, the second
 // what they read after its acquire: a shuffle alone orders no memory.
 template <class Act> RDMAKIT_DEVICE Status by_lane_zero(Act act) {

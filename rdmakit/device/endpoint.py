@@ -8,11 +8,17 @@ from __future__ import annotations
 import ipaddress
 import json
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import Any
 
 from rdmakit.errors import BadArgument
 
 __all__ = ["Endpoint", "gid_bytes", "gid_text"]
+
+
+@lru_cache(maxsize=1024)  # a mesh asks for the same few again and again
+def _packed(gid: str) -> bytes:
+    return ipaddress.IPv6Address(gid).packed
 
 
 def gid_bytes(gid: str) -> bytes:
@@ -22,8 +28,8 @@ def gid_bytes(gid: str) -> bytes:
     '00000000000000000000ffff0a000001'
     """
     try:
-        return ipaddress.IPv6Address(gid).packed
-    except ValueError as error:
+        return _packed(gid)
+    except (ValueError, TypeError) as error:
         raise BadArgument("not a GID", value=gid, rule=f"IPv6 notation, 16 bytes ({error})",
                           remedy="take it from the peer: qp.endpoint().gid, or context.port(1).gid") from None
 

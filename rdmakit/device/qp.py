@@ -131,8 +131,13 @@ class QP(Atomics):
     def state(self) -> QPState:
         """What the device says now: an error completion puts a QP into ERR by itself."""
         if not self.closed:
-            self._note(QPState(self.query()["state"]))
+            self._note(QPState(self._now()[0]))
         return self._state
+
+    def _now(self) -> tuple[int, int]:
+        self._require_open()
+        with typed_refusal("querying the QP", qpn=hex(self.qpn)):
+            return self.context._provider.qp_now(self.qpn)
 
     def _note(self, state: QPState) -> None:
         if state is not self._state:
@@ -256,7 +261,7 @@ class QP(Atomics):
     @property
     def physical_port(self) -> int:
         """The port where its packets leave now; 0 when every one is down."""
-        return int(self.query()["physical_port"])
+        return self._now()[1]
 
     # ---- rings
     @property

@@ -597,6 +597,12 @@ cdef class World:
                           rcv_payload=i.counters.rcv_payload, xmit_packets=i.counters.xmit_packets,
                           rnr_naks_received=i.counters.rnr_naks_received, retries=i.counters.retries))
 
+    def qp_now(self, u32 h, u32 qpn):
+        """What is asked of every queue pair, again and again: state, physical port, doorbell register."""
+        cdef QpInfo i
+        accept(self.at(h).query_qp(qpn, &i))
+        return <u32>i.state, i.physical_port, <uintptr_t>i.uar_register
+
     def modify_qp_udp_sport(self, u32 h, u32 qpn, u32 port):
         accept(self.at(h).modify_qp_udp_sport(qpn, port))
 

@@ -137,6 +137,10 @@ class CtaHca(EmulatedHca):
         if self._verb(self._core.query_qp, qpn)["state"] != QPState.ERR:
             self._verb(self._core.modify_qp, qpn, {"qp_state": int(QPState.ERR)}, _ATTR_STATE)
 
+    def qp_now(self, qpn: int) -> tuple[int, int]:
+        self._notice_error(qpn)
+        return super().qp_now(qpn)
+
     def query_qp(self, qpn: int) -> dict[str, Any]:
         self._notice_error(qpn)
         found, pod = super().query_qp(qpn), self._cta.pod(qpn)

@@ -165,7 +165,7 @@ class EmulatedHca:
         ):
             if array is not None:
                 self.world.addresses.add(array, f"{role} of {name}")
-        doorbell = int(self._verb(self._core.query_qp, qpn)["uar_register"])
+        doorbell = int(self._verb(self._core.qp_now, qpn)[2])
         return QpQueues(int(qpn), sq, rq, stride, dbrec, doorbell)
 
     def destroy_qp(self, qpn: int) -> None:
@@ -177,6 +177,10 @@ class EmulatedHca:
     def query_qp(self, qpn: int) -> dict[str, Any]:
         found: dict[str, Any] = self._verb(self._core.query_qp, qpn)
         return found
+
+    def qp_now(self, qpn: int) -> tuple[int, int]:
+        state, port, _ = self._verb(self._core.qp_now, qpn)
+        return state, port
 
     def modify_qp_udp_sport(self, qpn: int, port: int) -> None:
         self._verb(self._core.modify_qp_udp_sport, qpn, port)

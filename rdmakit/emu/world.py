@@ -231,7 +231,7 @@ class World:
         self, shape: int | tuple[int, ...], dtype: Any = np.uint8, alignment: int = ALIGNMENT
     ) -> np.ndarray[Any, Any]:
         """Where all memory of this world comes from, rings and handles included: zeroed, aligned, C-contiguous."""
-        return aligned_array(shape, dtype, alignment)
+        return aligned_array(shape, dtype, alignment, sparse=not self._copy_payload)
 
     def _gpu_of(self, rank: int) -> int:
         """Which GPU a rank is: what is of gpu scope ends there."""

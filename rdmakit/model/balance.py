@@ -103,8 +103,10 @@ def spread_paths(preset: Preset, flows: NDArray[Any], near: _Place, far: _Place)
     falls = [[0] * spines for _ in range(net.leaves)]
     up_, down_, size = up.tolist(), down.tolist(), flows["bytes"].tolist()
     # Who shares a link: of those that are equally full, one that the same hosts and ranks use least, so that none that
-    # has more to send or receive than others, which nobody may know yet, fills links by itself.
-    shared = [_spines_of(end, spines) for end in ((up, far[0]), (down, near[0]), (flows["rank"],), (flows["peer"],))]
+    # has more to send or receive than others, which nobody may know yet, fills links by itself. Nor shall the channels of
+    # one number that all hosts send to a rank: each takes the same part of a batch, and batches are alike.
+    ends = (up, far[0]), (down, near[0]), (flows["rank"],), (flows["peer"],), (flows["peer"], flows["channel"])
+    shared = [_spines_of(end, spines) for end in ends]
     order = np.argsort(-flows["bytes"], kind="stable")
     span = LAST_SOURCE_PORT - FIRST_SOURCE_PORT + 1
     for begin in range(0, len(order), _BLOCK):
@@ -134,12 +136,12 @@ def spread_paths(preset: Preset, flows: NDArray[Any], near: _Place, far: _Place)
                 flows["spine"][flow] = DIRECT
                 continue
             a, b = climbs[up_[flow]], falls[down_[flow]]
-            to, by, out, back = (counts[of[flow]] for counts, of in shared)
+            to, by, out, back, alike = (counts[of[flow]] for counts, of in shared)
             best = min(
                 (s for s in range(spines) if picks[s] >= 0),
-                key=lambda s: (max(a[s], b[s]), a[s] + b[s], to[s] + by[s], out[s] + back[s]),
+                key=lambda s: (max(a[s], b[s]), a[s] + b[s], to[s] + by[s] + out[s] + back[s] + 2 * alike[s]),
             )
-            for loads in (a, b, to, by, out, back):
+            for loads in (a, b, to, by, out, back, alike):
                 loads[best] += size[flow]
             flows["source_port"][flow] = tried[i, picks[best]]
             flows["spine"][flow] = best

@@ -7,7 +7,10 @@ plan says, what is sent is received, no WQE fails, and every row lies where the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -40,6 +43,7 @@ class Measured:
     """`microseconds`: mean over ranks of the operation's kernels, launch included. `logical_gbs`: as DeepEP counts,
     tokens that stay on their own host too. `wire_gbs`: payload that left by ports, of the mean rank.
     `port_payload_fraction`: that over its ports' line rate. `logical_bytes`, `wire_bytes`: of the mean rank.
+    `setup_cpu_s`: what this process worked on routing, plan, heaps and queue pairs before the operation began.
     """
 
     step: int
@@ -57,6 +61,7 @@ class Measured:
     usage: Usage
     port_bytes: NDArray[np.int64] = field(repr=False)
     timeline: Timeline | None = field(default=None, repr=False, compare=False)
+    setup_cpu_s: float = field(default=0.0, repr=False, compare=False)
 
 
 def wiring_of(step: Step, plan: Plan | None) -> Wiring:
@@ -67,9 +72,31 @@ def wiring_of(step: Step, plan: Plan | None) -> Wiring:
 def measure(preset: Preset, work: Workload, step: Step, *, seed: int = 0, timeline: bool = False) -> Measured:
     """Runs it; with `timeline` keeps all that happens. BadState when a check of the run itself fails; whatever the
     run raises."""
-    choices = work.choices()
-    run = _normal if work.kernel == "normal" else _low_latency
-    return run(preset, work, step, choices, seed, timeline)
+    with _no_garbage():
+        started = _cpu_seconds()
+        choices = work.choices()
+        run = _normal if work.kernel == "normal" else _low_latency
+        ready: list[float] = []
+        found = run(preset, work, step, choices, seed, timeline, lambda: ready.append(_cpu_seconds()))
+    return replace(found, setup_cpu_s=ready[0] - started)
+
+
+def _cpu_seconds() -> float:
+    now = os.times()
+    return now.user + now.system
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """A run makes objects by the million and drops no cycle of them before it ends. Looking at all of them again and
+    again for garbage, as Python does while they grow in number, is time that buys nothing."""
+    on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if on:
+            gc.enable()
 
 
 def _plan(preset: Preset, work: Workload, step: Step, choices: list[Any], qps: int, total: int) -> tuple[Plan, Plan]:
@@ -91,7 +118,15 @@ def _inputs(world: Any, work: Workload) -> Any:
     return world.allocate((work.tokens, work.hidden), BF16)
 
 
-def _normal(preset: Preset, work: Workload, step: Step, choices: list[Any], seed: int, timeline: bool) -> Measured:
+def _normal(
+    preset: Preset,
+    work: Workload,
+    step: Step,
+    choices: list[Any],
+    seed: int,
+    timeline: bool,
+    ready: Callable[[], None],
+) -> Measured:
     wiring = wiring_of(step, None)
     qps, total = wiring.data_qps(work.channels), wiring.total_qps(work.channels)
     plan, loaded = _plan(preset, work, step, choices, qps, total)
@@ -113,6 +148,7 @@ def _normal(preset: Preset, work: Workload, step: Step, choices: list[Any], seed
     for side in buffer.mesh.sides:
         world.add_gpu_memory(side.heap.memory, side.rank)
     weights = [np.full(c.shape, 0.125, np.float32) for c in choices]
+    ready()
     started: list[Reading] = []
     begin = read(world)
     keeper = _Keeper(world, timeline, preset, work, step)
@@ -150,7 +186,13 @@ def _normal(preset: Preset, work: Workload, step: Step, choices: list[Any], seed
 
 
 def _low_latency(
-    preset: Preset, work: Workload, step: Step, choices: list[Any], seed: int, timeline: bool
+    preset: Preset,
+    work: Workload,
+    step: Step,
+    choices: list[Any],
+    seed: int,
+    timeline: bool,
+    ready: Callable[[], None],
 ) -> Measured:
     qps = min(step.qps or work.channels, work.channels)
     work = replace(work, channels=qps)
@@ -167,6 +209,7 @@ def _low_latency(
     )
     for side in buffer.mesh.sides:
         world.add_gpu_memory(side.heap.memory, side.rank)
+    ready()
     begin = read(world)
     x = _inputs(world, work)
     keeper = _Keeper(world, timeline, preset, work, step)

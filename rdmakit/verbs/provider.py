@@ -222,6 +222,10 @@ class VerbsHca(ABC):
         )
         return found
 
+    def qp_now(self, qpn: int) -> tuple[int, int]:
+        found = self.query_qp(qpn)
+        return int(found["state"]), int(found["physical_port"])
+
     def modify_qp_udp_sport(self, qpn: int, port: int) -> None:
         if not 0 <= port <= 0xFFFF:
             raise BadArgument("no UDP port", value=port, rule="0xC000 … 0xFFFF", remedy="16 bits, of the dynamic range")

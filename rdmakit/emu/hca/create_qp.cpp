@@ -71,7 +71,7 @@ Status Hca::create_qp(const QpAttr& attr, u32* qpn) {
         return refuse(ENOMEM, "no memory for the queues of a QP");
     if (timed_) {
         qp->timed = std::make_unique<TimedQueue>();
-        qp->timed->slots = std::make_unique<InFlight[]>(static_cast<std::size_t>(1) << attr.log_sq_bbs);
+        qp->timed->slots.make(1ull << attr.log_sq_bbs);
     }
     if (stepwise_) qp->flight = std::make_shared<Flight>();
     qp->sq = SendRing{static_cast<const u8*>(create.sq_buffer), attr.log_sq_bbs};

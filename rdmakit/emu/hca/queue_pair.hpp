@@ -3,6 +3,7 @@
 #pragma once
 #include <deque>
 #include <memory>
+#include <vector>
 
 #include "completion_queue.hpp"
 #include "fabric.hpp"
@@ -50,8 +51,23 @@ struct InFlight {
     bool held;             // arrived early, see Outcome::early
     bool answered;         // its own response is back; a later one acknowledges WRITEs and SENDs too
 };
+// By basic block index. A few at a time, when they are first used: most queue pairs of a large cluster never fill a ring.
+class InFlightSlots {
+  public:
+    void make(u64 count) { groups_.resize((count + kGroup - 1) / kGroup); }
+    InFlight& operator[](u64 index) {
+        std::unique_ptr<InFlight[]>& group = groups_[index / kGroup];
+        if (!group) group = std::make_unique<InFlight[]>(kGroup);
+        return group[index % kGroup];
+    }
+    const InFlight& operator[](u64 index) const { return groups_[index / kGroup][index % kGroup]; }  // one that was issued
+
+  private:
+    static constexpr u64 kGroup = 8;
+    std::vector<std::unique_ptr<InFlight[]>> groups_;
+};
 struct TimedQueue {
-    std::unique_ptr<InFlight[]> slots;  // by basic block index
+    InFlightSlots slots;
     u64 last_arrival_ps = 0, last_ack_ps = 0, next_issue_ps = 0;
     u64 last_egress_ps = 0;     // when the last of its requests that waited in the network comes out
     u64 arrived = 0;            // basic block index before which the responder has executed everything

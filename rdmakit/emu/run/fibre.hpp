@@ -19,11 +19,13 @@ struct Watcher {
     u64 seen = 0;
     u32 bytes = 0;
     Fibre* fibre = nullptr;
-    Watcher* next = nullptr;  // in its bucket
+    Watcher* next = nullptr;   // in its list
+    Watcher** link = nullptr;  // what points at it there
 };
 
 enum class FibreState : u8 { ready, running, parked, at_barrier, in_gather, finished };
 
+// What each switch touches lies together in front: four cache lines with Thread.
 struct Fibre : cpu::Thread {
     Scheduler* scheduler;
     Block* block;
@@ -31,21 +33,24 @@ struct Fibre : cpu::Thread {
     FibreState state;
     bool timed_out;
     bool timer_armed;
+    bool has_section;         // its kernel has raw __shared__ variables
     u8 watcher_count;
+    bool looked_at;           // with the next five: see endless.hpp
     u32 warp_in_block;
+    u64 progress_seen;
+    u32 turns, turns_alone, meetings;
     u32 parked_index;
+    u32 steps_left;           // of Scheduler::steps
+    u64 step_ps;
+    const void* preempted_at;
+    u64 number;               // in order of creation: what reports and orderings use, never the address
     u64 parked_since;         // a count of parks
     u64 deadline_ps;
-    u64 number;               // in order of creation: what reports and orderings use, never the address
     Fibre* next_in_group;     // barrier list, gather list
-    cpu::WaitNote note;
     void* gather;             // the group it takes part in
-    Watcher watchers[kMaxWatched];
     u32 agent;                // Explore: who it is to the memory model
-    u64 progress_seen;        // the rest: see endless.hpp
-    u32 turns, turns_alone, meetings;
-    bool looked_at;
-    const void* preempted_at;
+    cpu::WaitNote note;
+    Watcher watchers[kMaxWatched];
 };
 static_assert(sizeof(Fibre) <= cpu::kThreadReserve, "Fibre and Thread share the top of the stack");
 

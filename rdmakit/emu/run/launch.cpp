@@ -113,6 +113,7 @@ bool Launcher::start_block(Launch& launch) {
         }
         fibre->block = block;
         fibre->api = api();
+        fibre->has_section = spec.section_bytes != 0;
         fibre->thread_index = {static_cast<u32>(t % spec.block.x), static_cast<u32>(t / spec.block.x % spec.block.y),
                                static_cast<u32>(t / spec.block.x / spec.block.y)};
         fibre->block_index = {block->index.x, block->index.y, block->index.z};
@@ -405,7 +406,9 @@ Launcher& launcher_of(cpu::Thread* t) { return *static_cast<Launcher*>(fibre_of(
 Scheduler& scheduler_of(cpu::Thread* t) { return *fibre_of(t).scheduler; }
 
 Exploration& exploration_of(cpu::Thread* t) { return *scheduler_of(t).exploration(); }
-void back_on(cpu::Thread* t) { launcher_of(t).swap_section(*fibre_of(t).block); }
+void back_on(cpu::Thread* t) {
+    if (fibre_of(t).has_section) launcher_of(t).swap_section(*fibre_of(t).block);
+}
 // Raw __shared__ variables have one address for all blocks: no history can be kept of it.
 bool in_section(cpu::Thread* t, const void* p) { return launcher_of(t).in_section(*fibre_of(t).block, p); }
 // Explore: others may go first, then this access is made.
@@ -447,6 +450,10 @@ cpu::RunnerApi make_api() {
             scheduler_of(t).yield(fibre_of(t));
             back_on(t);
         }
+    };
+    api.steps = [](cpu::Thread* t, u64 cost_ps, u32 count) {
+        scheduler_of(t).steps(fibre_of(t), cost_ps, count);
+        back_on(t);
     };
     api.mark = [](cpu::Thread* t, u32 kind, u32 qpn, u64 index) {
         Trace& trace = launcher_of(t).trace();

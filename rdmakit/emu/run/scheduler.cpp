@@ -54,7 +54,9 @@ void Scheduler::fibre_main() {
 void Scheduler::make_ready(Fibre& fibre) {
     fibre.state = FibreState::ready;
     if (policy_ == Policy::timed) {
-        push(Item{fibre.clock_ps, 0, &fibre, nullptr, nullptr, fibre.number});
+        // One that gives way is still running: its stack will end near here.
+        const void* stack = &fibre == current_ && !stepping_ ? __builtin_frame_address(0) : fibre.stack_pointer;
+        push(DueEvent{fibre.clock_ps, DueEvent::kOfFibres, &fibre, {.stack = stack}, fibre.number});
     } else {
         ready_.push_back(&fibre);
     }
@@ -95,9 +97,19 @@ void Scheduler::resume(Fibre& fibre) {
     ++counters_.switches;
     ++steps_;
     current_ = &fibre;
-    fibre.state = FibreState::running;
     fibre.budget = policy_ == Policy::timed ? 0 : fresh_budget();
-    fibre.horizon_ps = heap_.empty() ? kNever : heap_.front().when_ps;
+    fibre.horizon_ps = events_.first_ps();
+    if (fibre.steps_left != 0) {  // its stack is not needed for them
+        stepping_ = true;
+        const bool done = take_steps(fibre);
+        stepping_ = false;
+        if (!done) {
+            current_ = nullptr;
+            look_at(fibre);
+            return;
+        }
+    }
+    fibre.state = FibreState::running;
     rdmakit_switch_stack(&scheduler_stack_, fibre.stack_pointer);
     current_ = nullptr;
     if (polls_for_ever_) {
@@ -105,14 +117,7 @@ void Scheduler::resume(Fibre& fibre) {
         owner_.fibre_faulted(fibre, "endless loop: it polls memory that nobody writes, and nothing else moves" + describe_place(fibre));
         return;
     }
-    if (fibre.looked_at) {
-        fibre.looked_at = false;
-        if (const char* why = fibre.state == FibreState::ready ? endless_.look(fibre, progress_) : nullptr) {
-            owner_.fibre_faulted(fibre, why + describe_place(fibre));
-            return;
-        }
-    }
-    if (fibre.state != FibreState::finished) return;
+    if (look_at(fibre) || fibre.state != FibreState::finished) return;
     if (fault_.empty()) {
         owner_.fibre_finished(fibre);
     } else {
@@ -120,6 +125,15 @@ void Scheduler::resume(Fibre& fibre) {
         std::swap(why, fault_);
         owner_.fibre_faulted(fibre, why);
     }
+}
+
+// If it is time for a look at it (endless.hpp): true if that was its end.
+bool Scheduler::look_at(Fibre& fibre) {
+    if (!fibre.looked_at) return false;
+    fibre.looked_at = false;
+    const char* why = fibre.state == FibreState::ready ? endless_.look(fibre, progress_) : nullptr;
+    if (why != nullptr) owner_.fibre_faulted(fibre, why + describe_place(fibre));
+    return why != nullptr;
 }
 
 // ---- the rest of the world ------------------------------------------------------------------------------------
@@ -130,16 +144,15 @@ void Scheduler::forget_work(WorkSource& source) {
     sources_.erase(std::remove(sources_.begin(), sources_.end(), &source), sources_.end());
 }
 
-void Scheduler::push(Item item) {
-    // Equal times: fibres in an order that the seed decides, calls in the order in which they were asked for.
-    item.order = item.fibre != nullptr ? (random_.next() >> 1) | (1ull << 63) : sequence_++;
-    if (current_ != nullptr && item.when_ps < current_->horizon_ps) current_->horizon_ps = item.when_ps;
-    heap_.push_back(item);
-    std::push_heap(heap_.begin(), heap_.end(), later);
+void Scheduler::push(DueEvent event) {
+    // Equal times: calls in the order in which they were asked for, then fibres in an order that the seed decides.
+    event.order = event.is_fibre() ? (random_.next() >> 1) | DueEvent::kOfFibres : sequence_++;
+    if (current_ != nullptr && event.when_ps < current_->horizon_ps) current_->horizon_ps = event.when_ps;
+    events_.push(event);
 }
 
 void Scheduler::at(u64 when_ps, void (*fn)(void*, u64), void* object, u64 arg) {
-    push(Item{std::max(when_ps, now_ps()), 0, nullptr, fn, object, arg});
+    push(DueEvent{std::max(when_ps, now_ps()), 0, object, {.call = fn}, arg});
 }
 
 void Scheduler::written(const void* address, u64 bytes) {
@@ -191,33 +204,58 @@ void Scheduler::meet(Fibre& fibre) {
     block_current(fibre, FibreState::ready);
 }
 
-void Scheduler::give_way(Fibre& fibre, const void* pc) {
+// Timed: false if nobody else comes before it. Else others go first, once the fibre is off the processor.
+bool Scheduler::must_give_way(Fibre& fibre, const void* pc) {
     ++steps_;
     const bool look = endless_.turn(fibre, progress_);
+    const u64 next = std::min(events_.first_ps(), timers_.empty() ? kNever : timers_.front().when_ps);
+    if (next > fibre.clock_ps && !look) {
+        fibre.horizon_ps = std::min(next, fibre.clock_ps + kLonelySlice);
+        return false;
+    }
+    fibre.looked_at = look;
+    fibre.preempted_at = pc;
+    make_ready(fibre);
+    return true;
+}
+
+// Takes those that are left; false: it had to give way, and goes on with them later.
+bool Scheduler::take_steps(Fibre& fibre) {
+    while (fibre.steps_left != 0) {
+        --fibre.steps_left;
+        fibre.clock_ps += fibre.step_ps;
+        if (fibre.clock_ps > fibre.horizon_ps && must_give_way(fibre, nullptr)) return false;
+    }
+    return true;
+}
+void Scheduler::steps(Fibre& fibre, u64 cost_ps, u32 count) {
+    fibre.step_ps = cost_ps >> fibre.abreast_log;
+    fibre.steps_left = count;
+    if (!take_steps(fibre)) block_current(fibre, FibreState::ready);
+}
+
+void Scheduler::give_way(Fibre& fibre, const void* pc) {
     if (policy_ == Policy::timed) {
-        const u64 next = std::min(heap_.empty() ? kNever : heap_.front().when_ps,
-                                  timers_.empty() ? kNever : timers_.front().when_ps);
-        if (next > fibre.clock_ps && !look) {
-            fibre.horizon_ps = std::min(next, fibre.clock_ps + kLonelySlice);
-            return;
-        }
-    } else {
-        if (exploration_ != nullptr) {
-            if (exploration_->updating) {
-                fibre.budget = fresh_budget();
-                return;
-            }
-            settle();
-            if (!look) {
-                fibre.budget = fresh_budget();
-                point(fibre);
-                return;
-            }
-        }
-        if (ready_.empty() && sources_.empty() && !look) {
+        if (must_give_way(fibre, pc)) block_current(fibre, FibreState::ready);
+        return;
+    }
+    ++steps_;
+    const bool look = endless_.turn(fibre, progress_);
+    if (exploration_ != nullptr) {
+        if (exploration_->updating) {
             fibre.budget = fresh_budget();
             return;
         }
+        settle();
+        if (!look) {
+            fibre.budget = fresh_budget();
+            point(fibre);
+            return;
+        }
+    }
+    if (ready_.empty() && sources_.empty() && !look) {
+        fibre.budget = fresh_budget();
+        return;
     }
     fibre.looked_at = look;
     fibre.preempted_at = pc;
@@ -237,7 +275,7 @@ bool Scheduler::park(Fibre& fibre, const cpu::Watched* list, int count, const cp
     }
     for (int i = 0; i < n; ++i) {
         Watcher& w = fibre.watchers[i];
-        w = Watcher{list[i].address, list[i].seen, list[i].bytes, &fibre, nullptr};
+        w = Watcher{list[i].address, list[i].seen, list[i].bytes, &fibre, nullptr, nullptr};
         watch_.add(w);
     }
     fibre.watcher_count = static_cast<u8>(n);
@@ -308,21 +346,34 @@ bool Scheduler::step_untimed() {
     return true;
 }
 
+namespace {
+// Worlds of many ranks do not fit into caches, and each step wants another fibre's memory: it comes while others run.
+void fetch_early(const DueEvent& event) {
+    if (!event.is_fibre()) return;
+    constexpr int kLine = 64, kFibreLines = 4, kStackLines = 6;
+    const auto* fibre = static_cast<const char*>(event.object);
+    for (int i = 0; i < kFibreLines; ++i) __builtin_prefetch(fibre + i * kLine, 1);
+    const auto* stack = static_cast<const char*>(event.stack);
+    for (int i = 0; i < kStackLines; ++i) __builtin_prefetch(stack + i * kLine, 1);
+}
+}  // namespace
 bool Scheduler::step_timed() {
-    if (heap_.empty()) return false;  // nothing but time-outs ahead
-    if (!timers_.empty() && timers_.front().when_ps < heap_.front().when_ps) {
+    if (events_.empty()) return false;  // nothing but time-outs ahead
+    if (!timers_.empty() && timers_.front().when_ps < events_.first_ps()) {
         fire_timer();
         return true;
     }
-    std::pop_heap(heap_.begin(), heap_.end(), later);
-    const Item item = heap_.back();
-    heap_.pop_back();
-    now_ps_ = std::max(now_ps_, item.when_ps);
+    const DueEvent event = events_.pop();
+    events_.look_ahead(fetch_early);
+    now_ps_ = std::max(now_ps_, event.when_ps);
     ++counters_.events;
-    if (item.fibre == nullptr) {
+    if (!event.is_fibre()) {
         ++progress_;
-        item.fn(item.object, item.arg);
-    } else if (item.fibre->number == item.arg && item.fibre->state == FibreState::ready) resume(*item.fibre);
+        event.call(event.object, event.arg);
+        return true;
+    }
+    Fibre& fibre = *static_cast<Fibre*>(event.object);
+    if (fibre.number == event.arg && fibre.state == FibreState::ready) resume(fibre);
     return true;
 }
 

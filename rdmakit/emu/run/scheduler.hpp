@@ -8,6 +8,7 @@
 
 #include "../explore/exploration.hpp"
 #include "endless.hpp"
+#include "event_queue.hpp"
 #include "random.hpp"
 #include "rdmakit/cost.cuh"
 #include "watch.hpp"
@@ -83,6 +84,7 @@ class Scheduler {
 
     // ---- primitives of device code (cpu::RunnerApi)
     void yield(Fibre& fibre);
+    void steps(Fibre& fibre, u64 cost_ps, u32 count);  // see cpu::RunnerApi
     void meet(Fibre& fibre);  // before a collective: lanes that do nothing but meet never use up their budgets
     void preempt(Fibre& fibre, const void* pc);  // as yield, at an instruction of the kernel's own code
     bool park(Fibre& fibre, const cpu::Watched* list, int count, const cpu::WaitNote& note, u64 timeout_ns);
@@ -105,26 +107,19 @@ class Scheduler {
     u64* costs() { return costs_; }  // Timed: by cost::Kind
 
   private:
-    struct Item {
-        u64 when_ps, order;
-        Fibre* fibre;  // or, if null, a call
-        void (*fn)(void*, u64);
-        void* object;
-        u64 arg;  // of the call; or the fibre's number, so that a killed one's place is not taken by the next
-    };
     struct Timer {
         u64 when_ps;
         Fibre* fibre;
         u64 number;
     };
-    static bool later(const Item& a, const Item& b) {
-        return a.when_ps != b.when_ps ? a.when_ps > b.when_ps : a.order > b.order;
-    }
     static bool timer_later(const Timer& a, const Timer& b) {
         return a.when_ps != b.when_ps ? a.when_ps > b.when_ps : a.number > b.number;
     }
-    void push(Item item);
+    void push(DueEvent event);
     void resume(Fibre& fibre);
+    bool look_at(Fibre& fibre);
+    bool take_steps(Fibre& fibre);
+    bool must_give_way(Fibre& fibre, const void* pc);
     void wake(Fibre& fibre);
     void unwatch(Fibre& fibre);
     bool step_untimed();
@@ -164,12 +159,12 @@ class Scheduler {
     std::vector<Fibre*> ready_;
     std::vector<Fibre*> parked_;
     std::vector<WorkSource*> sources_;
-    std::vector<Item> heap_;
+    EventQueue events_;
     std::vector<Timer> timers_;
     Fibre* current_ = nullptr;
     void* scheduler_stack_ = nullptr;
     u64 progress_ = 0;  // changes whenever a fibre parks, is woken or ends, or an HCA has worked: collectives alone are none
-    bool interrupted_ = false;
+    bool interrupted_ = false, stepping_ = false;
     u64 steps_ = 0;
     std::chrono::steady_clock::time_point last_asked_;
     u64 now_ps_ = 0, sequence_ = 0, fibres_created_ = 0, fibres_live_ = 0;

@@ -1,5 +1,6 @@
 // world.hpp — hosts' GPUs, their HCAs and the fabric between them, under one clock and one seed. What Python binds.
 #pragma once
+#include <array>
 #include <memory>
 #include <string>
 #include <vector>
@@ -185,12 +186,14 @@ class World final : public Environment {
     void list_waiting();
     u32 index_of(const Hca& hca) const;
     Hca* owner_of(const void* address);
+    static constexpr u64 kPage = 4096, kOwners = 1024;
 
     WorldConfig config_;
     Fabric fabric_;
     MortalLauncher launcher_;
     std::vector<std::unique_ptr<Hca>> hcas_;
     std::vector<std::unique_ptr<HcaWork>> work_;
+    std::array<Hca*, kOwners> owners_{};  // by page: who was found to own such a register last
     std::vector<Waiting> waiting_;
     std::vector<NamedEvent> events_;
     std::vector<HcaAgent> agents_;
