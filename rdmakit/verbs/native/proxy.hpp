@@ -6,6 +6,8 @@
 // What plain verbs cannot say fails with LOCAL_QP_OP, as on an HCA without the capability: masked atomics, DUMP, inline
 // and gathered payload in one WQE. A NOP travels as a WRITE of no bytes, which checks no rkey (IBTA 9.4.3).
 #pragma once
+#include <unistd.h>
+
 #include <atomic>
 #include <memory>
 #include <mutex>
