@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 INSTANTIATIONS = Path(__file__).with_name("instantiations.cu")
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90a", "sm_100a")
 ALONE = "ATOM_LAYER_ALONE"  # instantiations.cu
-CPU_ONLY = {"cpu.cuh", "cpu_preempt.cuh", "cpu_watch.cuh", "cost.cuh", "cuda_builtins.cuh"}  # included only under g++
+# Included only under g++.
+CPU_ONLY = {"cpu.cuh", "cpu_dma.cuh", "cpu_preempt.cuh", "cpu_watch.cuh", "cost.cuh", "cuda_builtins.cuh"}
 
 HEADERS = sorted(p for p in (ROOT / "cuda/rdmakit").glob("*.cuh") if p.name not in CPU_ONLY)
 KERNELS = sorted((ROOT / "cuda/kernels").glob("*.cu"))
