@@ -96,7 +96,7 @@ def test_spines_are_even_where_hashes_alone_are_not(ranks, channels, chance):
 
 
 def skewed(preset, channels, kind, seed):
-    """Traffic [rank, peer, channel] of which a plan knows nothing: what it depends on, within a factor of 0.6 to 1.4."""
+    """Traffic [rank, peer, channel] that a plan does not know: what it depends on, within a factor of 0.6 to 1.4."""
     rng, local = np.random.default_rng(seed), preset.count("gpus_per_host")
     rank = np.arange(preset.ranks)
     hosts = preset.ranks // local
