@@ -22,8 +22,8 @@ ALIGNMENT = 128  # a cache line of a GPU; SqState and RDMAKIT_DYNAMIC_SHARED ask
 def aligned_array(
     shape: int | tuple[int, ...], dtype: Any = np.uint8, alignment: int = ALIGNMENT, *, sparse: bool = False
 ) -> np.ndarray[Any, Any]:
-    """A zeroed C-contiguous array whose address is a multiple of `alignment` bytes (a power of two). `sparse`: little of
-    it will be written, here and there; the system then gives small pages, not the huge ones that NumPy asks for.
+    """A zeroed C-contiguous array whose address is a multiple of `alignment` bytes (a power of two). `sparse`: little
+    of it will be written, here and there; the system then gives small pages, not the huge ones that NumPy asks for.
 
     >>> aligned_array((3, 5), np.float32).ctypes.data % 128
     0

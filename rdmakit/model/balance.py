@@ -103,8 +103,8 @@ def spread_paths(preset: Preset, flows: NDArray[Any], near: _Place, far: _Place)
     falls = [[0] * spines for _ in range(net.leaves)]
     up_, down_, size = up.tolist(), down.tolist(), flows["bytes"].tolist()
     # Who shares a link: of those that are equally full, one that the same hosts and ranks use least, so that none that
-    # has more to send or receive than others, which nobody may know yet, fills links by itself. Nor shall the channels of
-    # one number that all hosts send to a rank: each takes the same part of a batch, and batches are alike.
+    # has more to send or receive than others, which nobody may know yet, fills links by itself. Nor shall the channels
+    # of one number that all hosts send to a rank: each takes the same part of a batch, and batches are alike.
     ends = (up, far[0]), (down, near[0]), (flows["rank"],), (flows["peer"],), (flows["peer"], flows["channel"])
     shared = [_spines_of(end, spines) for end in ends]
     order = np.argsort(-flows["bytes"], kind="stable")
