@@ -20,7 +20,7 @@ from rdmakit.ep.buffer_normal import NormalCalls
 from rdmakit.ep.config import Config, get_low_latency_rdma_size_hint
 from rdmakit.ep.events import EventOverlap
 from rdmakit.ep.leases import Leases
-from rdmakit.ep.rendezvous import introduce
+from rdmakit.ep.rendezvous import RANKS_PER_HOST, introduce
 from rdmakit.ep.tensor_checks import check_even_sms, check_positive
 from rdmakit.ep.tensors import Dtype, Stream, Tensor
 from rdmakit.errors import BadArgument, NotAvailable
@@ -40,12 +40,13 @@ class Buffer(NormalCalls, LowLatencyCalls):
     `destroy()` gives the memory back. `allow_mnnvl` allows what one host has no need of. NotAvailable for `use_fabric`,
     `allow_nvlink_for_low_latency_mode=False` with the low-latency mode, and for a group that really spans hosts.
 
-    RDMAKIT_KERNELS=cpu in the environment: every process is a host without a GPU, tensors are the CPU's, and RDMA
-    devices join the hosts (docs/hosts.md); both kinds of calls. `comm` may be a rendezvous of `rdmakit.connect.meet`.
+    RDMAKIT_KERNELS=cpu in the environment: every process is a rank without a GPU, tensors are the CPU's, ranks of one
+    host share memory, and RDMA devices join hosts (docs/hosts.md); both kinds of calls. `comm` may be a rendezvous of
+    `rdmakit.connect.meet`.
 
-    `ranks_per_host` (default: what RDMAKIT_RANKS_PER_HOST says, else all) makes hosts of so many ranks each, in order,
-    out of one machine's: what DeepEP decides by num_ranks / 8. Calls then go through queue pairs, whose HCA is made
-    of warps (docs/internode.md), need `num_rdma_bytes`, and there is no low-latency mode.
+    `ranks_per_host` (default: what RDMAKIT_RANKS_PER_HOST says, else all of a machine's) makes hosts of so many ranks
+    each, in order, out of one machine's: what DeepEP decides by num_ranks / 8. Calls then go through queue pairs, need
+    `num_rdma_bytes`, and among GPUs, where the HCA is made of warps (docs/internode.md), there is no low-latency mode.
 
     Attributes: rank, group_size, group, num_nvl_bytes, num_rdma_bytes, low_latency_mode, runtime (the engine; None when
     destroyed), and of the class num_sms, what dispatch and combine use without a Config.
@@ -69,7 +70,8 @@ class Buffer(NormalCalls, LowLatencyCalls):
             raise NotAvailable("use_fabric is not supported", value=use_fabric,
                                rule="a Buffer serves the GPUs of one host, by CUDA's inter-process handles",
                                remedy="leave use_fabric out")  # fmt: skip
-        if low_latency_mode and not allow_nvlink_for_low_latency_mode and not tensors.kernels_on_cpu():
+        by_nic_only = low_latency_mode and not allow_nvlink_for_low_latency_mode
+        if by_nic_only and not tensors.kernels_on_cpu():
             raise NotAvailable("allow_nvlink_for_low_latency_mode=False is not supported", value=False,
                                rule="rows of GPUs go over NVLink; only kernels on the CPU drive NICs yet",
                                remedy=f"leave it True, or {tensors.KERNELS}=cpu")  # fmt: skip
@@ -96,6 +98,11 @@ class Buffer(NormalCalls, LowLatencyCalls):
             rendezvous, num_nvl_bytes=num_nvl_bytes, num_rdma_bytes=num_rdma_bytes, enable_shrink=enable_shrink,
             low_latency=low_latency_mode, num_qps_per_rank=num_qps_per_rank, ranks_per_host=ranks_per_host,
         )  # fmt: skip
+        if by_nic_only and self._hosts < self.group_size:
+            self.destroy()
+            raise NotAvailable("allow_nvlink_for_low_latency_mode=False is not supported among ranks of one host",
+                               value=f"{self.group_size} ranks on {self._hosts} hosts", rule="they share memory",
+                               remedy=f"leave it True, or {RANKS_PER_HOST}=1, where devices join all")  # fmt: skip
 
     def destroy(self) -> None:
         """Give the memory back. Collective; the GPU is synchronised. BadState when that has been done."""

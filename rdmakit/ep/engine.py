@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import groupby
 from typing import Any, Protocol
 
-from rdmakit.ep.rendezvous import RANKS_PER_HOST, Rendezvous, asked_ranks_per_host, host_identity
+from rdmakit.ep.rendezvous import RANKS_PER_HOST, Rendezvous, asked_ranks_per_host, host_identity, runner_host
 from rdmakit.ep.tensors import KERNELS, kernels_on_cpu
 from rdmakit.errors import BadArgument, NotAvailable
 
@@ -212,17 +213,17 @@ def open_engine(
     """The engine for these ranks and the current CUDA device, and the number of hosts that they are on. Collective.
 
     An `Engine` for one host; for more, an `rdmakit.ep.internode.Internode`. `ranks_per_host`, or else the environment's
-    RDMAKIT_RANKS_PER_HOST, lets one machine play several hosts. With RDMAKIT_KERNELS=cpu each process is a host, and
-    RDMA devices join them. NotAvailable for GPUs of several machines, and for what is not there between hosts.
+    RDMAKIT_RANKS_PER_HOST, lets one machine play several hosts. With RDMAKIT_KERNELS=cpu every rank is a process, those
+    of one host share memory, and RDMA devices join hosts. NotAvailable for GPUs of several machines, and for what is
+    not there between hosts.
     """
-    ranks = rendezvous.size
     asked = asked_ranks_per_host() if ranks_per_host is None else ranks_per_host
-    told = rendezvous.all_gather((host_identity(), asked))
-    machines = len({machine for machine, _ in told})
     on_cpu = kernels_on_cpu()
-    if machines > 1 and not on_cpu:
+    told = rendezvous.all_gather((runner_host() if on_cpu else host_identity(), asked))
+    machines = [machine for machine, _ in told]
+    if len(set(machines)) > 1 and not on_cpu:
         raise NotAvailable(
-            "the group spans hosts", value=f"{machines} hosts",
+            "the group spans hosts", value=f"{len(set(machines))} hosts",
             rule="GPUs of one machine reach each other; rdmakit has not driven a NIC from one of another yet",
             remedy=f"a group of one host's ranks; or {KERNELS}=cpu, which drives NICs from the CPU",
             rank=rendezvous.rank,
@@ -230,24 +231,44 @@ def open_engine(
     if len({each for _, each in told}) > 1:
         raise BadArgument("ranks do not agree on ranks_per_host", value=[each for _, each in told],
                           rule="the same on every rank", remedy=f"set {RANKS_PER_HOST} for all of them")  # fmt: skip
-    each = ranks if asked is None else asked
-    if isinstance(each, bool) or not isinstance(each, int) or each < 1 or ranks % each:
-        raise BadArgument("ranks cannot be split evenly over hosts", value=each, rule=f"a divisor of {ranks} ranks",
-                          remedy=f"another ranks_per_host or {RANKS_PER_HOST}")  # fmt: skip
-    if each == ranks and not on_cpu:
-        return import_module("rdmakit.ep.nvlink").connect(
-            rendezvous, num_nvl_bytes=num_nvl_bytes, num_rdma_bytes=num_rdma_bytes if low_latency else 0,
-            enable_shrink=enable_shrink,
-        ), 1  # fmt: skip
+    each = _ranks_of_a_host(machines, asked)
+    hosts = rendezvous.size // each
+    sizes = {"num_nvl_bytes": num_nvl_bytes, "num_rdma_bytes": num_rdma_bytes}
+    if hosts == 1:
+        sizes["num_rdma_bytes"] = num_rdma_bytes if low_latency else 0
+        one_host = import_module("rdmakit.ep.process_rank" if on_cpu else "rdmakit.ep.nvlink")
+        return one_host.connect(rendezvous, enable_shrink=enable_shrink, **sizes), 1
     for name, wanted in {"low_latency_mode": low_latency and not on_cpu, "enable_shrink": enable_shrink}.items():
         if wanted:
             raise NotAvailable(f"{name} is not supported between hosts", value=wanted,
                                rule="normal dispatch and combine only", remedy=f"leave {name} out")  # fmt: skip
-    sizes = {"num_nvl_bytes": num_nvl_bytes, "num_rdma_bytes": num_rdma_bytes, "num_qps_per_rank": num_qps_per_rank}
+    sizes["num_qps_per_rank"] = num_qps_per_rank
     if on_cpu:
-        found = import_module("rdmakit.ep.device_engine").connect(
-            rendezvous, ranks_per_host=each, low_latency=low_latency, **sizes
-        )
-        return found, ranks // each
-    engine = import_module("rdmakit.ep.internode").connect(rendezvous, ranks_per_host=each, **sizes)
-    return engine, ranks // each
+        devices = import_module("rdmakit.ep.device_engine")
+        return devices.connect(rendezvous, ranks_per_host=each, low_latency=low_latency, **sizes), hosts
+    return import_module("rdmakit.ep.internode").connect(rendezvous, ranks_per_host=each, **sizes), hosts
+
+
+def _ranks_of_a_host(machines: list[str], asked: Any) -> int:
+    """Ranks of each host, from the machine that each rank is on: as many as were asked for, or as there are."""
+    ranks = len(machines)
+    by_machine = [len(list(alike)) for _, alike in groupby(machines)]
+    if asked is None:
+        if len(by_machine) > len(set(machines)) or len(set(by_machine)) > 1:
+            raise BadArgument(
+                "ranks are not spread evenly over hosts, host by host", value=f"{by_machine} ranks in a row on one",
+                rule="as many ranks on each host, numbered host by host",
+                remedy=f"start them so; or {RANKS_PER_HOST}=1, if each has an RDMA device",
+            )  # fmt: skip
+        return by_machine[0]
+    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1 or ranks % asked:
+        raise BadArgument("ranks cannot be split evenly over hosts", value=asked, rule=f"a divisor of {ranks} ranks",
+                          remedy=f"another ranks_per_host or {RANKS_PER_HOST}")  # fmt: skip
+    for first in range(0, ranks, asked):
+        if len(set(machines[first : first + asked])) > 1:
+            raise BadArgument(
+                "ranks of one host are on several machines", value=f"ranks {first} … {first + asked - 1}",
+                rule=f"ranks_per_host is {asked}, and those share memory",
+                remedy=f"number the ranks host by host, or {RANKS_PER_HOST}={min(by_machine)}",
+            )  # fmt: skip
+    return asked

@@ -95,6 +95,15 @@ class WorldLink:
         array = self.world.array((nbytes,), np.uint8)
         return int(array.ctypes.data), array
 
+    def symmetric(self, nbytes: int, gather: Callable[[Any], list[Any]]) -> tuple[list[int], Any]:
+        """Zeroed memory of each rank of this host's: where it lies, by rank, and what keeps it; 0 for other hosts'.
+
+        Collective: `gather` gives every rank's value, by rank.
+        """
+        address, owner = self.memory(nbytes)
+        told = gather(address)
+        return [int(at) if heap else 0 for at, heap in zip(told, self.heaps, strict=True)], owner
+
     def host_memory(self, nbytes: int) -> np.ndarray[Any, Any]:
         """The same."""
         array: np.ndarray[Any, Any] = self.world.array((nbytes,), np.uint8)

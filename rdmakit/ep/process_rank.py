@@ -1,0 +1,83 @@
+"""One rank in a process of its own, its kernels on the CPU runner; ranks of its host are other processes.
+
+Leans on emu.outside, ep.link, ep.neighbours, ep.nvlink. `connect` gives the engine of a group that is on one host.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from rdmakit.connect import Rendezvous
+from rdmakit.emu.outside import OutsideWorld
+from rdmakit.ep.link import WorldLink
+from rdmakit.ep.neighbours import Neighbours
+from rdmakit.ep.nvl_memory import Control
+from rdmakit.ep.nvlink import MAX_EXPERTS, Nvlink
+from rdmakit.errors import BadArgument
+
+__all__ = ["PATIENCE", "ProcessLink", "connect", "patience_s"]
+
+PATIENCE = "RDMAKIT_PATIENCE"
+"""The environment variable that bounds every wait, in seconds; 60 without it."""
+
+BLOCKS = 24  # of a kernel, at most
+
+
+def patience_s() -> float:
+    """What the environment says, in seconds. BadArgument for what is no time."""
+    text = os.environ.get(PATIENCE, "60")
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0.0
+    if not 0 < found < float("inf"):
+        raise BadArgument(f"{PATIENCE} is no time", value=text, rule="seconds, more than 0", remedy="unset it for 60")
+    return found
+
+
+class ProcessLink(WorldLink):
+    """This rank's end. Kernels have run when `launch` returns: other processes run theirs meanwhile.
+
+    Ranks `first` … `first + count - 1` share the host, and the heaps, of `nbytes` each; the constructor and `symmetric`
+    are collective over the whole group. `patience_s` bounds every wait. Whoever waits for a process that died learns it
+    within a second (RankDied); for one that left, when patience ends (RankMissing).
+    """
+
+    world: OutsideWorld
+
+    def __init__(
+        self, rendezvous: Rendezvous, first: int, count: int, nbytes: int, *, patience_s: float, seed: int = 0
+    ) -> None:
+        self.neighbours = Neighbours(rendezvous, first, count, nbytes)
+        world = OutsideWorld(rendezvous.size, patience_s=patience_s, seed=seed)
+        world.look_for(self.neighbours.lost, self.neighbours.gone)
+        super().__init__(world, rendezvous.rank, self.neighbours.heaps, blocks=BLOCKS)
+
+    def launch(self, *arguments: Any, **options: Any) -> None:
+        """Launch and run."""
+        super().launch(*arguments, **{**options, "stream": 0})
+        self.settle()
+
+    def symmetric(self, nbytes: int, gather: Callable[[Any], list[Any]]) -> tuple[list[int], Any]:
+        """Zeroed memory shared with the ranks of this host."""
+        shared = self.neighbours.share(nbytes)
+        return [0 if each is None else int(each.ctypes.data) for each in shared], shared
+
+    def close(self) -> None:
+        """Leave in order; others may still have our heap mapped."""
+        self.neighbours.leave()
+
+
+def connect(rendezvous: Rendezvous, *, num_nvl_bytes: int, num_rdma_bytes: int, enable_shrink: bool) -> Nvlink:
+    """The engine of this rank among those of one host, as `rdmakit.ep.nvlink.connect`, without a GPU. Collective."""
+    nbytes = Control(rendezvous.size, MAX_EXPERTS).nbytes + num_rdma_bytes + num_nvl_bytes
+    link = ProcessLink(rendezvous, 0, rendezvous.size, nbytes, patience_s=patience_s())
+    engine = Nvlink(link, low_latency_bytes=num_rdma_bytes, enable_shrink=enable_shrink)
+    rendezvous.barrier()
+    if rendezvous.rank == 0:
+        print(f"rdmakit: kernels on the CPU; {rendezvous.size} ranks of one host share memory", file=sys.stderr,
+              flush=True)  # fmt: skip
+    return engine
