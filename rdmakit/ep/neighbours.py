@@ -1,7 +1,7 @@
-"""Ranks of one host, each in a process of its own: their heaps, mapped here, and word of who has died or left.
+"""Ranks of one host, each in a process of its own: their heaps, mapped here, and word of who died, failed or left.
 
 Leans on connect, emu.shared_memory, errors. What a rank has to say of itself lies in the page behind its heap, so that
-whoever waits for it sees whether it left in order. Source: man proc, /proc/[pid]/stat.
+whoever waits for it need not wait in vain. Source: man proc, /proc/[pid]/stat.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from rdmakit.errors import HangError, NotAvailable, RankDied, RankMissing, Rdmak
 __all__ = ["Neighbours"]
 
 _PAGE = 4096
-_HERE, _LEFT = 0, 1  # the word in the page behind a heap
+_HERE, _LEFT, _FAILED = 0, 1, 2  # the word that begins the page behind a heap; a failure's text follows
+_TEXT = slice(8, 2048)
 _GRACE_S = 0.5  # what the dead had sent may still be under way
 _STATE, _BEGAN = 0, 19  # of what follows the name in /proc/[pid]/stat: fields 3 and 22
 
@@ -40,7 +41,7 @@ def _stat(pid: int) -> tuple[str, str]:
 
 
 def _leave(word: np.ndarray[Any, Any], pid: int) -> None:
-    if os.getpid() == pid:  # not in a process that was forked from ours
+    if os.getpid() == pid and word[0] == _HERE:  # not in a process that was forked from ours
         word[0] = _LEFT
 
 
@@ -55,20 +56,18 @@ class Neighbours:
         self.rank, self.ranks = rendezvous.rank, range(first, first + count)
         self._rendezvous = rendezvous
         self._pids: dict[int, tuple[int, str]] = {}  # of the others: and when they were born
-        self._words: dict[int, np.ndarray[Any, Any]] = {}
+        self._pages: dict[int, _Bytes] = {}
         self._missed: float | None = None  # since when somebody has been known to be dead
         room = -(-nbytes // _PAGE) * _PAGE
         whole = self._shared(room + _PAGE, "heap")
         self.heaps: list[_Bytes | None] = [None if each is None else each[:nbytes] for each in whole]
-        for rank, each in enumerate(whole):
-            if each is not None:
-                self._words[rank] = each[room : room + 8].view(np.uint64)
+        self._pages = {rank: each[room:] for rank, each in enumerate(whole) if each is not None}
         born = rendezvous.all_gather([os.getpid(), _stat(os.getpid())[1]])
         for rank in self.ranks:
             pid, began = born[rank]
             if pid != os.getpid():
                 self._pids[rank] = int(pid), str(began)
-        self._leave = weakref.finalize(self, _leave, self._words[self.rank], os.getpid())
+        self._leave = weakref.finalize(self, _leave, _word(self._pages[self.rank]), os.getpid())
 
     def share(self, nbytes: int) -> list[_Bytes | None]:
         """More zeroed memory that all of them reach, by rank as `heaps`. Collective over the whole group."""
@@ -78,12 +77,20 @@ class Neighbours:
         """Say that this rank goes in order: nobody will have to ask where it is."""
         self._leave()
 
+    def tell(self, error: Exception) -> None:
+        """Say that this rank has failed, and why: it will not come any more. What others know as well is not told."""
+        page = self._pages[self.rank]
+        if _word(page)[0] == _HERE and not isinstance(error, RankDied | RankMissing):
+            text = f"{type(error).__name__}: {error}".partition("\n")[0].encode()[: _TEXT.stop - _TEXT.start]
+            page[_TEXT][: len(text)] = np.frombuffer(text, np.uint8)
+            _word(page)[0] = _FAILED
+
     # ---- who is missed
-    def lost(self) -> RankDied | None:
-        """The error that somebody has died without a word, for `OutsideWorld.look_for`; None while all are well."""
-        dead = [rank for rank in self._ended() if self._words[rank][0] != _LEFT]
+    def lost(self) -> HangError | None:
+        """The error that a rank has failed or died without a word, for `OutsideWorld.look_for`; None while all is well."""
+        dead = [rank for rank in self._ended() if _word(self._pages[rank])[0] == _HERE]
         if not dead:
-            return None
+            return self._failed()
         now = time.monotonic()
         self._missed = now if self._missed is None else self._missed
         if now < self._missed + _GRACE_S:
@@ -95,17 +102,31 @@ class Neighbours:
             remedy="look what that process printed last, and for the kernel's OOM killer; then start all of them anew",
         )  # fmt: skip
 
+    def _failed(self) -> RankMissing | None:
+        failed = self._others(_FAILED)
+        if not failed:
+            return None
+        why = bytes(self._pages[failed[0]][_TEXT]).rstrip(b"\0").decode(errors="replace")
+        return RankMissing(
+            f"rank {self.rank} waits for {_names(failed)}, which failed", ranks=tuple(failed), value=why,
+            rule="an error of one rank ends the call on all ranks of its host",
+            remedy="mend what that rank says; then start all of them anew",
+        )  # fmt: skip
+
     def gone(self, hang: HangError) -> HangError | None:
         """Whose leaving explains a hang, if anybody's does."""
-        left = [rank for rank in self.ranks if rank != self.rank and self._words[rank][0] == _LEFT]
+        left = self._others(_LEFT)
         if not left:
-            return self.lost()
+            return None
         return RankMissing(
             f"rank {self.rank} waits for {_names(left)}, which left", ranks=tuple(left),
             value="its Buffer is destroyed, or its program at its end",
             rule="every rank makes the same calls, and destroys its Buffer after the last one",
             remedy="look what that rank did otherwise: an exception of its own, a call fewer", report=hang.report,
         )  # fmt: skip
+
+    def _others(self, state: int) -> list[int]:
+        return [rank for rank in self.ranks if rank != self.rank and _word(self._pages[rank])[0] == state]
 
     def _ended(self) -> list[int]:
         found = []
@@ -150,6 +171,10 @@ class Neighbours:
     def __repr__(self) -> str:
         others = len(self.ranks) - 1
         return f"<Neighbours of rank {self.rank}: {others} ranks of its host, {len(self._pids)} in other processes>"
+
+
+def _word(page: _Bytes) -> np.ndarray[Any, Any]:
+    return page[:8].view(np.uint64)
 
 
 def _names(ranks: list[int]) -> str:

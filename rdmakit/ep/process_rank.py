@@ -16,7 +16,7 @@ from rdmakit.ep.link import WorldLink
 from rdmakit.ep.neighbours import Neighbours
 from rdmakit.ep.nvl_memory import Control
 from rdmakit.ep.nvlink import MAX_EXPERTS, Nvlink
-from rdmakit.errors import BadArgument
+from rdmakit.errors import BadArgument, RdmakitError
 
 __all__ = ["PATIENCE", "ProcessLink", "connect", "patience_s"]
 
@@ -42,8 +42,8 @@ class ProcessLink(WorldLink):
     """This rank's end. Kernels have run when `launch` returns: other processes run theirs meanwhile.
 
     Ranks `first` … `first + count - 1` share the host, and the heaps, of `nbytes` each; the constructor and `symmetric`
-    are collective over the whole group. `patience_s` bounds every wait. Whoever waits for a process that died learns it
-    within a second (RankDied); for one that left, when patience ends (RankMissing).
+    are collective over the whole group. `patience_s` bounds every wait. Whoever waits for a process that died (RankDied)
+    or failed (RankMissing, with what it said) learns it within a second; for one that left, when patience ends.
     """
 
     world: OutsideWorld
@@ -57,9 +57,13 @@ class ProcessLink(WorldLink):
         super().__init__(world, rendezvous.rank, self.neighbours.heaps, blocks=BLOCKS)
 
     def launch(self, *arguments: Any, **options: Any) -> None:
-        """Launch and run."""
-        super().launch(*arguments, **{**options, "stream": 0})
-        self.settle()
+        """Launch and run. What goes wrong, the other ranks of the host are told, who would wait for this one."""
+        try:
+            super().launch(*arguments, **{**options, "stream": 0})
+            self.settle()
+        except RdmakitError as error:
+            self.neighbours.tell(error)
+            raise
 
     def symmetric(self, nbytes: int, gather: Callable[[Any], list[Any]]) -> tuple[list[int], Any]:
         """Zeroed memory shared with the ranks of this host."""

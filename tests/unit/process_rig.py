@@ -230,19 +230,39 @@ def low_latency(here, seed, fp8, hooks):
     _same(sums, total, "sums")
 
 
+def _miscounted(here, seed):
+    """What a rank is told whose counts are not those of its tokens."""
+    from deepep_rig import to_torch
+
+    from rdmakit.errors import RdmakitError
+
+    _, experts, x, idx, weights = _inputs(here, seed)
+    choices, factors = to_torch(idx[here.rank].astype(np.int64)), to_torch(weights[here.rank])
+    per_rank, per_host, per_expert, in_rank, _ = here.buffer.get_dispatch_layout(choices, experts)
+    try:
+        here.buffer.dispatch(to_torch(x[here.rank]), None, per_rank + 1, per_host, in_rank, per_expert, choices, factors)
+    except RdmakitError as error:
+        return type(error).__name__, str(error)
+    raise AssertionError("wrong counts were taken")
+
+
 def all_but_one(here, seed, absent, how):
-    """A dispatch that one rank stays away from: it dies, or its Buffer goes. How long the others waited, and the error."""
-    from rdmakit.errors import HangError
+    """Calls that one rank stays away from: it dies, its Buffer goes, or its kernel fails. How long the others waited,
+    and the error."""
+    from rdmakit.errors import CompletionError, HangError
 
     if here.rank == absent:
         time.sleep(0.3)  # the others wait for it by now
         if how == "dies":
             os.kill(os.getpid(), signal.SIGKILL)
+        if how == "fails":
+            return _miscounted(here, seed)
         here.buffer = None
         return None
     began = time.monotonic()
     try:
         _normal(here, seed, False)
-    except HangError as error:
-        return time.monotonic() - began, type(error).__name__, error.ranks, str(error), len(error.report.waits)
+    except (CompletionError, HangError) as error:
+        missed, waits = getattr(error, "ranks", ()), getattr(error, "report", None)
+        return time.monotonic() - began, type(error).__name__, missed, str(error), len(waits.waits) if waits else 0
     raise AssertionError("it came without that rank")

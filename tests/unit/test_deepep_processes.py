@@ -94,6 +94,16 @@ def test_a_rank_that_leaves_is_named_when_patience_ends(started, tmp_path, seed)
     assert "rank 0 waits for rank 1, which left" in text
 
 
+def test_a_rank_that_fails_is_named_with_what_it_said(started, tmp_path, seed):
+    ranks = started(count=3)
+    ranks.each(rig.make, tmp_path / "meeting", {})
+    first, (kind_there, text_there), last = ranks.each(rig.all_but_one, seed, 1, "fails")
+    for rank, (waited, kind, missed, text, waits) in ((0, first), (2, last)):
+        assert (kind, missed) == ("RankMissing", (1,)) and waits > 0 and waited < 30, (kind, text)
+        assert f"rank {rank} waits for rank 1, which failed" in text
+        assert f"{kind_there}: {text_there.splitlines()[0]}" in text
+
+
 @pytest.mark.parametrize(("options", "kind", "text"), [
     ({"ranks_per_host": 3}, "BadArgument", "ranks cannot be split evenly over hosts"),
     ({"num_nvl_bytes": 1 << 50}, "BadArgument", "no memory for the heap of rank"),
