@@ -99,5 +99,5 @@ class OutsideWorld(World):
 
     def __repr__(self) -> str:
         names = ", ".join(context.device.name for context in self._outside) or "no device yet"
-        return f"<OutsideWorld: {len(self.ranks)} GPUs of one host, kernels on the CPU runner, {names}>"
+        return f"<OutsideWorld: {len(self.ranks)} GPUs, kernels on the CPU runner, {names}>"
 

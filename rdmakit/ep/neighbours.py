@@ -87,7 +87,7 @@ class Neighbours:
 
     # ---- who is missed
     def lost(self) -> HangError | None:
-        """The error that a rank has failed or died without a word, for `OutsideWorld.look_for`; None while all is well."""
+        """That a rank has failed or died without a word, for `OutsideWorld.look_for`; None while all is well."""
         dead = [rank for rank in self._ended() if _word(self._pages[rank])[0] == _HERE]
         if not dead:
             return self._failed()

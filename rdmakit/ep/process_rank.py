@@ -16,7 +16,7 @@ from rdmakit.ep.link import WorldLink
 from rdmakit.ep.neighbours import Neighbours
 from rdmakit.ep.nvl_memory import Control
 from rdmakit.ep.nvlink import MAX_EXPERTS, Nvlink
-from rdmakit.errors import BadArgument, RdmakitError
+from rdmakit.errors import BadArgument, NotAvailable, RdmakitError
 
 __all__ = ["PATIENCE", "ProcessLink", "connect", "patience_s"]
 
@@ -39,28 +39,35 @@ def patience_s() -> float:
 
 
 class ProcessLink(WorldLink):
-    """This rank's end. Kernels have run when `launch` returns: other processes run theirs meanwhile.
+    """This rank's end. Kernels have run when `launch` returns: other processes run theirs meanwhile. Without `at_once`
+    they run when somebody waits, or runs `world`.
 
     Ranks `first` … `first + count - 1` share the host, and the heaps, of `nbytes` each; the constructor and `symmetric`
-    are collective over the whole group. `patience_s` bounds every wait. Whoever waits for a process that died (RankDied)
-    or failed (RankMissing, with what it said) learns it within a second; for one that left, when patience ends.
+    are collective over the whole group. `patience_s` bounds every wait. Whoever waits for a process that died
+    (RankDied) or failed (RankMissing, with what it said) learns it within a second; for one that left, in the end.
     """
 
     world: OutsideWorld
 
     def __init__(
-        self, rendezvous: Rendezvous, first: int, count: int, nbytes: int, *, patience_s: float, seed: int = 0
-    ) -> None:
-        self.neighbours = Neighbours(rendezvous, first, count, nbytes)
+        self, rendezvous: Rendezvous, first: int, count: int, nbytes: int, *, patience_s: float, seed: int = 0,
+        at_once: bool = True,
+    ) -> None:  # fmt: skip
+        self.neighbours, self.at_once = Neighbours(rendezvous, first, count, nbytes), at_once
         world = OutsideWorld(rendezvous.size, patience_s=patience_s, seed=seed)
         world.look_for(self.neighbours.lost, self.neighbours.gone)
         super().__init__(world, rendezvous.rank, self.neighbours.heaps, blocks=BLOCKS)
 
     def launch(self, *arguments: Any, **options: Any) -> None:
-        """Launch and run. What goes wrong, the other ranks of the host are told, who would wait for this one."""
-        try:
-            super().launch(*arguments, **{**options, "stream": 0})
+        """Launch and run."""
+        super().launch(*arguments, **{**options, "stream": 0})
+        if self.at_once:
             self.settle()
+
+    def wait(self, done: Callable[[], bool], what: str) -> None:
+        """Run the world. What goes wrong, the other ranks of the host are told, who would wait for this one."""
+        try:
+            super().wait(done, what)
         except RdmakitError as error:
             self.neighbours.tell(error)
             raise
@@ -76,10 +83,17 @@ class ProcessLink(WorldLink):
 
 
 def connect(rendezvous: Rendezvous, *, num_nvl_bytes: int, num_rdma_bytes: int, enable_shrink: bool) -> Nvlink:
-    """The engine of this rank among those of one host, as `rdmakit.ep.nvlink.connect`, without a GPU. Collective."""
+    """The engine of this rank among those of one host, as `rdmakit.ep.nvlink.connect`, without a GPU. Collective.
+
+    NotAvailable for `enable_shrink`: a rank that dies ends the call on all others.
+    """
+    if enable_shrink:
+        raise NotAvailable("enable_shrink is not supported where kernels run on the CPU", value=enable_shrink,
+                           rule="processes have no time in which a rank that is late is told from one that is gone",
+                           remedy="leave enable_shrink out, or run on GPUs")  # fmt: skip
     nbytes = Control(rendezvous.size, MAX_EXPERTS).nbytes + num_rdma_bytes + num_nvl_bytes
     link = ProcessLink(rendezvous, 0, rendezvous.size, nbytes, patience_s=patience_s())
-    engine = Nvlink(link, low_latency_bytes=num_rdma_bytes, enable_shrink=enable_shrink)
+    engine = Nvlink(link, low_latency_bytes=num_rdma_bytes)
     rendezvous.barrier()
     if rendezvous.rank == 0:
         print(f"rdmakit: kernels on the CPU; {rendezvous.size} ranks of one host share memory", file=sys.stderr,

@@ -51,7 +51,8 @@ def test_a_rank_that_dies_is_named_on_its_host(names, tmp_path, seed):
         assert (kind, missed) == ("RankDied", (absent,)) and waited < 10, answers
         assert f"rank {neighbour} misses rank {absent}" in text
         waited, kind, _, text, _ = answers[rail][1]
-        assert f"cannot reach rank {absent}" in text if kind == "CompletionError" else f"late rank {absent}" in text, text
+        named = f"cannot reach rank {absent}" if kind == "CompletionError" else f"late rank {absent}"
+        assert named in text
     finally:
         ranks.end()
 

@@ -43,7 +43,7 @@ class Ranks:
         return len(self.processes)
 
     def all(self, function, *arguments, seconds=150):
-        """`function(rank, *arguments)` of every rank at once: ("ok", result), ("failed", kind, text), None of the dead."""
+        """`function(rank, *arguments)` of all at once: ("ok", result), ("failed", kind, text), None of the dead."""
         for line in self.lines:
             with contextlib.suppress(OSError):
                 line.send((function, arguments))
@@ -240,7 +240,8 @@ def _miscounted(here, seed):
     choices, factors = to_torch(idx[here.rank].astype(np.int64)), to_torch(weights[here.rank])
     per_rank, per_host, per_expert, in_rank, _ = here.buffer.get_dispatch_layout(choices, experts)
     try:
-        here.buffer.dispatch(to_torch(x[here.rank]), None, per_rank + 1, per_host, in_rank, per_expert, choices, factors)
+        counts = per_rank + 1, per_host, in_rank, per_expert
+        here.buffer.dispatch(to_torch(x[here.rank]), None, *counts, choices, factors)
     except RdmakitError as error:
         return type(error).__name__, str(error)
     raise AssertionError("wrong counts were taken")

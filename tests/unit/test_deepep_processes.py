@@ -108,6 +108,7 @@ def test_a_rank_that_fails_is_named_with_what_it_said(started, tmp_path, seed):
     ({"ranks_per_host": 3}, "BadArgument", "ranks cannot be split evenly over hosts"),
     ({"num_nvl_bytes": 1 << 50}, "BadArgument", "no memory for the heap of rank"),
     ({"num_nvl_bytes": 1 << 70}, "BadArgument", "no memory for the heap of rank"),
+    ({"enable_shrink": True}, "NotAvailable", "enable_shrink is not supported where kernels run on the CPU"),
     ({"ranks_per_host": 2, "enable_shrink": True}, "NotAvailable", "enable_shrink is not supported between hosts"),
     ({"allow_nvlink_for_low_latency_mode": False}, "NotAvailable", "among ranks of one host"),
 ])  # fmt: skip

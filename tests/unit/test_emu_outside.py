@@ -151,7 +151,7 @@ def test_a_loop_that_polls_waits_for_the_outside(seed):
     flag, seen = world.array(1, np.uint64), world.array(32, np.uint64)
     polls = world.compile(SOURCE, name="outside.cu", lanes=32).get_function("poll")
     polls(1, 32, (flag, seen))
-    timer = threading.Timer(1.5, lambda: flag.__setitem__(0, 77))  # a loop alone is called endless after a fifth of that
+    timer = threading.Timer(1.5, lambda: flag.__setitem__(0, 77))  # a loop alone is endless after a fifth of that
     timer.start()
     world.run()
     timer.join()
