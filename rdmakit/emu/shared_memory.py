@@ -20,7 +20,7 @@ __all__ = ["SharedMemory", "map_shared"]
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
-# <linux/fcntl.h>; Python's fcntl has them since 3.10. Nobody makes the file shorter under those who have mapped it.
+# Nobody makes the file shorter under those who have mapped it (man memfd_create, "File sealing").
 _SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 

@@ -62,6 +62,10 @@ class Ranks:
         assert all(answer is not None and answer[0] == "ok" for answer in found), found
         return [answer[1] for answer in found]
 
+    def dead(self):
+        """Whether any process has ended."""
+        return any(process.exitcode is not None for process in self.processes)
+
     def end(self):
         for process in self.processes:
             process.kill()

@@ -11,20 +11,6 @@ import process_rig as rig  # noqa: E402
 RANKS = 4
 
 
-@pytest.fixture
-def started(request):
-    """`started(environment)`: that many ranks in fresh processes, ended with the test."""
-    begun = []
-
-    def start(count=RANKS, **environment):
-        begun.append(rig.Ranks([environment] * count))
-        return begun[-1]
-
-    yield start
-    for ranks in begun:
-        ranks.end()
-
-
 @pytest.fixture(scope="module")
 def ranks():
     found = rig.Ranks([{}] * RANKS)
@@ -68,40 +54,55 @@ def test_nothing_is_left_behind(ranks, tmp_path):
         assert len(files) - len(files_then) == RANKS, files  # one for each heap that is mapped
 
 
-def test_a_rank_that_dies_is_named(started, tmp_path, seed):
-    ranks = started(RDMAKIT_PATIENCE="60")
-    before = os.listdir("/dev/shm")
+def test_a_rank_that_fails_is_named_with_what_it_said(ranks, tmp_path, seed):
     ranks.each(rig.make, tmp_path / "meeting", {})
-    ranks.each(rig.normal, seed, False)
-    absent = int(np.random.default_rng(seed).integers(RANKS))
-    for rank, answer in enumerate(ranks.all(rig.all_but_one, seed, absent, "dies")):
-        if rank == absent:
-            assert answer is None
-            continue
-        waited, kind, missed, text, waits = answer[1]
-        assert (kind, missed) == ("RankDied", (absent,)), answer
-        assert f"rank {rank} misses rank {absent}" in text and waits > 0
-        assert str(ranks.processes[absent].pid) in text and f"rank {rank}: nvl_" in text
-        assert waited < 30, "it took as long as patience"
-    assert os.listdir("/dev/shm") == before
-
-
-def test_a_rank_that_leaves_is_named_when_patience_ends(started, tmp_path, seed):
-    ranks = started(count=2, RDMAKIT_PATIENCE="2")
-    ranks.each(rig.make, tmp_path / "meeting", {})
-    (waited, kind, missed, text, waits), _ = ranks.each(rig.all_but_one, seed, 1, "leaves")
-    assert (kind, missed) == ("RankMissing", (1,)) and waits > 0 and waited > 1.5
-    assert "rank 0 waits for rank 1, which left" in text
-
-
-def test_a_rank_that_fails_is_named_with_what_it_said(started, tmp_path, seed):
-    ranks = started(count=3)
-    ranks.each(rig.make, tmp_path / "meeting", {})
-    first, (kind_there, text_there), last = ranks.each(rig.all_but_one, seed, 1, "fails")
-    for rank, (waited, kind, missed, text, waits) in ((0, first), (2, last)):
+    found = ranks.each(rig.all_but_one, seed, 1, "fails")
+    kind_there, text_there = found.pop(1)
+    for rank, (waited, kind, missed, text, waits) in zip((0, 2, 3), found, strict=True):
         assert (kind, missed) == ("RankMissing", (1,)) and waits > 0 and waited < 30, (kind, text)
         assert f"rank {rank} waits for rank 1, which failed" in text
         assert f"{kind_there}: {text_there.splitlines()[0]}" in text
+
+
+def test_a_rank_that_leaves_is_named_when_patience_ends(ranks, tmp_path, seed):
+    ranks.each(rig.environment_says, "RDMAKIT_PATIENCE", "2")
+    ranks.each(rig.make, tmp_path / "meeting", {})
+    found = ranks.each(rig.all_but_one, seed, 3, "leaves")
+    ranks.each(rig.environment_says, "RDMAKIT_PATIENCE", "60")
+    assert found.pop() is None
+    for rank, (waited, kind, missed, text, waits) in enumerate(found):
+        assert (kind, missed) == ("RankMissing", (3,)) and waits > 0 and waited > 1.5, (kind, text)
+        assert f"rank {rank} waits for rank 3, which left" in text
+
+
+def test_patience_is_a_time(ranks, tmp_path):
+    ranks.each(rig.environment_says, "RDMAKIT_PATIENCE", "soon")
+    answers = ranks.all(rig.make, tmp_path / "meeting", {})
+    ranks.each(rig.environment_says, "RDMAKIT_PATIENCE", "60")
+    for answer in answers:
+        assert answer[:2] == ("failed", "BadArgument") and "RDMAKIT_PATIENCE is no time (value soon" in answer[2]
+
+
+def test_a_rank_that_dies_is_named(tmp_path, seed):
+    before = os.listdir("/dev/shm")
+    ranks = rig.Ranks([{}] * RANKS)
+    try:
+        ranks.each(rig.make, tmp_path / "meeting", {})
+        ranks.each(rig.normal, seed, False)
+        absent = int(np.random.default_rng(seed).integers(RANKS))
+        answers = ranks.all(rig.all_but_one, seed, absent, "dies")
+        for rank, answer in enumerate(answers):
+            if rank == absent:
+                assert answer is None
+                continue
+            waited, kind, missed, text, waits = answer[1]
+            assert (kind, missed) == ("RankDied", (absent,)), answer
+            assert f"rank {rank} misses rank {absent}" in text and waits > 0
+            assert str(ranks.processes[absent].pid) in text and f"rank {rank}: nvl_" in text
+            assert waited < 30, "it took as long as patience"
+    finally:
+        ranks.end()
+    assert os.listdir("/dev/shm") == before
 
 
 @pytest.mark.parametrize(("options", "kind", "text"), [
@@ -117,9 +118,3 @@ def test_what_there_is_not(ranks, tmp_path, options, kind, text):
         assert answer[:2] == ("failed", kind) and text in answer[2], answer
     assert ranks.each(rig.make, tmp_path / "another", {}) == [1] * RANKS  # they go on
     ranks.each(rig.destroy)
-
-
-def test_patience_is_a_time(started, tmp_path):
-    ranks = started(count=1, RDMAKIT_PATIENCE="soon")
-    (answer,) = ranks.all(rig.make, tmp_path / "meeting", {})
-    assert answer[:2] == ("failed", "BadArgument") and "RDMAKIT_PATIENCE is no time (value soon" in answer[2]
