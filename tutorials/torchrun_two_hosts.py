@@ -3,7 +3,7 @@
     torchrun --nnodes 2 --node-rank R --master-addr HOST0 --nproc-per-node 2 tutorials/torchrun_two_hosts.py
     python tutorials/torchrun_two_hosts.py        # one machine without RDMA: two threads are the hosts, NICs emulated
 
-RDMAKIT_DEVICES=mlx5_0,mlx5_1 names the ports that a host may use; by default it takes all. Ranks of a host share memory.
+RDMAKIT_DEVICES=mlx5_0,mlx5_1 names the ports that a host may use; by default it takes all. A host's ranks share memory.
 """
 
 import os

@@ -99,9 +99,12 @@ def hosts(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_hosts(ranks: int, each: int) -> None:
-    if each < 1 or ranks % each or ranks == each:
-        raise BadArgument("ranks cannot be split over hosts", value=f"--ranks-per-host {each} of {ranks} ranks",
-                          rule="as many on each, and several hosts", remedy="another --ranks-per-host")  # fmt: skip
+    asked = f"--ranks-per-host {each} of {ranks} ranks"
+    if each < 1 or ranks % each:
+        raise BadArgument("ranks cannot be split over hosts", value=asked, rule="as many on each",
+                          remedy="another --ranks-per-host")  # fmt: skip
+    if ranks == each:
+        raise BadArgument("no such hosts", value=asked, rule="several hosts", remedy="more ranks, or fewer on each")
 
 
 def _ports(mesh: Any, plan: Any, most: float) -> tuple[dict[str, Any], list[str]]:

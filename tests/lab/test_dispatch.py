@@ -43,13 +43,15 @@ def test_every_bit_is_right_and_both_ports_carry_half(tmp_path, figure):
         figure("dispatch_port_bytes_max_over_min", result["figures"]["port_bytes_max_over_min"])
 
 
+@pytest.mark.timeout(400)
 def test_two_ranks_of_each_host(tmp_path):
     """Four processes: what stays on a host goes through shared memory, the rest over both ports."""
-    found = on_each(tmp_path, "hosts", bench_hosts.hosts, "--ranks-per-host", "2", "--tokens", "32", each=2)
+    small = ("--tokens", "16", "--hidden", "128", "--channels", "2")
+    found = on_each(tmp_path, "hosts", bench_hosts.hosts, "--ranks-per-host", "2", *small, each=2)
     assert len(found) == 4
     for result in found:
         text = "\n".join(result["lines"])
-        assert result["ok"] and result["figures"]["qps"] == 8 and result["figures"]["wrong"] == 0, text
+        assert result["ok"] and result["figures"]["qps"] == 4 and result["figures"]["wrong"] == 0, text
         assert "by a device for each port and flow label" in text
 
 

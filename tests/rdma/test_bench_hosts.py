@@ -47,10 +47,11 @@ def test_two_ranks_of_each_host_share_memory_and_ports(names, tmp_path):
         assert result["config"]["ranks_per_host"] == 2
 
 
-@pytest.mark.parametrize("each", [0, 2, 3])
-def test_hosts_that_cannot_be(each):
+@pytest.mark.parametrize(("each", "said"), [(0, "ranks cannot be split over hosts"), (2, "no such hosts"),
+                                            (3, "ranks cannot be split over hosts")])  # fmt: skip
+def test_hosts_that_cannot_be(each, said):
     place = ("--meet", "file:/nowhere", "--rank", "0", "--ranks", "2", "--ranks-per-host", str(each))
-    with pytest.raises(BadArgument, match=f"ranks cannot be split over hosts .value --ranks-per-host {each} of 2"):
+    with pytest.raises(BadArgument, match=f"{said} .value --ranks-per-host {each} of 2 ranks"):
         bench_hosts.hosts(parsed("hosts", *place))
 
 
