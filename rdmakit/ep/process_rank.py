@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from rdmakit.connect import Rendezvous
@@ -16,7 +17,7 @@ from rdmakit.ep.link import WorldLink
 from rdmakit.ep.neighbours import Neighbours
 from rdmakit.ep.nvl_memory import Control
 from rdmakit.ep.nvlink import MAX_EXPERTS, Nvlink
-from rdmakit.errors import BadArgument, NotAvailable, RdmakitError
+from rdmakit.errors import BadArgument, HangError, NotAvailable, RankMissing, RdmakitError
 
 __all__ = ["PATIENCE", "ProcessLink", "connect", "patience_s"]
 
@@ -44,7 +45,8 @@ class ProcessLink(WorldLink):
 
     Ranks `first` … `first + count - 1` share the host, and the heaps, of `nbytes` each; the constructor and `symmetric`
     are collective over the whole group. `patience_s` bounds every wait. Whoever waits for a process that died
-    (RankDied) or failed (RankMissing, with what it said) learns it within a second; for one that left, in the end.
+    (RankDied) or failed (RankMissing, with what it said) learns it within a second; for one that left, or is late, or
+    is another host's, when patience ends (RankMissing).
     """
 
     world: OutsideWorld
@@ -55,7 +57,7 @@ class ProcessLink(WorldLink):
     ) -> None:  # fmt: skip
         self.neighbours, self.at_once = Neighbours(rendezvous, first, count, nbytes), at_once
         world = OutsideWorld(rendezvous.size, patience_s=patience_s, seed=seed)
-        world.look_for(self.neighbours.lost, self.neighbours.gone)
+        world.look_for(self.neighbours.lost, partial(_why, self.neighbours, patience_s))
         super().__init__(world, rendezvous.rank, self.neighbours.heaps, blocks=BLOCKS)
 
     def launch(self, *arguments: Any, **options: Any) -> None:
@@ -80,6 +82,21 @@ class ProcessLink(WorldLink):
     def close(self) -> None:
         """Leave in order; others may still have our heap mapped."""
         self.neighbours.leave()
+
+
+def _why(neighbours: Neighbours, patience_s: float, hang: HangError) -> HangError | None:
+    """Who was waited for in vain. Waits of kernels name their peer, or this rank itself where it is none."""
+    if (left := neighbours.gone(hang)) is not None:
+        return left
+    waits = [] if hang.report is None else hang.report.waits
+    late = sorted({wait.peer for wait in waits if wait.state == "waits" and wait.peer != neighbours.rank})
+    if not late:
+        return None
+    return RankMissing(
+        f"rank {neighbours.rank} waited for rank{'s' * (len(late) > 1)} {', '.join(map(str, late))}",
+        ranks=tuple(late), value=f"{patience_s:g} s without news", rule="all ranks make the same calls, and live",
+        remedy=f"look whether they run, and in which call; {PATIENCE} is how long to wait", report=hang.report,
+    )  # fmt: skip
 
 
 def connect(rendezvous: Rendezvous, *, num_nvl_bytes: int, num_rdma_bytes: int, enable_shrink: bool) -> Nvlink:

@@ -39,7 +39,8 @@ def test_a_host_of_three_of_four_ranks(ranks, tmp_path):
 
 
 def test_all_calls(ranks, tmp_path, seed):
-    """Normal and low latency, BF16 and FP8, fresh data each time, one after the other on one Buffer."""
+    """Normal and low latency, BF16 and FP8, fresh data each time, on one Buffer, which leaves nothing behind."""
+    before = ranks.each(rig.left_behind)
     assert ranks.each(rig.make, tmp_path / "meeting", {}) == [HOSTS] * RANKS
     for turn, fp8 in enumerate((False, True)):
         ranks.each(rig.normal, seed + turn, fp8, 2)
@@ -48,10 +49,11 @@ def test_all_calls(ranks, tmp_path, seed):
         ranks.each(rig.low_latency, seed + 10 + turn, fp8, turn == 0)
         ranks.each(rig.normal, seed + 10 + turn, fp8)
     ranks.each(rig.destroy)
+    assert ranks.each(rig.left_behind) == before
 
 
 def test_a_rank_that_dies_is_named_on_its_host(ranks, tmp_path, seed):
-    """Its neighbour sees its process end; its rail peer learns of it by a queue pair, or when patience ends."""
+    """Its neighbour sees its process end; the other host's ranks learn of it by a queue pair, or when patience ends."""
     ranks.each(rig.environment_says, "RDMAKIT_PATIENCE", "10")
     ranks.each(rig.make, tmp_path / "meeting", {})
     ranks.each(rig.normal, seed, False)
@@ -62,6 +64,7 @@ def test_a_rank_that_dies_is_named_on_its_host(ranks, tmp_path, seed):
     waited, kind, missed, text, _ = answers[neighbour][1]
     assert (kind, missed) == ("RankDied", (absent,)) and waited < 10, answers
     assert f"rank {neighbour} misses rank {absent}" in text
-    waited, kind, _, text, _ = answers[rail][1]
-    named = f"cannot reach rank {absent}" if kind == "CompletionError" else f"late rank {absent}"
-    assert named in text
+    _, kind, missed, text, _ = answers[rail][1]
+    assert f"cannot reach rank {absent}" in text if kind == "CompletionError" else missed == (absent,), answers
+    _, kind, missed, text, _ = answers[rail ^ 1][1]  # it waits for the dead, or its neighbour says that it has gone
+    assert kind == "RankMissing" and (missed == (absent,) or f"cannot reach rank {absent}" in text), answers

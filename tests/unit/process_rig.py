@@ -133,9 +133,14 @@ def environment_says(here, name, value):
 
 
 def left_behind(here):
-    """Files of ours in shared memory; descriptors of ours."""
+    """Names of ours in shared memory; files without a name that are open."""
     files = [os.readlink(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd") if _is_link(name)]
-    return sorted(os.listdir("/dev/shm")), sorted(file for file in files if "rdmakit" in file)
+    return names_left(), sorted(file for file in files if "memfd:rdmakit" in file)
+
+
+def names_left():
+    """Names of ours in shared memory."""
+    return [name for name in os.listdir("/dev/shm") if "rdmakit" in name]
 
 
 def _is_link(name):

@@ -41,7 +41,8 @@ def ours():
     with open("/proc/self/maps") as maps:
         mapped = sum("rdmakit" in line for line in maps)
     links = [f"/proc/self/fd/{name}" for name in os.listdir("/proc/self/fd")]
-    return mapped, sum("rdmakit" in os.readlink(link) for link in links if os.path.islink(link)), os.listdir("/dev/shm")
+    named = [name for name in os.listdir("/dev/shm") if "rdmakit" in name]
+    return mapped, sum("rdmakit" in os.readlink(link) for link in links if os.path.islink(link)), named
 
 
 def test_another_process_reads_and_writes_it(rng):
