@@ -1,7 +1,8 @@
 """A program written for DeepEP: one import is changed. Two GPUs, or none.
 
-    torchrun --nproc-per-node 2 tutorials/deepep_program.py    # a process for each GPU
-    python tutorials/deepep_program.py                         # no GPU: dispatch and combine on the CPU runner
+    torchrun --nproc-per-node 2 tutorials/deepep_program.py                        # a process for each GPU
+    RDMAKIT_KERNELS=cpu torchrun --nproc-per-node 4 tutorials/deepep_program.py    # no GPU: processes share memory
+    python tutorials/deepep_program.py                                             # one process, two emulated GPUs
 """
 
 import os
@@ -12,20 +13,21 @@ import numpy as np
 TOKENS, HIDDEN, EXPERTS, TOPK = 64, 512, 16, 4
 
 
-def on_gpus() -> None:
-    """Every line but the import is what a DeepEP program has."""
+def under_torchrun(device: str) -> None:
+    """Every line but the import is what a DeepEP program has; "cpu" stands where it has "cuda"."""
     import torch
     import torch.distributed as dist
 
     from rdmakit.compat.deep_ep import Buffer  # from deep_ep import Buffer
 
-    dist.init_process_group("nccl")
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
     rank, ranks = dist.get_rank(), dist.get_world_size()
-    torch.cuda.set_device(rank)
+    if device == "cuda":
+        torch.cuda.set_device(rank)
     torch.manual_seed(rank)
     buffer = Buffer(dist.group.WORLD, num_nvl_bytes=64 << 20)
-    x = torch.randn(TOKENS, HIDDEN, device="cuda").to(torch.bfloat16)
-    weights, chosen = torch.rand(TOKENS, EXPERTS, device="cuda").topk(TOPK, dim=-1)
+    x = torch.randn(TOKENS, HIDDEN, device=device).to(torch.bfloat16)
+    weights, chosen = torch.rand(TOKENS, EXPERTS, device=device).topk(TOPK, dim=-1)
     per_rank, _, per_expert, goes, _ = buffer.get_dispatch_layout(chosen, EXPERTS)
     rows, _, _, counts, handle, _ = buffer.dispatch(
         x, num_tokens_per_rank=per_rank, is_token_in_rank=goes, num_tokens_per_expert=per_expert, topk_idx=chosen,
@@ -34,8 +36,9 @@ def on_gpus() -> None:
     y, _, _ = buffer.combine(rows * 2, handle)  # an expert that doubles
     want = 2 * x.float() * goes.sum(1, keepdim=True)
     assert torch.allclose(y.float(), want, rtol=1e-2), "sums are not those of the tokens that were sent"
-    where = f"rank {rank} of {ranks} on {torch.cuda.get_device_name()}"
-    print(f"{where}: received {len(rows)} rows, {counts} by expert; ✓ every sum is right")
+    where = torch.cuda.get_device_name() if device == "cuda" else "the CPU"
+    print(f"rank {rank} of {ranks} on {where}: received {len(rows)} rows, {counts} by expert; ✓ every sum is right")
+    buffer.destroy()
     dist.destroy_process_group()
 
 
@@ -63,4 +66,7 @@ def on_the_cpu_runner() -> None:
 
 
 if __name__ == "__main__":
-    on_gpus() if "RANK" in os.environ else on_the_cpu_runner()
+    if "RANK" in os.environ:
+        under_torchrun("cpu" if os.environ.get("RDMAKIT_KERNELS") == "cpu" else "cuda")
+    else:
+        on_the_cpu_runner()

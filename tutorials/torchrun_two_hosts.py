@@ -1,9 +1,9 @@
 """Dispatch and combine between two hosts, over their RDMA devices and both ports of each. No GPU is needed.
 
-    torchrun --nnodes 2 --node-rank R --master-addr HOST0 --nproc-per-node 1 tutorials/torchrun_two_hosts.py
+    torchrun --nnodes 2 --node-rank R --master-addr HOST0 --nproc-per-node 2 tutorials/torchrun_two_hosts.py
     python tutorials/torchrun_two_hosts.py        # one machine without RDMA: two threads are the hosts, NICs emulated
 
-RDMAKIT_DEVICES=mlx5_0,mlx5_1 names the ports that a host may use; by default it takes all.
+RDMAKIT_DEVICES=mlx5_0,mlx5_1 names the ports that a host may use; by default it takes all. A host's ranks share memory.
 """
 
 import os
@@ -37,7 +37,7 @@ def on_two_hosts() -> None:
     )  # fmt: skip
     y, _, _ = buffer.combine(rows, handle)
     assert torch.equal(y, (x.float() * goes.sum(1, keepdim=True)).bfloat16()), "sums are not those of the tokens"
-    sent = buffer.runtime.device_queues.mesh.sent_bytes()
+    sent = 0 if per_host is None else buffer.runtime.device_queues.mesh.sent_bytes()  # None: all ranks on one host
     print(f"rank {rank} of {ranks}: received {len(rows)} rows, {counts} by expert; ports sent {sent} B; ✓ sums right")
     buffer.destroy()
     dist.destroy_process_group()

@@ -56,10 +56,10 @@ namespace rdmakit {
                      T old; RDMAKIT_ATOM(OP, LETTER "64", "=l", "l", old, p, value); return old)
 #else
 namespace host {
-// The twins. One OS thread runs the whole world, so a plain access is atomic; what others may see of it, and when, is
-// Explore's business: there every access is the memory model's (rdmakit/emu/explore). Elsewhere acquires, releases and
-// fences are the CPU's own as well, since real devices may take part (rdmakit/emu/outside.py); those of scope sys hold for
-// devices on the bus, too. Updates are not: a word that kernels add to is added to by nobody outside.
+// The twins. One OS thread runs a whole world, so where nothing is outside a plain access is atomic; what others may see of
+// it, and when, is Explore's business: there every access is the memory model's (rdmakit/emu/explore). Under Fast, whose
+// worlds may have an outside (rdmakit/emu/outside.py: devices, and ranks in other processes that share a heap), acquires,
+// releases, fences and updates are the CPU's own; those of scope sys hold for devices on the bus, too.
 constexpr cost::Kind fence_cost(Scope scope) {
     return scope == Scope::cta ? cost::kFenceCta : scope == Scope::gpu ? cost::kFenceGpu : cost::kFenceSys;
 }
@@ -100,8 +100,15 @@ template <class T, class Next> T update(T* p, Next next, [[maybe_unused]] cpu::A
     cpu::self().api->update_end(&cpu::self(), p, &fresh, sizeof(T));
 #else
     const cpu::Whole whole;
+#if RDMAKIT_POLICY == RDMAKIT_FAST
+    T old = *p;
+    T fresh = static_cast<T>(next(old));
+    while (!__atomic_compare_exchange(p, &old, &fresh, false, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED)) fresh = static_cast<T>(next(old));
+    cpu::written(p, sizeof(T));
+#else
     const T old = *p;
     store(p, static_cast<T>(next(old)), how, site);
+#endif
 #endif
     return old;
 }

@@ -1,8 +1,8 @@
 """`rdmakit bench hosts`: dispatch and combine between hosts over real devices, ports as planned, checked with NumPy.
 
-Leans on connect, ep and model. Each process is one rank, and one host: started by hand, by torchrun, mpirun or srun.
-Kernels run on the CPU runner, so no GPU is needed, and times are of that; bytes, ports and queue pairs are the devices'
-own.
+Leans on connect, ep and model. Each process is one rank, and a host, or with --ranks-per-host so many are one: started
+by hand, by torchrun, mpirun or srun. Kernels run on the CPU runner, so no GPU is needed, and times are of that; bytes,
+ports and queue pairs are the devices' own.
 """
 
 from __future__ import annotations
@@ -54,24 +54,29 @@ def devices_of(args: argparse.Namespace) -> list[str]:
 def hosts(args: argparse.Namespace) -> dict[str, Any]:
     """This rank's part: the result with `ok`, `figures`, `config`, and lines to print."""
     from rdmakit.connect import meet, open_paths
-    from rdmakit.ep.device_hosts import RunnerHost, doorbells_of, shape_of
+    from rdmakit.ep.device_hosts import doorbells_of, join_hosts, shape_of
     from rdmakit.ep.host_trial import HostTrial, Workload
+    from rdmakit.ep.process_rank import ProcessLink
     from rdmakit.model.cluster import steer_by
     from rdmakit.model.execute import plan_for
 
     rank, ranks = place_of(args)
     work = Workload(args.tokens, args.hidden, args.experts or 2 * ranks, args.topk)
+    each = args.ranks_per_host
+    _check_hosts(ranks, each)
     paths = open_paths(devices_of(args))
-    plan = plan_for(paths, ranks, channels=args.channels, policy=args.policy)
+    plan = plan_for(paths, ranks, channels=args.channels, policy=args.policy, ranks_per_host=each)
     row = 2 * work.hidden + ROW_EXTRA
-    shape = shape_of(ranks, 1, num_qps_per_rank=args.channels, rdma_bytes=args.ring_bytes * 2 * ranks * args.channels,
+    rings = args.ring_bytes * 2 * ranks * args.channels
+    shape = shape_of(ranks, each, num_qps_per_rank=args.channels, rdma_bytes=rings,
                      nvl_bytes=2 * ranks * work.tokens * row, max_tokens=work.tokens)  # fmt: skip
-    host = RunnerHost(shape, rank, patience_s=args.timeout, seed=args.seed)
     meeting = meet(args.meet, rank, ranks, timeout_s=args.timeout)
-    engine = host.join(meeting, paths, steer=steer_by(plan))
+    link = ProcessLink(meeting, rank // each * each, each, shape.heap_layout().nbytes, patience_s=args.timeout,
+                       seed=args.seed, at_once=False)  # fmt: skip
+    engine = join_hosts(meeting, link, link.heap_owner, paths, shape, steer=steer_by(plan))
     joined = engine.device_queues.mesh
     lines = [f"rank {rank} of {ranks}: {doorbells_of(paths)}", joined.table(), *(f"  plan: {a}" for a in plan.audit())]
-    trial = HostTrial(engine, host.world, work, num_sms=2 * args.channels)
+    trial = HostTrial(engine, link.world, work, num_sms=2 * args.channels)
     joined.count_from_here()
     calls = [(call, fp8) for call in (trial.normal, trial.low_latency) for fp8 in (False, True)]
     for number, (call, fp8) in enumerate(calls * args.rounds):
@@ -86,10 +91,20 @@ def hosts(args: argparse.Namespace) -> dict[str, Any]:
     meeting.close()
     engine.close()
     lines.append("every row, scale, weight and sum is NumPy's, bit for bit" if not figures["wrong"] else "WRONG")
-    config = {"rank": rank, "ranks": ranks, "devices": [str(path) for path in paths], "rounds": args.rounds,
+    config = {"rank": rank, "ranks": ranks, "ranks_per_host": each, "devices": [str(path) for path in paths],
+              "rounds": args.rounds,
               "channels": args.channels, "seed": args.seed, "policy": args.policy, "kernels": "on the CPU runner",
               "bytes": "measured", **vars(work)}  # fmt: skip
     return {"ok": not wrong, "figures": figures, "config": config, "lines": lines, "device": doorbells_of(paths)}
+
+
+def _check_hosts(ranks: int, each: int) -> None:
+    asked = f"--ranks-per-host {each} of {ranks} ranks"
+    if each < 1 or ranks % each:
+        raise BadArgument("ranks cannot be split over hosts", value=asked, rule="as many on each",
+                          remedy="another --ranks-per-host")  # fmt: skip
+    if ranks == each:
+        raise BadArgument("no such hosts", value=asked, rule="several hosts", remedy="more ranks, or fewer on each")
 
 
 def _ports(mesh: Any, plan: Any, most: float) -> tuple[dict[str, Any], list[str]]:
@@ -139,13 +154,14 @@ def add_place(parser: argparse.ArgumentParser, *, needed: bool) -> None:
 
 def add_parser(which: Any) -> None:
     """Register `rdmakit bench hosts`."""
-    what = "dispatch and combine between hosts over real devices, checked; each process is a host"
+    what = "dispatch and combine between hosts over real devices, checked; each process is a rank"
     parser = which.add_parser("hosts", help=what)
     add_place(parser, needed=True)
     for option, default, told in (
         ("tokens", 64, "of each rank"), ("hidden", 512, "channels of a row"),
         ("experts", 0, "over all ranks; 0: two of each"), ("topk", 2, "choices of a token"),
-        ("channels", 4, "queue pairs to each host"), ("rounds", 2, "of all calls"), ("seed", 1, "of the inputs"),
+        ("ranks-per-host", 1, "processes that share memory"), ("channels", 4, "queue pairs to each host"),
+        ("rounds", 2, "of all calls"), ("seed", 1, "of the inputs"),
         ("ring-bytes", 1 << 16, "of each channel's ring"),
     ):  # fmt: skip
         parser.add_argument(f"--{option}", type=int, default=default, help=f"{told} (default {default})")

@@ -1,8 +1,9 @@
 """Kernels on the CPU runner whose queue pairs are a real device's: what a GPU would do, with no GPU.
 
 Leans on world. Kernels write WQEs and ring registers of devices that this world does not know, and wait for words that
-those devices write. When no kernel can go on, the devices are let to work (`Provider.progress`: a proxy posts, a NIC
-needs nothing), and every wait looks at its words again. Time is the machine's, and patience ends it.
+those devices write, or that ranks in other processes write, whose memory is mapped here. When no kernel can go on, or
+one polls and polls, the devices are let to work (`Provider.progress`: a proxy posts, a NIC needs nothing), and every
+wait looks at its words again. Time is the machine's, and patience ends it.
 """
 
 from __future__ import annotations
@@ -11,8 +12,10 @@ import time
 from collections.abc import Callable
 
 from rdmakit.device import Context
+from rdmakit.emu.hang import hang_error
+from rdmakit.emu.runs import Run
 from rdmakit.emu.world import World
-from rdmakit.errors import BadArgument
+from rdmakit.errors import BadArgument, HangError
 
 __all__ = ["OutsideWorld"]
 
@@ -36,6 +39,7 @@ class OutsideWorld(World):
         self.patience_s = patience_s
         self._outside: list[Context] = []
         self._broken: list[Callable[[], Exception | None]] = []
+        self._reasons: list[Callable[[HangError], HangError | None]] = []
         self._deadline = self._next_look = 0.0
         self._idle = 0
 
@@ -44,9 +48,26 @@ class OutsideWorld(World):
         if context not in self._outside:
             self._outside.append(context)
 
-    def look_for(self, broken: Callable[[], Exception | None]) -> None:
-        """Ask this now and then while kernels wait."""
+    def look_for(
+        self, broken: Callable[[], Exception | None], reason: Callable[[HangError], HangError | None] | None = None
+    ) -> None:
+        """Ask this now and then while kernels wait; and `reason`, when patience has ended, for a better error."""
         self._broken.append(broken)
+        if reason is not None:
+            self._reasons.append(reason)
+
+    def run(self) -> Run:
+        """As `World.run`; see above."""
+        try:
+            return super().run()
+        except HangError as hang:
+            if hang.report is None:  # of `broken`: it knows why, and not who waited for what
+                hang.report = hang_error(self._core.waiting(), self.addresses, self).report
+                raise
+            for reason in self._reasons:
+                if (better := reason(hang)) is not None:
+                    raise better from None
+            raise
 
     def _drive(self) -> int:
         self._idle, self._next_look = 0, time.monotonic() + _LOOK_S
@@ -78,5 +99,5 @@ class OutsideWorld(World):
 
     def __repr__(self) -> str:
         names = ", ".join(context.device.name for context in self._outside) or "no device yet"
-        return f"<OutsideWorld: {len(self.ranks)} GPUs of one host, kernels on the CPU runner, {names}>"
+        return f"<OutsideWorld: {len(self.ranks)} GPUs, kernels on the CPU runner, {names}>"
 

@@ -38,18 +38,18 @@ class Buffer(NormalCalls, LowLatencyCalls):
     size hints. `num_qps_per_rank` counts queue pairs to other hosts and changes nothing on one. `enable_shrink`:
     low-latency calls go on without ranks that are masked, and mask who does not answer. `explicitly_destroy`: only
     `destroy()` gives the memory back. `allow_mnnvl` allows what one host has no need of. NotAvailable for `use_fabric`,
-    for `allow_nvlink_for_low_latency_mode=False` in the low-latency mode on one host, and for several machines that no
-    RDMA device joins.
+    for `allow_nvlink_for_low_latency_mode=False` in the low-latency mode where a host has several ranks, and for hosts
+    that no RDMA device joins.
 
-    Ranks of several machines are joined by RDMA devices (docs/hosts.md): one rank a host, both kinds of calls, which
-    need `num_rdma_bytes`; rank 0 says on stderr who rings their doorbells, where heaps lie, and why. With
-    RDMAKIT_KERNELS=cpu in the environment every process is a host without a GPU, and tensors are the CPU's. `comm` may
-    be a rendezvous of `rdmakit.connect.meet`.
+    Ranks of several machines are joined by RDMA devices (docs/hosts.md), in both kinds of calls, which need
+    `num_rdma_bytes`; rank 0 says on stderr who rings their doorbells, where heaps lie, and why. With
+    RDMAKIT_KERNELS=cpu in the environment every process is a rank without a GPU, tensors are the CPU's, and ranks of
+    one host share memory. `comm` may be a rendezvous of `rdmakit.connect.meet`.
 
-    `ranks_per_host` (default: what RDMAKIT_RANKS_PER_HOST says, else those of a machine) makes hosts of so many ranks
+    `ranks_per_host` (default: what RDMAKIT_RANKS_PER_HOST says, else all of a machine's) makes hosts of so many ranks
     each, in order, out of one machine's: what DeepEP decides by num_ranks / 8. They are joined by the devices that
-    RDMAKIT_DEVICES names; without it calls go through queue pairs whose HCA is made of warps (docs/internode.md), and
-    there is no low-latency mode.
+    RDMAKIT_DEVICES names, of kernels on the CPU by all that there are; among GPUs without it calls go through queue
+    pairs whose HCA is made of warps (docs/internode.md), and there is no low-latency mode.
 
     Attributes: rank, group_size, group, num_nvl_bytes, num_rdma_bytes, low_latency_mode, runtime (the engine; None when
     destroyed), and of the class num_sms, what dispatch and combine use without a Config.

@@ -13,6 +13,7 @@ from rdmakit.ep.layout import FP8_BLOCK
 from rdmakit.ep.nvl_memory import low_latency_bytes
 from rdmakit.ep.rendezvous import asked_ranks_per_host
 from rdmakit.ep.tensor_checks import check_positive
+from rdmakit.ep.tensors import kernels_on_cpu
 from rdmakit.errors import BadArgument
 
 __all__ = ["Config", "get_low_latency_rdma_size_hint"]
@@ -69,13 +70,15 @@ class Config:
     def get_rdma_buffer_size_hint(self, hidden_bytes: int, num_ranks: int) -> int:
         """Bytes for `num_rdma_bytes` of normal dispatch: rings to and from each other host; 0 for one host.
 
-        A host has 8 ranks, or what RDMAKIT_RANKS_PER_HOST says.
+        A host has 8 ranks, or what RDMAKIT_RANKS_PER_HOST says; without it, where kernels run on the CPU, 1, which
+        needs most.
 
         >>> Config().get_rdma_buffer_size_hint(14336, 8)
         0
         """
         check_positive(hidden_bytes=hidden_bytes, num_ranks=num_ranks)
-        hosts = -(-num_ranks // (asked_ranks_per_host() or MAX_NVLINK_RANKS))
+        each = asked_ranks_per_host() or (1 if kernels_on_cpu() else MAX_NVLINK_RANKS)
+        hosts = -(-num_ranks // each)
         if hosts == 1:
             return 0
         row = hidden_bytes + hidden_bytes // 64 + META_BYTES

@@ -16,10 +16,11 @@ import rdmakit
 from rdmakit.connect import Path, Rendezvous, open_paths
 from rdmakit.connect.paths import Registered, register_gpu
 from rdmakit.device import Context
-from rdmakit.ep.device_engine import asked_devices, patience_s
+from rdmakit.ep.device_engine import asked_devices
 from rdmakit.ep.device_hosts import join_hosts, of_host, shape_of
 from rdmakit.ep.device_low_latency import LL_KERNELS, DeviceInternode, Register
 from rdmakit.ep.internode import KERNELS as NORMAL_KERNELS
+from rdmakit.ep.process_rank import patience_s
 from rdmakit.ep.rendezvous import DEVICES
 from rdmakit.errors import NotAvailable, RdmakitError
 from rdmakit.gpu.device_link import DeviceLink
@@ -143,7 +144,6 @@ def connect(
     engine = join_hosts(rendezvous, link, None, paths, shape, known=_known_by(way, paths), low_latency=low_latency,
                         timeout_ns=int(1e9 * patience))  # fmt: skip
     mesh = engine.device_queues.mesh
-    link.look_for(mesh.broken)
     if rendezvous.rank == 0:
         rings = "; ".join(f"{context.device.name}: {how}" for context, how in opened)
         print(f"rdmakit: kernels on the GPU; {rings}\nrdmakit: {way}\n{mesh.table()}", file=sys.stderr, flush=True)

@@ -19,12 +19,12 @@ from rdmakit.ep.device_low_latency import DeviceInternode, Register
 from rdmakit.ep.device_queues import DeviceQueues
 from rdmakit.ep.internode import CHANNELS, MAX_TOKENS
 from rdmakit.ep.internode_memory import HostsShape
-from rdmakit.ep.link import Link, WorldLink
+from rdmakit.ep.link import HostLink, Link, WorldLink
+from rdmakit.ep.process_rank import BLOCKS
 from rdmakit.errors import BadArgument
 
 __all__ = ["RunnerHost", "doorbells_of", "join_hosts", "of_host", "shape_of"]
 
-BLOCKS = 24  # of a kernel on the CPU runner, at most
 _QUEUES = {
     "mlx5": "kernels ring the registers of the NIC's own queues",
     "devx": "kernels ring the registers of queues made by command",
@@ -56,15 +56,19 @@ def shape_of(ranks: int, ranks_per_host: int, *, num_qps_per_rank: int, rdma_byt
 
 
 def join_hosts(
-    rendezvous: Rendezvous, link: Link, heap: np.ndarray[Any, Any] | None, paths: Sequence[Path], shape: HostsShape, *,
-    known: Register | None = None, steer: Steer | None = None, timeout_ns: int = 0, low_latency: bool = True,
+    rendezvous: Rendezvous, link: HostLink, heap: np.ndarray[Any, Any] | None, paths: Sequence[Path],
+    shape: HostsShape, *, known: Register | None = None, steer: Steer | None = None, timeout_ns: int = 0,
+    low_latency: bool = True,
 ) -> DeviceInternode:  # fmt: skip
     """This rank's engine: its heap registered with every device, queue pairs to other hosts connected. Collective.
 
     Without `low_latency` only rail peers are joined, which normal calls need. `heap` is the memory at
     `link.heaps[rank]`; where it is None, `known` registers that by its address, as it does what is laid out later.
-    Ranks of one host reach each other's by address.
+    Ranks of one host reach each other's by address. The link lets the devices work from now on, and looks for queue
+    pairs that are broken.
     """
+    for path in paths:
+        link.let_work(path.context)
     rank, local = rendezvous.rank, shape.local_ranks
     far = [peer for peer in range(shape.ranks) if peer // local != rank // local]
     peers = far if low_latency else [peer for peer in far if peer % local == rank % local]
@@ -79,6 +83,7 @@ def join_hosts(
         return DeviceQueues(link, shape, timeout_ns, mesh, registered)
 
     engine = DeviceInternode(link, shape, queues, rendezvous, list(paths), known, timeout_ns=timeout_ns)
+    link.look_for(mesh.broken)
     rendezvous.barrier()  # nobody's kernels send to a heap that its rank has not laid out
     return engine
 
@@ -93,24 +98,16 @@ def of_host(paths: Sequence[Path]) -> Register:
     return known
 
 
-class _AtOnce(WorldLink):
-    """Whoever launches waits until the kernel has ended: other hosts run theirs meanwhile."""
-
-    def launch(self, *arguments: Any, **options: Any) -> None:
-        super().launch(*arguments, **{**options, "stream": 0})
-        self.settle()
-
-
 class RunnerHost:
-    """The ranks of one host in this process, kernels on the CPU runner, queue pairs on devices.
+    """All ranks of one host in this process, kernels on the CPU runner, queue pairs on devices.
 
     `first`: the host's first rank; `links` its ranks' ends, `heaps` their memory. `patience_s` bounds every wait.
-    Kernels run when `world` is run; with `at_once`, for a host of one rank, when they are launched.
+    Kernels run when `world` is run. A rank in a process of its own has a `ProcessLink` instead.
     """
 
     def __init__(
         self, shape: HostsShape, first: int, *, patience_s: float = 30.0, seed: int = 0,
-        world: OutsideWorld | None = None, at_once: bool = False,
+        world: OutsideWorld | None = None,
     ) -> None:  # fmt: skip
         self.shape, self.first = shape, first
         self.world = OutsideWorld(shape.local_ranks, patience_s=patience_s, seed=seed) if world is None else world
@@ -118,17 +115,12 @@ class RunnerHost:
         self.heaps = [self.world.array((nbytes,), np.uint8) for _ in range(shape.local_ranks)]
         all_heaps: list[np.ndarray[Any, Any] | None] = [None] * shape.ranks
         all_heaps[first : first + shape.local_ranks] = self.heaps
-        kind = _AtOnce if at_once else WorldLink
         self.links = [
-            kind(self.world, first + local, all_heaps, blocks=BLOCKS, gpu=gpu + local)
+            WorldLink(self.world, first + local, all_heaps, blocks=BLOCKS, gpu=gpu + local)
             for local in range(shape.local_ranks)
         ]
 
     def join(self, rendezvous: Rendezvous, paths: Sequence[Path], **options: Any) -> DeviceInternode:
         """The engine of rank `rendezvous.rank`. Collective over all hosts."""
         local = rendezvous.rank - self.first
-        for path in paths:
-            self.world.let_work(path.context)
-        engine = join_hosts(rendezvous, self.links[local], self.heaps[local], paths, self.shape, **options)
-        self.world.look_for(engine.device_queues.mesh.broken)
-        return engine
+        return join_hosts(rendezvous, self.links[local], self.heaps[local], paths, self.shape, **options)

@@ -21,7 +21,7 @@ from rdmakit.ep.engine import RECEIVE, SEND
 from rdmakit.ep.internode import Internode
 from rdmakit.ep.internode_memory import HostsShape, Slab
 from rdmakit.ep.layout import check_sizes
-from rdmakit.ep.link import Link
+from rdmakit.ep.link import HostLink, Link
 from rdmakit.ep.ll_memory import ll_heap_layout
 from rdmakit.errors import BadState, NotAvailable
 
@@ -44,16 +44,16 @@ class _Laid:
         self.rows, self.local_experts = ranks * max_tokens, experts // ranks
         layout = ll_heap_layout(*self.sizes, ranks)
         self.nbytes = layout.nbytes
-        self.address, self.owner = link.heap_memory(self.nbytes)
+        heaps, self.owner = link.symmetric(self.nbytes, engine.rendezvous.all_gather)
+        self.address = heaps[link.rank]
         registered = engine.register(self.address, self.nbytes)
         told = engine.rendezvous.all_gather(registered.told(engine.paths))
         ways = min(shape.channels, self.local_experts)
         self._slab = slab = Slab(link, ranks * ways * (QP_HANDLE.itemsize + 32) + 16 * experts + 8 * ranks + 4096)
         qps, remote = np.zeros((ranks, ways), QP_HANDLE), np.zeros((ranks, ways), abi.REMOTE_MEMORY)
-        lkeys, heaps = np.zeros((ranks, ways), np.uint32), np.zeros(ranks, np.uint64)
+        lkeys = np.zeros((ranks, ways), np.uint32)
         for peer in range(ranks):
             if peer // local == queues.host:
-                heaps[peer] = told[peer]["address"]
                 continue
             for way in range(ways):
                 joined = queues.mesh.joined[peer, way]
@@ -64,8 +64,9 @@ class _Laid:
         values = {
             "layout_version": LAYOUT_VERSION, "rank": link.rank, "ranks": ranks, "host": queues.host,
             "local_ranks": local, "experts": experts, "local_experts": self.local_experts, "topk": topk,
-            "hidden": hidden, "max_tokens": max_tokens, "qps_per_rank": ways, "heaps": slab.put(heaps),
-            "remote_heaps": slab.put(remote), "heap_lkeys": slab.put(lkeys), "qps": slab.put(qps),
+            "hidden": hidden, "max_tokens": max_tokens, "qps_per_rank": ways,
+            "heaps": slab.put(np.array(heaps, np.uint64)), "remote_heaps": slab.put(remote),
+            "heap_lkeys": slab.put(lkeys), "qps": slab.put(qps),
         }  # fmt: skip
         for name, value in values.items():
             pod[0][name] = value
@@ -84,8 +85,10 @@ class DeviceInternode(Internode):
     `register` makes memory of this rank known to the devices of `paths`; the mesh joins all ranks of different hosts.
     """
 
+    link: HostLink
+
     def __init__(
-        self, link: Link, shape: HostsShape, make_queues: Callable[[Link, HostsShape, int], DeviceQueues],
+        self, link: HostLink, shape: HostsShape, make_queues: Callable[[Link, HostsShape, int], DeviceQueues],
         rendezvous: Rendezvous, paths: list[Path], register: Register, *, timeout_ns: int = 0,
     ) -> None:  # fmt: skip
         self.rendezvous, self.paths, self.register = rendezvous, paths, register

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import groupby
 from typing import Any, Protocol
 
 from rdmakit.ep.rendezvous import (
@@ -19,6 +20,7 @@ from rdmakit.ep.rendezvous import (
     asked_devices,
     asked_ranks_per_host,
     host_identity,
+    runner_host,
 )
 from rdmakit.ep.tensors import kernels_on_cpu
 from rdmakit.errors import BadArgument, NotAvailable
@@ -220,14 +222,13 @@ def open_engine(
 
     An `Engine` for one host; for more, an `rdmakit.ep.internode.Internode`. `ranks_per_host`, or else the environment's
     RDMAKIT_RANKS_PER_HOST, lets one machine play several hosts. What joins hosts: RDMA devices where there are several
-    machines, where RDMAKIT_DEVICES names some, and with RDMAKIT_KERNELS=cpu, where each process is a host; else, on one
-    machine, an HCA made of warps. NotAvailable for what is not there between hosts.
+    machines, where RDMAKIT_DEVICES names some, and with RDMAKIT_KERNELS=cpu, where a rank is a process without a GPU;
+    else, on one machine, an HCA made of warps. NotAvailable for what is not there between hosts.
     """
-    ranks = rendezvous.size
     asked = asked_ranks_per_host() if ranks_per_host is None else ranks_per_host
-    told = rendezvous.all_gather((host_identity(), asked, bool(asked_devices())))
-    machines = [machine for machine, _, _ in told]
     on_cpu = kernels_on_cpu()
+    told = rendezvous.all_gather((runner_host() if on_cpu else host_identity(), asked, bool(asked_devices())))
+    machines = [machine for machine, _, _ in told]
     for name, what, values in (
         ("ranks_per_host", RANKS_PER_HOST, [each for _, each, _ in told]),
         ("whether devices join hosts", DEVICES, [named or on_cpu for _, _, named in told]),
@@ -235,43 +236,60 @@ def open_engine(
         if len(set(values)) > 1:
             raise BadArgument(f"ranks do not agree on {name}", value=values, rule="the same on every rank",
                               remedy=f"set {what} for all of them")  # fmt: skip
-    each = ranks // len(set(machines)) if asked is None else asked
-    if isinstance(each, bool) or not isinstance(each, int) or each < 1 or ranks % each:
-        raise BadArgument("ranks cannot be split evenly over hosts", value=each, rule=f"a divisor of {ranks} ranks",
-                          remedy=f"another ranks_per_host or {RANKS_PER_HOST}")  # fmt: skip
-    if any(len(set(machines[first : first + each])) > 1 for first in range(0, ranks, each)):
-        raise BadArgument("ranks of a host are on several machines", value=each,
-                          rule=f"{each} ranks in a row are of one machine, here ranks are on {_in_turn(machines)}",
-                          remedy=f"as many ranks on each machine, numbered host by host; {RANKS_PER_HOST}")  # fmt: skip
-    if each == ranks and not on_cpu:
-        if low_latency and not low_latency_over_nvlink:
-            raise NotAvailable("allow_nvlink_for_low_latency_mode=False is not supported", value=False,
-                               rule="rows go over NVLink between GPUs of one host",
-                               remedy=f"leave it True, or {RANKS_PER_HOST}=1 and {DEVICES}=… for RDMA devices",
-                               )  # fmt: skip
-        return import_module("rdmakit.ep.nvlink").connect(
-            rendezvous, num_nvl_bytes=num_nvl_bytes, num_rdma_bytes=num_rdma_bytes if low_latency else 0,
-            enable_shrink=enable_shrink,
-        ), 1  # fmt: skip
+    each = _ranks_of_a_host(machines, asked)
+    hosts = rendezvous.size // each
     over_devices = on_cpu or len(set(machines)) > 1 or bool(asked_devices())
-    for name, wanted in {"low_latency_mode": low_latency and not over_devices, "enable_shrink": enable_shrink}.items():
-        if wanted:
-            raise NotAvailable(f"{name} is not supported between hosts", value=wanted,
-                               rule="normal dispatch and combine only" if name == "low_latency_mode"
-                               else "masks are of one host's ranks",
-                               remedy=f"leave {name} out" + f", or {DEVICES}=…" * (name == "low_latency_mode"),
-                               )  # fmt: skip
-    sizes = {"num_nvl_bytes": num_nvl_bytes, "num_rdma_bytes": num_rdma_bytes, "num_qps_per_rank": num_qps_per_rank}
+    if hosts > 1:
+        _between_hosts(low_latency=low_latency and not over_devices, enable_shrink=enable_shrink)
+    if low_latency and not low_latency_over_nvlink and (each > 1 or (hosts == 1 and not on_cpu)):
+        raise NotAvailable("allow_nvlink_for_low_latency_mode=False is not supported among ranks of one host",
+                           value=f"{rendezvous.size} ranks on {hosts} hosts",
+                           rule="they share memory" if on_cpu else "rows go over NVLink between GPUs of one host",
+                           remedy=f"leave it True, or {RANKS_PER_HOST}=1 and {DEVICES}=…, so that devices join all",
+                           )  # fmt: skip
+    sizes = {"num_nvl_bytes": num_nvl_bytes, "num_rdma_bytes": num_rdma_bytes}
+    if hosts == 1:
+        sizes["num_rdma_bytes"] = num_rdma_bytes if low_latency else 0
+        one_host = import_module("rdmakit.ep.process_rank" if on_cpu else "rdmakit.ep.nvlink")
+        return one_host.connect(rendezvous, enable_shrink=enable_shrink, **sizes), 1
+    sizes["num_qps_per_rank"] = num_qps_per_rank
     if over_devices:
-        found = import_module("rdmakit.ep.device_engine" if on_cpu else "rdmakit.ep.device_gpus").connect(
-            rendezvous, ranks_per_host=each, low_latency=low_latency, **sizes
-        )
-        return found, ranks // each
-    engine = import_module("rdmakit.ep.internode").connect(rendezvous, ranks_per_host=each, **sizes)
-    return engine, ranks // each
+        devices = import_module("rdmakit.ep.device_engine" if on_cpu else "rdmakit.ep.device_gpus")
+        return devices.connect(rendezvous, ranks_per_host=each, low_latency=low_latency, **sizes), hosts
+    return import_module("rdmakit.ep.internode").connect(rendezvous, ranks_per_host=each, **sizes), hosts
 
 
-def _in_turn(machines: list[str]) -> str:
-    """Which ranks are together: numbers of machines, by rank."""
-    numbers = {machine: number for number, machine in enumerate(dict.fromkeys(machines))}
-    return "machines " + ", ".join(str(numbers[machine]) for machine in machines)
+def _between_hosts(*, low_latency: bool, enable_shrink: bool) -> None:
+    """NotAvailable for what is not there between hosts."""
+    if low_latency:
+        raise NotAvailable("low_latency_mode is not supported between hosts", value=low_latency,
+                           rule="an HCA made of warps has normal dispatch and combine only",
+                           remedy=f"leave low_latency_mode out, or {DEVICES}=…")  # fmt: skip
+    if enable_shrink:
+        raise NotAvailable("enable_shrink is not supported between hosts", value=enable_shrink,
+                           rule="masks are of one host's ranks", remedy="leave enable_shrink out")  # fmt: skip
+
+
+def _ranks_of_a_host(machines: list[str], asked: Any) -> int:
+    """Ranks of each host, from the machine that each rank is on: as many as were asked for, or as there are."""
+    ranks = len(machines)
+    by_machine = [len(list(alike)) for _, alike in groupby(machines)]
+    if asked is None:
+        if len(by_machine) > len(set(machines)) or len(set(by_machine)) > 1:
+            raise BadArgument(
+                "ranks are not spread evenly over hosts, host by host", value=f"{by_machine} ranks in a row on one",
+                rule="as many ranks on each host, numbered host by host",
+                remedy=f"start them so; or {RANKS_PER_HOST}=1, if each has an RDMA device",
+            )  # fmt: skip
+        return by_machine[0]
+    if isinstance(asked, bool) or not isinstance(asked, int) or asked < 1 or ranks % asked:
+        raise BadArgument("ranks cannot be split evenly over hosts", value=asked, rule=f"a divisor of {ranks} ranks",
+                          remedy=f"another ranks_per_host or {RANKS_PER_HOST}")  # fmt: skip
+    for first in range(0, ranks, asked):
+        if len(set(machines[first : first + asked])) > 1:
+            raise BadArgument(
+                "ranks of one host are on several machines", value=f"ranks {first} … {first + asked - 1}",
+                rule=f"ranks_per_host is {asked}, and those share memory",
+                remedy=f"number the ranks host by host, or {RANKS_PER_HOST}={min(by_machine)}",
+            )  # fmt: skip
+    return asked

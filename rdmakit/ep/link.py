@@ -11,10 +11,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from rdmakit.device import Context
 from rdmakit.device.report import REPORT, Report
 from rdmakit.errors import HangError
 
-__all__ = ["Link", "WorldLink"]
+__all__ = ["Gather", "HostLink", "Link", "WorldLink"]
+
+Gather = Callable[[Any], list[Any]]
+"""Collective: one value of every rank, by rank, the same list on all."""
 
 
 class Link(Protocol):
@@ -36,9 +40,6 @@ class Link(Protocol):
 
     def memory(self, nbytes: int) -> tuple[int, Any]:
         """Zeroed memory of this rank's own: its address, and what keeps it alive."""
-
-    def heap_memory(self, nbytes: int) -> tuple[int, Any]:
-        """The same, such as NICs reach once it is registered with them."""
 
     def host_memory(self, nbytes: int) -> np.ndarray[Any, Any]:
         """Zeroed memory of the host that kernels write and the host reads, uint8; its address is the same for both."""
@@ -65,6 +66,21 @@ class Link(Protocol):
 
     def close(self) -> None:
         """Give back what it holds; memory whose owner somebody else has lives on."""
+
+
+class HostLink(Link, Protocol):
+    """What an engine asks besides, where RDMA devices join the hosts."""
+
+    def symmetric(self, nbytes: int, gather: Gather) -> tuple[list[int], Any]:
+        """Zeroed memory of each rank of this host's, such as NICs reach once it is registered with them: where it
+        lies, by rank, 0 for other hosts'; and what keeps it. Collective over the group.
+        """
+
+    def let_work(self, context: Context) -> None:
+        """Kernels use queue pairs of this device from now on."""
+
+    def look_for(self, broken: Callable[[], Exception | None]) -> None:
+        """Ask this now and then while somebody waits: an error, or None while all is well."""
 
 
 class WorldLink:
@@ -98,9 +114,19 @@ class WorldLink:
         array = self.world.array((nbytes,), np.uint8)
         return int(array.ctypes.data), array
 
-    def heap_memory(self, nbytes: int) -> tuple[int, Any]:
-        """The same."""
-        return self.memory(nbytes)
+    def symmetric(self, nbytes: int, gather: Gather) -> tuple[list[int], Any]:
+        """See `HostLink.symmetric`."""
+        address, owner = self.memory(nbytes)
+        told = gather(address)
+        return [int(at) if heap else 0 for at, heap in zip(told, self.heaps, strict=True)], owner
+
+    def let_work(self, context: Context) -> None:
+        """The world does, from now on."""
+        self.world.let_work(context)
+
+    def look_for(self, broken: Callable[[], Exception | None]) -> None:
+        """The world does."""
+        self.world.look_for(broken)
 
     def host_memory(self, nbytes: int) -> np.ndarray[Any, Any]:
         """The same."""

@@ -23,6 +23,7 @@ __all__ = [
     "asked_ranks_per_host",
     "host_identity",
     "introduce",
+    "runner_host",
 ]
 
 RANKS_PER_HOST = "RDMAKIT_RANKS_PER_HOST"
@@ -81,16 +82,29 @@ def host_identity() -> str:
         return socket.gethostname()
 
 
-def asked_ranks_per_host() -> int | None:
-    """What the environment says, None where it says nothing; 1 where kernels run on the CPU, a process a host.
+def runner_host() -> str:
+    """The same text in all processes that can share memory and RDMA devices, where kernels run on the CPU.
 
-    BadArgument for what is no number of ranks.
+    Those of one kernel, of one name, that see each other and one network: a container, or one of the lab's hosts, is a
+    host of its own.
     """
+    return " ".join((host_identity(), socket.gethostname(), _namespace("pid"), _namespace("net")))
+
+
+def _namespace(kind: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/ns/{kind}")  # man 7 namespaces
+    except OSError:
+        return ""
+
+
+def asked_ranks_per_host() -> int | None:
+    """What the environment says, None where it says nothing. BadArgument for what is no number of ranks."""
     text = os.environ.get(RANKS_PER_HOST, "")
     if text and not (text.isdecimal() and int(text) > 0):
         raise BadArgument(f"{RANKS_PER_HOST} is no number of ranks", value=text, rule="a positive integer",
                           remedy=f"unset it, or set {RANKS_PER_HOST}=1 for hosts of one GPU")  # fmt: skip
-    return int(text) if text else 1 if tensors.kernels_on_cpu() else None
+    return int(text) if text else None
 
 
 def asked_devices() -> list[str]:

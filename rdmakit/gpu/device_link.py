@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from rdmakit.device import Context
 from rdmakit.errors import RdmakitError
 from rdmakit.gpu.arena import Arena
 from rdmakit.gpu.driver import GPU_PAGE
@@ -49,6 +50,14 @@ class DeviceLink(PeerLink):
             return int(array.ctypes.data), array
         address, owner = self.memory(-(-nbytes // GPU_PAGE) * GPU_PAGE + GPU_PAGE)
         return -(-address // GPU_PAGE) * GPU_PAGE, owner
+
+    def symmetric(self, nbytes: int, gather: Callable[[Any], list[Any]]) -> tuple[list[int], Any]:
+        """Zeroed memory that NICs reach, by rank: 0 for all others, who are other hosts'; and what keeps it."""
+        address, owner = self.heap_memory(nbytes)
+        return [address if rank == self.rank else 0 for rank in range(self.ranks)], owner
+
+    def let_work(self, context: Context) -> None:
+        """Nothing to do: for kernels of GPUs a proxy has a thread of its own."""
 
     def look_for(self, broken: Callable[[], Exception | None]) -> None:
         """Ask this now and then while the host waits: an error, or None while all is well."""

@@ -7,6 +7,7 @@ from connect_rig import results
 from hosts_rig import shared_out
 
 from rdmakit.cli import bench, bench_hosts, bench_mesh
+from rdmakit.errors import BadArgument
 
 
 def parsed(*given):
@@ -15,13 +16,16 @@ def parsed(*given):
     return parser.parse_args(["bench", *given])
 
 
-def ranks_of(tmp_path, devices, *more):
+def ranks_of(tmp_path, devices, *more, each=1):
+    ranks = each * len(devices)
+
     def rank(number):
-        given = ("--meet", f"file:{tmp_path}/meeting", "--rank", str(number), "--ranks", "2", "--devices",
-                 ",".join(devices[number]), "--timeout", "40", "--hidden", "256", "--tokens", "64")  # fmt: skip
+        given = ("--meet", f"file:{tmp_path}/meeting", "--rank", str(number), "--ranks", str(ranks), "--devices",
+                 ",".join(devices[number // each]), "--ranks-per-host", str(each), "--timeout", "40",
+                 "--hidden", "256", "--tokens", "64")  # fmt: skip
         return bench_hosts.hosts(parsed("hosts", *given, *more))
 
-    return results(2, rank)
+    return results(ranks, rank)
 
 
 def test_two_hosts_pass_with_figures_of_queue_pairs_ports_and_calls(names, tmp_path):
@@ -33,6 +37,22 @@ def test_two_hosts_pass_with_figures_of_queue_pairs_ports_and_calls(names, tmp_p
         text = "\n".join(result["lines"])
         assert "bit for bit" in text and "4 queue pairs leave as planned (planned)" in text and "WRONG" not in text
         assert result["config"]["kernels"] == "on the CPU runner"
+
+
+def test_two_ranks_of_each_host_share_memory_and_ports(names, tmp_path):
+    for result in ranks_of(tmp_path, shared_out(names, 2), "--rounds", "1", each=2):
+        figures, text = result["figures"], "\n".join(result["lines"])
+        assert result["ok"] and figures["wrong"] == 0 and figures["qps"] == 8, text
+        assert "bit for bit" in text and "8 queue pairs leave as planned (planned)" in text
+        assert result["config"]["ranks_per_host"] == 2
+
+
+@pytest.mark.parametrize(("each", "said"), [(0, "ranks cannot be split over hosts"), (2, "no such hosts"),
+                                            (3, "ranks cannot be split over hosts")])  # fmt: skip
+def test_hosts_that_cannot_be(each, said):
+    place = ("--meet", "file:/nowhere", "--rank", "0", "--ranks", "2", "--ranks-per-host", str(each))
+    with pytest.raises(BadArgument, match=f"{said} .value --ranks-per-host {each} of 2 ranks"):
+        bench_hosts.hosts(parsed("hosts", *place))
 
 
 def test_a_plan_that_idles_a_port_fails(names, tmp_path):

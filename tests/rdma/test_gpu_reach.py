@@ -43,7 +43,7 @@ def gpu(monkeypatch):
 
 
 def own(context):
-    return context.device.where.startswith("mlx5")
+    return context.device.where.startswith(("mlx5", "devx"))
 
 
 def places(handle):
@@ -88,7 +88,9 @@ def test_queues_share_pages_and_the_last_one_gives_them_back(contexts, gpu):
     pairs = [connected_pair(*contexts) for _ in range(8)]
     made = [pair[0].device_handle() for pair in pairs]
     records = {int(handle["dbrec"]) // PAGE for handle in made}
-    assert len(records) < len(made) and there.cuda.calls == len(there.cuda.mapped)
+    of_libmlx5 = contexts[0].device.where.startswith("mlx5")  # whose records lie together; queues by command have pages
+    assert len(records) < len(made) if of_libmlx5 else len(records) == len(made)
+    assert there.cuda.calls == len(there.cuda.mapped)
     kept = made.pop()
     pairs.pop()
     before = there.cuda.calls

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 import rdmakit.compat.deep_ep as deep_ep
+from rdmakit.ep import engine as engines
 from rdmakit.ep import rendezvous, tensors
 from rdmakit.ep.config import get_low_latency_rdma_size_hint
 from rdmakit.errors import BadArgument, NotAvailable
@@ -185,3 +186,34 @@ def test_nvlink_check(monkeypatch):
     met([0, 2])
     with pytest.raises(NotAvailable, match=r"rank 0, peer 1, gpu 2"):
         utils.check_nvlink_connections(None)
+
+
+def test_a_host_of_processes_is_what_they_see(monkeypatch):
+    here = rendezvous.runner_host()
+    assert here == rendezvous.runner_host() and rendezvous.host_identity() in here
+    monkeypatch.setattr(rendezvous.socket, "gethostname", lambda: "another container")
+    assert rendezvous.runner_host() != here
+    monkeypatch.undo()
+    monkeypatch.setattr(rendezvous.os, "readlink", lambda path: f"{path}:[1]")  # a namespace of its own
+    assert rendezvous.runner_host() != here
+
+
+@pytest.mark.parametrize(("machines", "asked", "each"), [
+    ("aaaa", None, 4), ("aabb", None, 2), ("ab", None, 1), ("a", None, 1),
+    ("aaaa", 2, 2), ("aaaa", 1, 1), ("aabb", 2, 2), ("aabb", 1, 1), ("aaaaaabbbbbb", 3, 3),
+])  # fmt: skip
+def test_ranks_of_a_host(machines, asked, each):
+    assert engines._ranks_of_a_host(list(machines), asked) == each
+
+
+@pytest.mark.parametrize(("machines", "asked", "text"), [
+    ("aab", None, r"not spread evenly over hosts, host by host .value \[2, 1\]"),
+    ("abab", None, r"not spread evenly over hosts, host by host .value \[1, 1, 1, 1\]"),
+    ("abba", None, r"not spread evenly"),
+    ("aabb", 4, "ranks of one host are on several machines .value ranks 0 … 3"),
+    ("aaabbb", 2, "ranks of one host are on several machines .value ranks 2 … 3"),
+    ("aaaa", 3, "ranks cannot be split evenly over hosts .value 3"),
+])  # fmt: skip
+def test_ranks_that_make_no_hosts(machines, asked, text):
+    with pytest.raises(BadArgument, match=text):
+        engines._ranks_of_a_host(list(machines), asked)

@@ -57,8 +57,11 @@ def choose(monkeypatch):
         ("a b", {}, "device_gpus", 2, 1),
         ("a a b b", {}, "device_gpus", 2, 2),
         ("a a b b", {"ranks_per_host": 1}, "device_gpus", 4, 1),
-        ("a b c c", {}, "device_gpus", 4, 1),
-        ("a a", {"kernels": "cpu"}, "device_engine", 2, 1),
+        ("a b c c", {"ranks_per_host": 1}, "device_gpus", 4, 1),
+        ("a a", {"kernels": "cpu"}, "process_rank", 1, None),
+        ("a a", {"kernels": "cpu", "devices": "mlx5_0"}, "process_rank", 1, None),
+        ("a a", {"kernels": "cpu", "ranks_per_host": 1}, "device_engine", 2, 1),
+        ("a a b b", {"kernels": "cpu"}, "device_engine", 2, 2),
         ("a b", {"kernels": "cpu"}, "device_engine", 2, 1),
     ],
 )
@@ -68,12 +71,13 @@ def test_engines(choose, machines, options, engine, hosts, each):
     assert given["num_nvl_bytes"] == 64
 
 
-@pytest.mark.parametrize("machines", ["a b", "a a b b"])
-def test_low_latency_goes_over_devices_with_or_without_nvlink(choose, machines):
-    for over_nvlink in (True, False):
-        name, _, given = choose(machines, low_latency=True, low_latency_over_nvlink=over_nvlink, num_qps_per_rank=5)
-        assert name == "device_gpus" and given["low_latency"] and given["num_qps_per_rank"] == 5
-        assert given["num_rdma_bytes"] == 128
+@pytest.mark.parametrize(("kernels", "engine"), [("gpu", "device_gpus"), ("cpu", "device_engine")])
+@pytest.mark.parametrize(("machines", "nvlink"), [("a b", True), ("a b", False), ("a a b b", True)])
+def test_low_latency_goes_over_devices_with_or_without_nvlink(choose, machines, nvlink, kernels, engine):
+    options = {"low_latency": True, "low_latency_over_nvlink": nvlink, "num_qps_per_rank": 5, "kernels": kernels}
+    name, _, given = choose(machines, **options)
+    assert name == engine and given["low_latency"] and given["num_qps_per_rank"] == 5
+    assert given["num_rdma_bytes"] == 128
 
 
 @pytest.mark.parametrize(
@@ -81,13 +85,18 @@ def test_low_latency_goes_over_devices_with_or_without_nvlink(choose, machines):
     [
         (NotAvailable, "allow_nvlink_for_low_latency_mode=False", "a a",
          {"low_latency": True, "low_latency_over_nvlink": False}),
+        (NotAvailable, "among ranks of one host .value 4 ranks on 2 hosts", "a a b b",
+         {"low_latency": True, "low_latency_over_nvlink": False}),
+        (NotAvailable, "among ranks of one host .value 2 ranks on 1 hosts", "a a",
+         {"low_latency": True, "low_latency_over_nvlink": False, "kernels": "cpu"}),
         (NotAvailable, "low_latency_mode is not supported between hosts", "a a",
          {"low_latency": True, "ranks_per_host": 1}),
         (NotAvailable, "enable_shrink is not supported between hosts", "a b", {"enable_shrink": True}),
-        (BadArgument, "split evenly over hosts .value 2", "a b b b b", {}),
-        (BadArgument, "on several machines .value 4(?:.|\n)*machines 0, 0, 1, 1", "a a b b", {"ranks_per_host": 4}),
-        (BadArgument, "on several machines .value 2(?:.|\n)*machines 0, 1, 0, 1", "a b a b", {}),
-        (BadArgument, "on several machines", "a a a b", {}),
+        (BadArgument, r"not spread evenly over hosts, host by host .value \[1, 4\]", "a b b b b", {}),
+        (BadArgument, "on several machines .value ranks 0 … 3", "a a b b", {"ranks_per_host": 4}),
+        (BadArgument, "on several machines .value ranks 0 … 1", "a b a b", {"ranks_per_host": 2}),
+        (BadArgument, r"not spread evenly .*value \[1, 1, 1, 1\]", "a b a b", {}),
+        (BadArgument, r"not spread evenly .*value \[3, 1\]", "a a a b", {}),
         (BadArgument, "do not agree on ranks_per_host", "a a", {"changed": {1: (1, False)}}),
         (BadArgument, "do not agree on whether devices join hosts", "a a",
          {"ranks_per_host": 1, "changed": {1: (1, True)}}),

@@ -76,6 +76,20 @@ def test_runs_and_holds(name: str):
     assert not done.stderr
 
 
+@pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
+@pytest.mark.parametrize("name", ["deepep_program.py", TWO_HOSTS])
+def test_torchrun_starts_ranks_that_share_memory(name: str):
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
+    done = subprocess.run(
+        [*command, str(TUTORIALS / name)], capture_output=True, text=True, timeout=200,
+        env={**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8", "RDMAKIT_KERNELS": "cpu"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert all(f"rank {rank} of 4" in done.stdout for rank in range(4)), done.stdout
+    assert done.stdout.count("✓") == 4 and "4 ranks of one host share memory" in done.stderr
+
+
 @pytest.mark.skipif(importlib.util.find_spec("cupy") is not None, reason="CuPy is installed")
 def test_of_torchrun_without_gpus_one_rank_does_the_work():
     first, second = (run("torchrun_two_gpus.py", RANK=rank, WORLD_SIZE="2") for rank in ("0", "1"))

@@ -15,6 +15,7 @@ constexpr u32 kLookEvery = 64;           // turns between looks at one fibre
 constexpr u32 kLookEveryMeeting = 4;     // under Timed a meeting of lanes takes a hundred turns
 constexpr u32 kMeetingsFirst = 1024;     // of each lane: by then whoever works beside them has been looked at, too
 constexpr u32 kSameLooks = 1u << 15;     // looks in a row that showed nothing new: 7 × 10⁷ basic blocks, a fifth of a second
+constexpr u32 kOutsideEvery = 64;        // looks at a loop that shows something new each time, between turns of the outside
 constexpr u32 kIdlePoints = 1u << 20;    // Explore: ordered accesses in a row, by whomever, that changed no word of memory
 constexpr u32 kEndlessTurns = 1u << 26;  // turns of one fibre, whatever it does: 2 × 10⁹ basic blocks
 constexpr u32 kImages = 1u << 16;        // that are remembered, of all fibres together
@@ -36,10 +37,19 @@ class EndlessLoops {
         const bool known = remember(mix(stack_image(fibre), mix(fibre.number, progress)));
         same_looks_ = known && progress == progress_ ? same_looks_ + 1 : 0;
         progress_ = progress;
-        if (same_looks_ >= kSameLooks) return "endless loop: it polls memory that nobody writes, and nothing else moves";
+        ++looks_;
+        if (same_looks_ >= kSameLooks) return kPolls;
         if (fibre.turns >= kEndlessTurns) return "endless loop: it ran for billions of instructions while nothing else moved";
         return nullptr;
     }
+    // With an outside: whether the last look showed nothing new; whether it is time to let the outside work; start anew.
+    bool repeats() const { return same_looks_ > 0; }
+    bool due_outside() const { return repeats() || looks_ % kOutsideEvery == 0; }
+    void forgive(Fibre& fibre) {
+        same_looks_ = 0;
+        fibre.turns = 0;
+    }
+    static constexpr const char* kPolls = "endless loop: it polls memory that nobody writes, and nothing else moves";
 
     void start_over() { idle_points_ = 0; }
     // Explore: one more ordered access; `progress` and `changes` grow whenever anything, or any word of memory, changes.
@@ -89,7 +99,7 @@ class EndlessLoops {
         }
     }
     std::vector<u64> images_;  // open addressing
-    u32 used_ = 0, same_looks_ = 0;
+    u32 used_ = 0, same_looks_ = 0, looks_ = 0;
     u64 progress_ = 0, idle_since_ = 0;
     u32 idle_points_ = 0;
 };

@@ -131,9 +131,20 @@ void Scheduler::resume(Fibre& fibre) {
 bool Scheduler::look_at(Fibre& fibre) {
     if (!fibre.looked_at) return false;
     fibre.looked_at = false;
-    const char* why = fibre.state == FibreState::ready ? endless_.look(fibre, progress_) : nullptr;
+    const char* why = fibre.state == FibreState::ready ? endless(fibre) : nullptr;
     if (why != nullptr) owner_.fibre_faulted(fibre, why + describe_place(fibre));
     return why != nullptr;
+}
+
+// Not null: the fibre that was looked at will never end, because … Where there is an outside, that has to have been given
+// up, too; meanwhile it goes on, and whoever is parked beside the one that polls looks at its words.
+const char* Scheduler::endless(Fibre& fibre) {
+    const char* const why = endless_.look(fibre, progress_);
+    if (others_may_write == nullptr || !endless_.due_outside()) return why;
+    sweep();
+    if (!others_may_write(world)) return why != nullptr || endless_.repeats() ? EndlessLoops::kPolls : nullptr;
+    if (why != nullptr) endless_.forgive(fibre);
+    return nullptr;
 }
 
 // ---- the rest of the world ------------------------------------------------------------------------------------

@@ -72,6 +72,8 @@ class Scheduler {
     void* interrupt_argument = nullptr;
     // Asked every few thousand steps; true makes run() return as if nothing could go on.
     bool (*going_nowhere)(void*) = nullptr;
+    // Asked when a fibre polls and polls: whether somebody outside may still write what it looks for.
+    bool (*others_may_write)(void*) = nullptr;
     void* world = nullptr;
     bool interrupted() const { return interrupted_; }
     const std::vector<Fibre*>& parked() const { return parked_; }
@@ -128,6 +130,7 @@ class Scheduler {
     void gather_units(Fibre* first);
     void go_on(u32 unit);
     bool sweep();
+    const char* endless(Fibre& fibre);
     void give_way(Fibre& fibre, const void* pc);
     void stop_for_a_look(Fibre& fibre);
     bool asked_to_stop();

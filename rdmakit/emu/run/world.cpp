@@ -181,11 +181,17 @@ void World::Actions::take(u32 index) {
     all[which].act(all[which].argument);
 }
 
+bool World::outside_goes_on() {
+    const u64 before = progress_then_;
+    progress_then_ = launcher_.scheduler().progress();
+    return outside_(outside_argument_, progress_then_ != before);
+}
+
 RunOutcome World::run_once() {
     FaultGuard guard;
     waiting_.clear();
     bool hung = false;
-    u64 progress = 0;  // of the scheduler, when the outside was asked last
+    progress_then_ = 0;
     for (int round = 0;;) {
         launcher_.scheduler().run();
         if (launcher_.scheduler().interrupted()) {
@@ -195,14 +201,11 @@ RunOutcome World::run_once() {
         if (exploration() != nullptr && exploration()->pruned) break;
         if (nudge_hcas() || fire_timers(kNever)) continue;
         if (launcher_.idle()) break;
-        if (outside_ != nullptr && !hung) {
-            const u64 before = progress;
-            progress = launcher_.scheduler().progress();
-            if (outside_(outside_argument_, progress != before)) continue;
-        }
+        if (outside_ != nullptr && !hung && outside_goes_on()) continue;
         if (launcher_.scheduler().expire_first()) continue;
         if (!hung) list_waiting();
         hung = true;
+        launcher_.scheduler().others_may_write = nullptr;  // the outside has been given up
         if (keep_) break;  // one schedule of many: nobody need be told that its time is up
         if (++round > kTimeoutRounds || launcher_.scheduler().parked().empty()) {
             launcher_.abandon();

@@ -90,7 +90,11 @@ class World final : public Environment {
     }
     // Who writes into memory that kernels wait for without being of this world: real devices. Asked when nothing can go on
     // here; `moved`: something has since it was asked last. False: nothing will come any more.
-    void ask_outside(bool (*outside)(void*, bool moved), void* argument) { outside_ = outside, outside_argument_ = argument; }
+    void ask_outside(bool (*outside)(void*, bool moved), void* argument) {
+        outside_ = outside, outside_argument_ = argument;
+        launcher_.scheduler().others_may_write = nullptr;
+        if (outside != nullptr) launcher_.scheduler().others_may_write = [](void* world) { return static_cast<World*>(world)->outside_goes_on(); };
+    }
     const std::vector<Waiting>& waiting() const { return waiting_; }
     std::vector<DeviceError> take_errors();
     std::vector<NamedEvent> take_events();
@@ -183,6 +187,7 @@ class World final : public Environment {
     void plan_next_mishap();
     bool nudge_hcas();
     bool going_nowhere();
+    bool outside_goes_on();
     void list_waiting();
     u32 index_of(const Hca& hca) const;
     Hca* owner_of(const void* address);
@@ -229,6 +234,7 @@ class World final : public Environment {
     WorldFaults faults_;
     bool (*outside_)(void*, bool) = nullptr;
     void* outside_argument_ = nullptr;
+    u64 progress_then_ = 0;  // of the scheduler, when the outside was asked last
     bool keep_ = false;
     struct Kept {
         LaunchSpec spec;
