@@ -132,6 +132,7 @@ template <Scope S, class T> RDMAKIT_DEVICE void use_wait(const Memory& m) {
     const Subject who = m.any<Subject>(1);
     T value = 0;
     m.keep(wait_until<S>(&m.any<T>(2), [](T v) { return v > 7; }, watch, who, &value)).keep(value);
+    m.keep(there_already(&m.any<T>(2), m.any<u32>(3), [](T v) { return v > 7; }));
 }
 RDMAKIT_KERNEL use_report(Memory m) {
     const Watch watch = m.any<Watch>();

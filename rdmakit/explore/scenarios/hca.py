@@ -44,7 +44,7 @@ class Ends:
             self.memory.append(self.world.array(words + 1, np.uint64, name=name))
             self.regions.append(pd.register(self.memory[-1]))
             collapsed = bool(scene.options.get("collapsed", False))
-            self.qps.append(pd.create_qp(context.create_cq(entries, collapsed=collapsed), sq_wqebbs=8))
+            self.qps.append(pd.create_qp(context.create_cq(entries, collapsed=collapsed), sq_wqebbs=min(8, entries)))
         self.qps[0].connect(self.qps[1])
         self.qps[1].connect(self.qps[0])
         self.memory[0][:words] = np.arange(1, 1 + words, dtype=np.uint64) * np.uint64(0x0101_0101_0000_0001)
