@@ -188,7 +188,7 @@ def test_dropping_names_frees_the_device_in_any_order(world):
     def build():
         context = world.open(0)
         pd, cq = context.alloc_pd(), context.create_cq(8)
-        qp, mr = pd.create_qp(cq), pd.register(bytearray(64))
+        qp, mr = pd.create_qp(cq, sq_wqebbs=8), pd.register(bytearray(64))
         qp.device_handle()
         context.loop = [context, pd, cq, qp, mr]  # a cycle: the collector chooses the order
         return pd.handle
