@@ -24,6 +24,7 @@ from rdmakit.device import connected_pair
 from rdmakit.emu.uverbs import library, preloaded
 from rdmakit.ep import device_gpus
 from rdmakit.errors import CompletionError, HangError, NotAvailable
+from rdmakit.gpu.cuda import cupy
 from rdmakit.gpu.device_queues import reach
 from rdmakit.gpu.host_pages import host_pages
 from rdmakit.signal import SequenceLock
@@ -179,25 +180,63 @@ def test_where_heaps_lie_is_found_by_trying(names):
     assert way.kind in ("dma-buf", "peermem", "host")
 
 
-@pytest.mark.parametrize("queues", ["own", "proxied"])
-def test_buffer_in_two_processes_as_two_hosts(names, queues, seed, tmp_path):
-    """DeepEP's calls, both kinds, on one GPU that both share or one each, bit for bit against NumPy."""
-    pytest.importorskip("torch", reason="torch is not installed")
-    devices = ",".join(name + ":queues=proxied" * (queues == "proxied") for name in names[:2])
-    environment = {**os.environ, "RDMAKIT_DEVICES": devices, "RDMAKIT_RANKS_PER_HOST": "1"}
-    command = [sys.executable, str(PROGRAM), "--meet", f"file:{tmp_path}/meeting", "--ranks", "2",
-               "--seed", str(seed % 10_000)]  # fmt: skip
+def processes(count, each, names, where, *options):
+    """`count` ranks of the program, `each` on a host: exit statuses, and what they said."""
+    environment = {**os.environ, "RDMAKIT_DEVICES": ",".join(names), "RDMAKIT_RANKS_PER_HOST": str(each)}
+    command = [sys.executable, str(PROGRAM), "--meet", f"file:{where}/meeting", "--ranks", str(count), *options]
     ranks = [subprocess.Popen([*command, "--rank", str(rank)], env=environment, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, text=True) for rank in range(2)]  # fmt: skip
+                              stderr=subprocess.STDOUT, text=True) for rank in range(count)]  # fmt: skip
     try:
         said = [rank.communicate(timeout=LIMIT_S)[0] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
     print(*(text[-5000:] for text in said), sep="\n")
-    assert [rank.returncode for rank in ranks] == [0, 0] and all("all right" in text for text in said)
+    return [rank.returncode for rank in ranks], said
+
+
+@pytest.mark.parametrize("each", [1, 2])
+@pytest.mark.parametrize("queues", ["own", "proxied"])
+def test_buffer_in_processes_as_two_hosts(names, queues, each, seed, tmp_path):
+    """DeepEP's calls, both kinds, one and two ranks a host, on one GPU that all share or one a host, against NumPy."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    devices = [name + ":queues=proxied" * (queues == "proxied") for name in names[:2]]
+    options = "--seed", str(seed % 10_000), "--rounds", "2" if each == 1 else "1"
+    status, said = processes(2 * each, each, devices, tmp_path, *options)
+    assert status == [0] * (2 * each) and all("all right" in text for text in said)
     who = "a proxy on the CPU posts" if queues == "proxied" else "kernels on the GPU ring the registers"
     assert who in said[0] and "heaps are " in said[0]
+    if each > 1:
+        assert "2 ranks of a host share it" in said[0] or "2 ranks of a host map each other's by CUDA IPC" in said[0]
+
+
+def test_gpus_that_would_lose_additions_are_refused(names, tmp_path):
+    """Ranks of a host on two GPUs, heaps in the host's memory: all refuse, and say why, unless the bus has atomics."""
+    cp = cupy()
+    if cp.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("one GPU: all ranks add through it")
+    if device_gpus.heap_way(open_paths(names[:1])).kind != "host":
+        pytest.skip("heaps lie on the GPUs")
+    pytest.importorskip("torch", reason="torch is not installed")
+    status, said = processes(4, 2, names[:2], tmp_path, "--gpus", "spread", "--rounds", "1")
+    if cp.cuda.Device().attributes.get("HostNativeAtomicSupported", 0):
+        assert status == [0] * 4
+    else:
+        assert all(status) and all("several GPUs of one host" in text for text in said)
+
+
+def test_ranks_of_a_host_map_each_others_gpu_memory(tmp_path):
+    """By CUDA IPC, as where NICs register it: four processes, two a host, on as many GPUs as there are."""
+    command = [sys.executable, str(PROGRAM.with_name("device_link_program.py")), f"file:{tmp_path}/meeting"]
+    ranks = [subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+             for rank in range(4)]  # fmt: skip
+    try:
+        said = [rank.communicate(timeout=LIMIT_S)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    print(*said, sep="\n")
+    assert [rank.returncode for rank in ranks] == [0] * 4
 
 
 def test_all_of_this_on_an_emulated_connectx(run_seed):
