@@ -1,7 +1,6 @@
 """The engine of a Buffer on GPUs whose hosts are joined by RDMA devices: who rings, what lies where, and why.
 
-Leans on ep.device_hosts, gpu (reach, device_link), verbs through `rdmakit.open`. Each choice falls to the next way that
-there is, and says so: kernels ring where CUDA maps the NIC's queues and doorbell, else a proxy on the CPU posts; heaps
+Leans on ep.device_hosts, ep.gpu_queues (who rings), gpu.device_link. Where heaps lie falls to the next way, too: they
 lie on the GPU where NICs register that, as a dma-buf or through nvidia-peermem, else in page-locked memory of the host.
 Ranks of one host map each other's heaps, wherever they lie.
 """
@@ -14,69 +13,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import rdmakit
 from rdmakit.connect import Path, Rendezvous, open_paths
 from rdmakit.connect.paths import Registered, register_gpu
-from rdmakit.device import Context
 from rdmakit.ep.device_engine import asked_devices
 from rdmakit.ep.device_hosts import join_hosts, of_host, shape_of
 from rdmakit.ep.device_low_latency import LL_KERNELS, DeviceInternode, Register
+from rdmakit.ep.gpu_queues import open_for_gpus, reason
 from rdmakit.ep.internode import KERNELS as NORMAL_KERNELS
 from rdmakit.ep.neighbours import Neighbours, all_of
 from rdmakit.ep.process_rank import patience_s
 from rdmakit.ep.rendezvous import RANKS_PER_HOST
 from rdmakit.errors import NotAvailable, RdmakitError
 from rdmakit.gpu.device_link import DeviceLink
-from rdmakit.gpu.device_queues import reach
 from rdmakit.gpu.driver import GPU_PAGE, dmabuf_of
 from rdmakit.gpu.probe import GpuMemory, current_gpu
 
 __all__ = ["HeapWay", "agreed", "connect", "heap_way", "open_for_gpus"]
 
 _DMA_BUF, _PEERMEM, _HOST = "dma-buf", "peermem", "host"
-
-
-def _why(error: RdmakitError) -> str:
-    said = f": {error.value}" if error.value is not None else f": {error.rule}" if error.rule else ""
-    return f"{error.what}{said}"
-
-
-# ---- who rings
-def _cannot_ring(context: Context) -> str:
-    """Why no kernel can use a queue pair of this device; empty when one can."""
-    cq = context.create_cq(16)
-    qp = context.alloc_pd().create_qp(cq, sq_wqebbs=16)
-    try:
-        qp.device_handle()
-    except NotAvailable as error:
-        return _why(error)
-    finally:
-        qp.close()
-        qp.pd.close()
-        cq.close()
-    return ""
-
-
-def open_for_gpus(spec: str) -> tuple[Context, str]:
-    """A device whose queues kernels of GPUs use, and in words who rings, and why.
-
-    `spec`: as `rdmakit.open` takes it; `queues=proxied` in it asks for the proxy.
-    """
-    context = rdmakit.open(spec)
-    way = reach(context)
-    if context.device.where.startswith("proxied"):
-        asked = "asked for" if "queues=proxied" in spec else "it has no queues that we can reach"
-        return context, f"a proxy on the CPU posts what kernels on the GPU write: {asked}"
-    why = _cannot_ring(context)
-    if not why:
-        kind = "" if way.registers == "IoMemory" else f", mapped as {way.registers}"
-        return context, f"kernels on the GPU ring the registers of the NIC's own queues{kind}"
-    context.close()
-    name, _, options = spec.partition(":")
-    kept = [part for part in options.split(",") if part and not part.startswith("queues=")]
-    context = rdmakit.open(f"{name}:{','.join([*kept, 'queues=proxied'])}")
-    reach(context)
-    return context, f"a proxy on the CPU posts what kernels on the GPU write: {why}"
 
 
 # ---- what lies where
@@ -110,7 +64,7 @@ def heap_way(paths: Sequence[Path]) -> HeapWay:
         try:
             _register_as(kind, paths, page.address, page.nbytes).close()
         except RdmakitError as error:
-            refused.append(f"{kind}: {_why(error)}")
+            refused.append(f"{kind}: {reason(error)}")
         else:
             return HeapWay(kind, "; ".join(refused))
     return HeapWay(_HOST, "; ".join(refused))

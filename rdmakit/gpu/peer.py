@@ -21,7 +21,7 @@ from rdmakit.gpu.cuda import cupy
 from rdmakit.gpu.module import Kernel, stock_kernel
 from rdmakit.gpu.pinned import pinned_report
 
-__all__ = ["PeerLink", "Told", "links_in_one_process"]
+__all__ = ["Allocation", "PeerLink", "Told", "links_in_one_process"]
 
 _PATIENCE_S = 30.0  # for kernels whose own waits are bounded by 10 s
 _STATIC_SHARED = 600  # what our kernels declare besides their dynamic shared memory, at most
@@ -35,7 +35,7 @@ Told = tuple[int, int, int, bytes, int]
 """Memory of a rank's: process, device, address there, CUDA's handle of its allocation, offset in that."""
 
 
-class _Memory:
+class Allocation:
     """Zeroed memory of a GPU, given back when nobody has the object any more. Giving back waits for the GPU."""
 
     def __init__(self, device: int, nbytes: int) -> None:
@@ -70,7 +70,7 @@ class PeerLink:
         self.device = int(cp.cuda.Device().id if device is None else device)
         self._kernels: dict[str, Kernel] = {}
         self._checked: set[str] = set()  # whose arguments have been looked at once
-        self._owned: list[_Memory] = []
+        self._owned: list[Allocation] = []
         self._opened: list[int] = []
         with cp.cuda.Device(self.device):
             attributes = cp.cuda.Device().attributes
@@ -131,13 +131,13 @@ class PeerLink:
 
     def memory(self, nbytes: int) -> tuple[int, Any]:
         """Zeroed memory of this GPU, and its owner: it lives until `close`, and as long as somebody has that."""
-        owner = _Memory(self.device, nbytes)
+        owner = Allocation(self.device, nbytes)
         self._owned.append(owner)
         return owner.address, owner
 
     def heap_memory(self, nbytes: int) -> tuple[int, Any]:
         """Likewise, for a heap: it lives as long as somebody has its owner."""
-        owner = _Memory(self.device, nbytes)
+        owner = Allocation(self.device, nbytes)
         return owner.address, owner
 
     def host_memory(self, nbytes: int) -> np.ndarray[Any, Any]:
