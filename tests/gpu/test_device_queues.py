@@ -23,10 +23,12 @@ from rdmakit.connect import open_paths
 from rdmakit.device import connected_pair
 from rdmakit.emu.uverbs import library, preloaded
 from rdmakit.ep import device_gpus
+from rdmakit.ep.gpu_queues import open_for_gpus
 from rdmakit.errors import CompletionError, HangError, NotAvailable
 from rdmakit.gpu.cuda import cupy
 from rdmakit.gpu.device_queues import reach
 from rdmakit.gpu.host_pages import host_pages
+from rdmakit.gpu.queue_memory import GpuQueueMemory
 from rdmakit.signal import SequenceLock
 from rdmakit.verbs.backend import device_names
 
@@ -45,9 +47,23 @@ def names():
     return found
 
 
-@pytest.fixture(params=["own", "proxied"])
+def by_command(name):
+    """Skips where the device takes no commands."""
+    try:
+        return open_for_gpus(f"{name}:queues=devx")
+    except NotAvailable as error:
+        pytest.skip(f"no DevX: {error}")
+
+
+@pytest.fixture(params=["own", "devx", "proxied"])
 def ends(request, names):
     """Two opened devices that kernels of the GPU reach."""
+    if request.param == "devx":
+        (here, how), (there, _) = (by_command(name) for name in (names[0], names[-1]))
+        with here, there:
+            yield here, there
+            print(f"{how}; {len(host_pages())} pages registered")
+        return
     suffix = ":queues=proxied" * (request.param == "proxied")
     with rdmakit.open(names[0] + suffix) as here, rdmakit.open(names[-1] + suffix) as there:
         if request.param == "own" and not here.device.where.startswith("mlx5"):
@@ -83,6 +99,36 @@ def test_an_emulated_connectx_serves_where_there_is_no_device(names, request):
     emulated = "_uverbs" in os.environ.get("LD_PRELOAD", "")
     print(f"{'emulated' if emulated else 'real'} devices {', '.join(names)}")
     assert names
+
+
+def test_rings_lie_on_the_gpu_where_the_device_takes_that(names, seed):
+    """The emulated ConnectX maps no dma-buf of a GPU's: its rings lie in registered host memory, and it says why."""
+    (here, how), (there, _) = (by_command(name) for name in (names[0], names[-1]))
+    print(how)
+    with here, there:
+        assert "made by command" in how
+        if "_uverbs" in os.environ.get("LD_PRELOAD", ""):
+            assert "in host memory, for the GPU's was refused: " in how
+        assert ("memory of the GPU" in here.device.where) == ("rings in memory of the GPU" in how)
+        source, sink, near = put((here, there), 3000, seed)
+        assert np.array_equal(source, sink) and near.completed == 3000
+
+
+def test_memory_of_the_gpu_for_queues():
+    """Zeroed regions of one chunk, a descriptor and an offset for each; what is written there is there."""
+    try:
+        memory = GpuQueueMemory()
+    except NotAvailable as error:
+        pytest.skip(str(error))
+    regions = [memory.allocate(nbytes, "ring") for nbytes in (100, 8192, 3 << 20)]
+    data = np.random.default_rng(1).integers(0, 256, 100, np.uint8)
+    for region in regions:
+        assert memory.holds(region.bytes.ctypes.data) and os.fstat(region.dmabuf[0])
+        region.write(64, data)
+        found = np.full(256, 0xA5, np.uint8)
+        cupy().cuda.runtime.memcpy(found.ctypes.data, region.bytes.ctypes.data, found.nbytes, 2)
+        assert np.array_equal(found[64:164], data) and not found[:64].any() and not found[164:].any()
+    assert regions[0].dmabuf[0] == regions[1].dmabuf[0] and regions[1].dmabuf[1] == 4096
 
 
 @pytest.mark.parametrize("dialect", ["next_index", "last_wqe"])
@@ -196,11 +242,13 @@ def processes(count, each, names, where, *options):
 
 
 @pytest.mark.parametrize("each", [1, 2])
-@pytest.mark.parametrize("queues", ["own", "proxied"])
+@pytest.mark.parametrize("queues", ["own", "devx", "proxied"])
 def test_buffer_in_processes_as_two_hosts(names, queues, each, seed, tmp_path):
     """DeepEP's calls, both kinds, one and two ranks a host, on one GPU that all share or one a host, against NumPy."""
     pytest.importorskip("torch", reason="torch is not installed")
-    devices = [name + ":queues=proxied" * (queues == "proxied") for name in names[:2]]
+    if queues == "devx":
+        by_command(names[0])[0].close()
+    devices = [name if queues == "own" else f"{name}:queues={queues}" for name in names[:2]]
     options = "--seed", str(seed % 10_000), "--rounds", "2" if each == 1 else "1"
     status, said = processes(2 * each, each, devices, tmp_path, *options)
     assert status == [0] * (2 * each) and all("all right" in text for text in said)

@@ -46,6 +46,8 @@ def test_all_calls(ranks, tmp_path, seed, where):
         assert kind == "DeviceLink" and reached == [own, own + 1]
         assert in_host_memory == (where != "gpu"), "where one rank's heap must lie in the host's memory, all do"
         assert (opened, registered) == ((0, LOCAL) if in_host_memory else (LOCAL - 1, 0))
+    for place in (place for of_rank in ranks.each(gpus.places) for place in of_rank):
+        assert ("memory of the GPU" in place) == (where == "gpu" and place.startswith("devx")), place
     ranks.each(gpus.touch, seed)
     for turn, fp8 in enumerate((False, True)):
         ranks.each(rig.normal, seed + turn, fp8, 2)

@@ -36,6 +36,10 @@ class Runtime:
     def free(self, address):
         del self.live[address]
 
+    def export(self, address, nbytes):
+        assert nbytes % 4096 == 0 and nbytes <= self.live[address].array.nbytes
+        return os.dup(self.live[address].told["file"])
+
     def ipcGetMemHandle(self, address):
         return json.dumps(self.live[address].told).encode()
 
@@ -119,23 +123,25 @@ def install(here, where, gpus="one", adds=False):
     from rdmakit.ep import device_gpus
     from rdmakit.ep import engine as engines
     from rdmakit.errors import NotAvailable
-    from rdmakit.gpu import device_link, device_queues, host_pages, peer, probe, shared_heaps
+    from rdmakit.gpu import device_link, device_queues, host_pages, peer, probe, queue_memory, shared_heaps
+
+    def no_dmabuf(address, nbytes):
+        raise NotAvailable("the driver exports no dma-buf", value=0, rule="-", remedy="-")
 
     runtime, cuda, world = Runtime(), StandIn(), OutsideWorld(1, patience_s=PATIENCE_S)
     pages = host_pages.HostPages(cuda)
     page = NumPyArena(1 << 17).array(1 << 16, np.uint8, 1 << 16)
     here.cuda, here.runtime, here.page = cuda, runtime, page
     found = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, Device=Device))
-    for module in (peer, device_link):
+    for module in (peer, device_link, queue_memory):
         module.cupy = lambda: found
-        module.Arena = NumPyArena
+    peer.Arena = device_link.Arena = NumPyArena
+    queue_memory.GPU_PAGE = 4096  # that of a file, whose descriptor is the dma-buf
+    queue_memory.dmabuf_of = runtime.export if where == "gpu" else no_dmabuf
     peer.pinned_report = lambda: Report(NumPyArena(REPORT.itemsize + 8).array(REPORT.itemsize, np.uint8, 8))
     peer.stock_kernel = lambda name: Kernel(world, name)
     device_queues.Arena, device_queues.host_pages = NumPyArena, lambda: pages
     shared_heaps.DriverRegistrar = lambda: cuda
-
-    def no_dmabuf(address, nbytes):
-        raise NotAvailable("the driver exports no dma-buf", value=0, rule="-", remedy="-")
 
     refuses = where == "host" or (where == "mixed" and here.rank == here.ranks - 1)
     # A NIC registers what the kernel can pin: nothing that is mapped nowhere (vm.mmap_min_addr).
@@ -152,6 +158,11 @@ def engine_of(here):
     mine = [rank for rank, heap in enumerate(link.heaps) if heap]
     registered = sum(begin in link.heaps for begin in set(here.cuda.mapped.values()))
     return type(link).__name__, link.in_host_memory, mine, len(here.runtime.opened), registered
+
+
+def places(here):
+    """What this rank's devices say of their queues."""
+    return [path.context.device.where for path in here.buffer.runtime.paths]
 
 
 def what_cuda_has(here):
