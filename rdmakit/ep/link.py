@@ -73,7 +73,8 @@ class HostLink(Link, Protocol):
 
     def symmetric(self, nbytes: int, gather: Gather) -> tuple[list[int], Any]:
         """Zeroed memory of each rank of this host's, such as NICs reach once it is registered with them: where it
-        lies, by rank, 0 for other hosts'; and what keeps it. Collective over the group.
+        lies, by rank, 0 for other hosts'; and what keeps this rank's own. Collective over the group, when all are
+        through with what the call before gave: of other ranks' memory nothing is left of that.
         """
 
     def let_work(self, context: Context) -> None:

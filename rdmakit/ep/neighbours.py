@@ -19,7 +19,7 @@ from rdmakit.connect import Rendezvous
 from rdmakit.emu.shared_memory import SharedMemory, map_shared
 from rdmakit.errors import HangError, NotAvailable, RankDied, RankMissing, RdmakitError
 
-__all__ = ["Neighbours"]
+__all__ = ["Neighbours", "all_of"]
 
 _PAGE = 4096
 _HERE, _LEFT, _FAILED = 0, 1, 2  # the word that begins the page behind a heap; a failure's text follows
@@ -69,9 +69,9 @@ class Neighbours:
                 self._pids[rank] = int(pid), str(began)
         self._leave = weakref.finalize(self, _leave, _word(self._pages[self.rank]), os.getpid())
 
-    def share(self, nbytes: int) -> list[_Bytes | None]:
+    def share(self, nbytes: int, what: str = "low-latency heap") -> list[_Bytes | None]:
         """More zeroed memory that all of them reach, by rank as `heaps`. Collective over the whole group."""
-        return self._shared(nbytes, "low-latency heap")
+        return self._shared(nbytes, what)
 
     def leave(self) -> None:
         """Say that this rank goes in order: nobody will have to ask where it is."""
@@ -138,7 +138,7 @@ class Neighbours:
 
     # ---- making and mapping
     def _shared(self, nbytes: int, what: str) -> list[_Bytes | None]:
-        own = self._all_of(lambda: SharedMemory(nbytes, f"{what} of rank {self.rank}"))
+        own = all_of(self._rendezvous, lambda: SharedMemory(nbytes, f"{what} of rank {self.rank}"))
         told = self._rendezvous.all_gather(own.told)
 
         def mapped() -> list[_Bytes | None]:
@@ -147,26 +147,7 @@ class Neighbours:
                 found[rank] = own.array if rank == self.rank else map_shared(told[rank], f"{what} of rank {rank}")
             return found
 
-        return self._all_of(mapped)  # returns when all have it: `own` may go
-
-    def _all_of(self, do: Callable[[], _Found]) -> _Found:
-        """What `do` gives, or the first error of any rank: its own where it has one."""
-        found: _Found | None = None
-        error: RdmakitError | None = None
-        try:
-            found = do()
-        except RdmakitError as own:
-            error = own
-        told = self._rendezvous.all_gather(None if error is None else str(error))
-        if error is not None:
-            raise error
-        for rank, text in enumerate(told):
-            if text is not None:
-                raise NotAvailable(f"rank {rank} cannot share memory with its host's ranks", value=text,
-                                   rule="all ranks of a host share their heaps",
-                                   remedy="mend it there, then start all of them anew")  # fmt: skip
-        assert found is not None
-        return found
+        return all_of(self._rendezvous, mapped)  # returns when all have it: `own` may go
 
     def __repr__(self) -> str:
         others = len(self.ranks) - 1
@@ -184,3 +165,23 @@ def _names(ranks: list[int]) -> str:
 def _processes(pids: Any) -> str:
     numbers = list(pids)
     return f"process{'es' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+
+
+def all_of(rendezvous: Rendezvous, do: Callable[[], _Found]) -> _Found:
+    """What `do` gives, or the first error of any rank: its own where it has one. Collective over the whole group."""
+    found: _Found | None = None
+    error: RdmakitError | None = None
+    try:
+        found = do()
+    except RdmakitError as own:
+        error = own
+    told = rendezvous.all_gather(None if error is None else str(error))
+    if error is not None:
+        raise error
+    for rank, text in enumerate(told):
+        if text is not None:
+            raise NotAvailable(f"rank {rank} cannot share memory with its host's ranks", value=text,
+                               rule="all ranks of a host share their heaps",
+                               remedy="mend it there, then start all of them anew")  # fmt: skip
+    assert found is not None
+    return found

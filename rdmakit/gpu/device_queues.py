@@ -2,12 +2,13 @@
 
 Leans on host_pages, arena and device. What the device reads or writes is registered with CUDA page by page: libmlx5's
 rings and doorbell records as memory, its UAR page as registers. What rdmakit allocates for queues is CUDA's own
-page-locked memory from then on. A queue in GPU memory (DevX) needs neither: its provider answers for it.
+page-locked memory from then on. Of a queue in GPU memory (queue_memory) only the register is mapped.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rdmakit.device import Context
 from rdmakit.errors import BadArgument, NotAvailable
 from rdmakit.gpu.arena import Arena
 from rdmakit.gpu.host_pages import PAGE, Hold, HostPages, host_pages
+from rdmakit.gpu.queue_memory import GpuQueueMemory
 
 __all__ = ["GpuReach", "reach"]
 
@@ -31,12 +33,18 @@ _REMEDY = (
 
 
 class GpuReach:
-    """One opened device as kernels reach it. `registers` says how its doorbell registers were mapped: "IoMemory",
-    "memory" for those of an emulated NIC, "" before the first.
+    """One opened device as kernels reach it. `of_the_gpu`: memory in which they reach its queues as these are.
+
+    `registers` says how its doorbell registers were mapped: "IoMemory", "memory" for those of an emulated NIC, ""
+    before the first.
     """
 
-    def __init__(self, pages: HostPages | None = None, maps: Path = Path("/proc/self/maps")) -> None:
+    def __init__(
+        self, pages: HostPages | None = None, maps: Path = Path("/proc/self/maps"),
+        of_the_gpu: Sequence[GpuQueueMemory] = (),
+    ) -> None:  # fmt: skip
         self._pages = host_pages() if pages is None else pages
+        self._of_the_gpu = tuple(of_the_gpu)
         self._maps = maps
         self._chunk: Arena | None = None
         self._chunks: list[tuple[int, int, weakref.ref[Any]]] = []
@@ -58,6 +66,8 @@ class GpuReach:
         """Where kernels reach an array; its pages stay registered as long as that array object lives."""
         address = int(memory.ctypes.data)
         if any(begin <= address < begin + size and owner() is not None for begin, size, owner in self._chunks):
+            return address
+        if any(known.holds(address) for known in self._of_the_gpu):
             return address
         key = id(memory)
         if key not in self._held:
@@ -126,6 +136,8 @@ def reach(context: Context, pages: HostPages | None = None) -> GpuReach:
     if not hasattr(provider, "reach_by"):
         raise BadArgument("an emulated world's device", value=context.device.spec,
                           rule="a device of libibverbs's", remedy="gpu.World lets GPUs ring emulated HCAs")  # fmt: skip
-    found = GpuReach(pages)
+    placement = getattr(provider, "placement", None)
+    parts = [getattr(placement, part, None) for part in ("rings", "completions", "records")]
+    found = GpuReach(pages, of_the_gpu=[part for part in parts if isinstance(part, GpuQueueMemory)])
     provider.reach_by(found)
     return found

@@ -1,7 +1,7 @@
 """Calls of the CUDA driver that CuPy has no names for: the host's pages mapped for kernels, GPU memory as a dma-buf.
 
 Leans on cuda. Source: CUDA Driver API, cuMemHostRegister, cuMemHostGetDevicePointer, cuMemGetHandleForAddressRange,
-cuDeviceGetAttribute.
+cuDeviceGetAttribute, cuDeviceGetUuid.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from rdmakit.errors import NotAvailable
 from rdmakit.gpu.cuda import cupy
 
-__all__ = ["GPU_PAGE", "DriverRegistrar", "dmabuf_of"]
+__all__ = ["GPU_PAGE", "DriverRegistrar", "dmabuf_of", "uuid_of_gpu"]
 
 GPU_PAGE = 1 << 16
 """Bytes that the driver pins of a GPU's memory at once (GPUDirect RDMA guide)."""
@@ -54,6 +54,13 @@ class DriverRegistrar:
     def unregister(self, address: int) -> None:
         """Of what `register` was given."""
         _call("cuMemHostUnregister", ctypes.c_void_p(address))
+
+
+def uuid_of_gpu() -> str:
+    """32 hexadecimal digits that name the current GPU, or the part of a GPU that is divided (MIG), in any process."""
+    found = (ctypes.c_uint8 * 16)()
+    _call("cuDeviceGetUuid_v2", found, ctypes.c_int(int(cupy().cuda.Device().id)))
+    return bytes(found).hex()
 
 
 def dmabuf_of(address: int, nbytes: int) -> int:

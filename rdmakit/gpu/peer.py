@@ -21,7 +21,7 @@ from rdmakit.gpu.cuda import cupy
 from rdmakit.gpu.module import Kernel, stock_kernel
 from rdmakit.gpu.pinned import pinned_report
 
-__all__ = ["PeerLink", "links_in_one_process"]
+__all__ = ["Allocation", "PeerLink", "Told", "links_in_one_process"]
 
 _PATIENCE_S = 30.0  # for kernels whose own waits are bounded by 10 s
 _STATIC_SHARED = 600  # what our kernels declare besides their dynamic shared memory, at most
@@ -31,7 +31,11 @@ _HOST_TO_DEVICE, _DEVICE_TO_DEVICE = 1, 3  # cudaMemcpyKind
 _STACK = 0  # cudaLimitStackSize
 
 
-class _Memory:
+Told = tuple[int, int, int, bytes, int]
+"""Memory of a rank's: process, device, address there, CUDA's handle of its allocation, offset in that."""
+
+
+class Allocation:
     """Zeroed memory of a GPU, given back when nobody has the object any more. Giving back waits for the GPU."""
 
     def __init__(self, device: int, nbytes: int) -> None:
@@ -66,7 +70,7 @@ class PeerLink:
         self.device = int(cp.cuda.Device().id if device is None else device)
         self._kernels: dict[str, Kernel] = {}
         self._checked: set[str] = set()  # whose arguments have been looked at once
-        self._owned: list[_Memory] = []
+        self._owned: list[Allocation] = []
         self._opened: list[int] = []
         with cp.cuda.Device(self.device):
             attributes = cp.cuda.Device().attributes
@@ -78,20 +82,27 @@ class PeerLink:
             self.report = pinned_report()
             self._host: list[Any] = []
             cp.cuda.Device().synchronize()
-            # A process' own memory needs no handle.
-            handle = b"" if gather is None else cp.cuda.runtime.ipcGetMemHandle(heap)
-        self.told = os.getpid(), self.device, heap, handle
+        # A process' own memory needs no handle.
+        self.told = self.tell(heap, None if gather is None else self.heap_owner)
         self.heaps = [heap]
         if gather is not None:
             self.meet(gather(self.told))
             gather(None)  # nobody writes before everybody has mapped
 
-    def meet(self, told: list[tuple[int, int, int, bytes]]) -> None:
+    def tell(self, address: int, owner: Any) -> Told:
+        """What others need to map this memory of ours; without `owner` those of this process alone."""
+        if owner is None:
+            return os.getpid(), self.device, address, b"", 0
+        with cupy().cuda.Device(self.device):  # CUDA's handle is of the whole allocation
+            handle = cupy().cuda.runtime.ipcGetMemHandle(owner.address)
+        return os.getpid(), self.device, address, handle, address - owner.address
+
+    def meet(self, told: list[Told]) -> None:
         """Map the heaps of all ranks, of which each has `told`, by rank."""
         with cupy().cuda.Device(self.device):
             self.heaps = [said[2] if r == self.rank else self._reach(r, *said) for r, said in enumerate(told)]
 
-    def _reach(self, rank: int, pid: int, device: int, address: int, handle: bytes) -> int:
+    def _reach(self, rank: int, pid: int, device: int, address: int, handle: bytes, offset: int) -> int:
         cp = cupy()
         runtime = cp.cuda.runtime
         if pid == os.getpid():
@@ -116,17 +127,18 @@ class PeerLink:
                 remedy="start all ranks of this group on one host, each seeing its own GPU and its peers'",
             ) from None  # fmt: skip
         self._opened.append(opened)
-        return opened
+        return opened + offset
 
     def memory(self, nbytes: int) -> tuple[int, Any]:
         """Zeroed memory of this GPU, and its owner: it lives until `close`, and as long as somebody has that."""
-        owner = _Memory(self.device, nbytes)
+        owner = Allocation(self.device, nbytes)
         self._owned.append(owner)
         return owner.address, owner
 
     def heap_memory(self, nbytes: int) -> tuple[int, Any]:
-        """The same: heaps are memory of GPUs."""
-        return self.memory(nbytes)
+        """Likewise, for a heap: it lives as long as somebody has its owner."""
+        owner = Allocation(self.device, nbytes)
+        return owner.address, owner
 
     def host_memory(self, nbytes: int) -> np.ndarray[Any, Any]:
         """Zeroed page-locked memory."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rdmakit.gpu.cuda import cupy
-from rdmakit.gpu.driver import GPU_PAGE, DriverRegistrar, dmabuf_of
+from rdmakit.gpu.driver import GPU_PAGE, DriverRegistrar, dmabuf_of, uuid_of_gpu
 
-__all__ = ["GpuMemory", "Versions", "dmabuf_fd", "map_for_kernels", "peer_access", "versions"]
+__all__ = ["Gpu", "GpuMemory", "Versions", "current_gpu", "dmabuf_fd", "map_for_kernels", "peer_access", "versions"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,21 @@ def peer_access() -> dict[tuple[int, int], bool]:
     runtime = cupy().cuda.runtime
     gpus = range(int(runtime.getDeviceCount()))
     return {(a, b): bool(runtime.deviceCanAccessPeer(a, b)) for a in gpus for b in gpus if a != b}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """`identity`: the same text in all processes of a host for one GPU, or one part of a GPU that is divided (MIG), and
+    for no others. `adds_to_the_host`: its additions to words of the host's memory are atomic to everybody.
+    """
+
+    identity: str
+    adds_to_the_host: bool
+
+
+def current_gpu() -> Gpu:
+    """The GPU that this thread uses."""
+    return Gpu(uuid_of_gpu(), bool(cupy().cuda.Device().attributes.get("HostNativeAtomicSupported", 0)))
 
 
 def map_for_kernels(address: int, nbytes: int, *, io: bool) -> int:

@@ -79,6 +79,8 @@ class DevxHca(VerbsHca):
         self._next_lag_port = 1
 
     def close(self) -> None:
+        if self._reach is not None:
+            self._reach.close()  # before its page goes
         self._events.close()
         self.uar.close()
         super().close()

@@ -1,10 +1,11 @@
-"""One rank, a host of its own, of a Buffer over RDMA devices: DeepEP's calls on fresh inputs, checked with NumPy.
+"""One rank of a Buffer over RDMA devices: DeepEP's calls on fresh inputs, checked with NumPy.
 
     RDMAKIT_DEVICES=mlx5_0,mlx5_1 python tests/gpu/device_hosts_program.py --meet file:/tmp/new --rank 0 --ranks 2
 
-and the same with --rank 1, here or on another host. On one machine both may share a GPU. RDMAKIT_KERNELS=cpu does the
-same on the CPU runner. Each rank makes everybody's inputs from the seed, so it knows what it must receive, bit for bit.
-Exit status 0, and "all right", when all of it is so.
+and the same with --rank 1, here or on another host. A rank is a host of its own, unless RDMAKIT_RANKS_PER_HOST says
+more. On one machine ranks may share a GPU: those of a host do, with --gpus spread each takes the next.
+RDMAKIT_KERNELS=cpu does the same on the CPU runner. Each rank makes everybody's inputs from the seed, so it knows what
+it must receive, bit for bit. Exit status 0, and "all right", when all of it is so.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from moe import make_inputs  # noqa: E402
 from rdmakit.connect import meet  # noqa: E402
 from rdmakit.ep import reference  # noqa: E402
 from rdmakit.ep.buffer import Buffer  # noqa: E402
+
+LOCAL = int(os.environ["RDMAKIT_RANKS_PER_HOST"])
 
 
 def same(what: str, tensor: torch.Tensor, array: Any) -> None:
@@ -73,7 +76,7 @@ class Rank:
         same("weights", got[2], want.recv_topk_weights)
         assert got[3] == [int(n) for n in want.num_recv_tokens_per_expert], got[3]
         handles, came = [t.handle for t in truths], [t.recv_topk_weights for t in truths]
-        wanted, wanted_weights = reference.combine(y, handles, rank, self.tokens[rank], came, 1)
+        wanted, wanted_weights = reference.combine(y, handles, rank, self.tokens[rank], came, LOCAL)
         same("sums", sums, wanted)
         same("summed weights", summed, wanted_weights)
 
@@ -114,9 +117,11 @@ def main() -> None:
     sizes = {"tokens": 96, "hidden": 1024, "experts": 8, "topk": 4, "qps": 4, "rounds": 2, "seed": 1}
     for name, value in sizes.items():
         parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--gpus", choices=["host", "spread"], default="host")
     options = parser.parse_args()
     if torch.cuda.is_available():
-        torch.cuda.set_device(options.rank % torch.cuda.device_count())
+        number = options.rank // LOCAL if options.gpus == "host" else options.rank
+        torch.cuda.set_device(number % torch.cuda.device_count())
     meeting = meet(options.meet, options.rank, options.ranks, timeout_s=120)
     row = 2 * options.hidden + 256
     hint = Buffer.get_low_latency_rdma_size_hint(options.tokens, options.hidden, options.ranks, options.experts)

@@ -23,9 +23,13 @@ from rdmakit.connect import open_paths
 from rdmakit.device import connected_pair
 from rdmakit.emu.uverbs import library, preloaded
 from rdmakit.ep import device_gpus
+from rdmakit.ep.gpu_queues import open_for_gpus
 from rdmakit.errors import CompletionError, HangError, NotAvailable
+from rdmakit.gpu import queue_memory
+from rdmakit.gpu.cuda import cupy
 from rdmakit.gpu.device_queues import reach
 from rdmakit.gpu.host_pages import host_pages
+from rdmakit.gpu.queue_memory import GpuQueueMemory
 from rdmakit.signal import SequenceLock
 from rdmakit.verbs.backend import device_names
 
@@ -44,9 +48,23 @@ def names():
     return found
 
 
-@pytest.fixture(params=["own", "proxied"])
+def by_command(name):
+    """Skips where the device takes no commands."""
+    try:
+        return open_for_gpus(f"{name}:queues=devx")
+    except NotAvailable as error:
+        pytest.skip(f"no DevX: {error}")
+
+
+@pytest.fixture(params=["own", "devx", "proxied"])
 def ends(request, names):
     """Two opened devices that kernels of the GPU reach."""
+    if request.param == "devx":
+        (here, how), (there, _) = (by_command(name) for name in (names[0], names[-1]))
+        with here, there:
+            yield here, there
+            print(f"{how}; {len(host_pages())} pages registered")
+        return
     suffix = ":queues=proxied" * (request.param == "proxied")
     with rdmakit.open(names[0] + suffix) as here, rdmakit.open(names[-1] + suffix) as there:
         if request.param == "own" and not here.device.where.startswith("mlx5"):
@@ -82,6 +100,38 @@ def test_an_emulated_connectx_serves_where_there_is_no_device(names, request):
     emulated = "_uverbs" in os.environ.get("LD_PRELOAD", "")
     print(f"{'emulated' if emulated else 'real'} devices {', '.join(names)}")
     assert names
+
+
+def test_rings_lie_on_the_gpu_where_the_device_takes_that(names, seed):
+    """The emulated ConnectX maps no dma-buf of a GPU's: its rings lie in registered host memory, and it says why."""
+    (here, how), (there, _) = (by_command(name) for name in (names[0], names[-1]))
+    print(how)
+    with here, there:
+        assert "made by command" in how
+        if "_uverbs" in os.environ.get("LD_PRELOAD", ""):
+            assert "in host memory, for the GPU's was refused: " in how
+        assert ("memory of the GPU" in here.device.where) == ("rings in memory of the GPU" in how)
+        source, sink, near = put((here, there), 3000, seed)
+        assert np.array_equal(source, sink) and near.completed == 3000
+
+
+def test_memory_of_the_gpu_for_queues(monkeypatch):
+    """Zeroed regions of one chunk, a descriptor and an offset for each; what is written there is there."""
+    try:
+        memory = GpuQueueMemory()
+    except NotAvailable as error:
+        print(f"{error}; a descriptor of nothing stands for the dma-buf")
+        monkeypatch.setattr(queue_memory, "dmabuf_of", lambda address, nbytes: os.open(os.devnull, os.O_RDONLY))
+        memory = GpuQueueMemory()
+    regions = [memory.allocate(nbytes, "ring") for nbytes in (100, 8192, 3 << 20)]
+    data = np.random.default_rng(1).integers(0, 256, 100, np.uint8)
+    for region in regions:
+        assert memory.holds(region.bytes.ctypes.data) and os.fstat(region.dmabuf[0])
+        region.write(64, data)
+        found = np.full(256, 0xA5, np.uint8)
+        cupy().cuda.runtime.memcpy(found.ctypes.data, region.bytes.ctypes.data, found.nbytes, 2)
+        assert np.array_equal(found[64:164], data) and not found[:64].any() and not found[164:].any()
+    assert regions[0].dmabuf[0] == regions[1].dmabuf[0] and regions[1].dmabuf[1] == 4096
 
 
 @pytest.mark.parametrize("dialect", ["next_index", "last_wqe"])
@@ -179,28 +229,69 @@ def test_where_heaps_lie_is_found_by_trying(names):
     assert way.kind in ("dma-buf", "peermem", "host")
 
 
-@pytest.mark.parametrize("queues", ["own", "proxied"])
-def test_buffer_in_two_processes_as_two_hosts(names, queues, seed, tmp_path):
-    """DeepEP's calls, both kinds, on one GPU that both share or one each, bit for bit against NumPy."""
-    pytest.importorskip("torch", reason="torch is not installed")
-    devices = ",".join(name + ":queues=proxied" * (queues == "proxied") for name in names[:2])
-    environment = {**os.environ, "RDMAKIT_DEVICES": devices, "RDMAKIT_RANKS_PER_HOST": "1"}
-    command = [sys.executable, str(PROGRAM), "--meet", f"file:{tmp_path}/meeting", "--ranks", "2",
-               "--seed", str(seed % 10_000)]  # fmt: skip
+def processes(count, each, names, where, *options):
+    """`count` ranks of the program, `each` on a host: exit statuses, and what they said."""
+    environment = {**os.environ, "RDMAKIT_DEVICES": ",".join(names), "RDMAKIT_RANKS_PER_HOST": str(each)}
+    command = [sys.executable, str(PROGRAM), "--meet", f"file:{where}/meeting", "--ranks", str(count), *options]
     ranks = [subprocess.Popen([*command, "--rank", str(rank)], env=environment, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, text=True) for rank in range(2)]  # fmt: skip
+                              stderr=subprocess.STDOUT, text=True) for rank in range(count)]  # fmt: skip
     try:
         said = [rank.communicate(timeout=LIMIT_S)[0] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
     print(*(text[-5000:] for text in said), sep="\n")
-    assert [rank.returncode for rank in ranks] == [0, 0] and all("all right" in text for text in said)
+    return [rank.returncode for rank in ranks], said
+
+
+@pytest.mark.parametrize("each", [1, 2])
+@pytest.mark.parametrize("queues", ["own", "devx", "proxied"])
+def test_buffer_in_processes_as_two_hosts(names, queues, each, seed, tmp_path):
+    """DeepEP's calls, both kinds, one and two ranks a host, on one GPU that all share or one a host, against NumPy."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    if queues == "devx":
+        by_command(names[0])[0].close()
+    devices = [name if queues == "own" else f"{name}:queues={queues}" for name in names[:2]]
+    options = "--seed", str(seed % 10_000), "--rounds", "2" if each == 1 else "1"
+    status, said = processes(2 * each, each, devices, tmp_path, *options)
+    assert status == [0] * (2 * each) and all("all right" in text for text in said)
     who = "a proxy on the CPU posts" if queues == "proxied" else "kernels on the GPU ring the registers"
     assert who in said[0] and "heaps are " in said[0]
+    if each > 1:
+        assert "2 ranks of a host share it" in said[0] or "2 ranks of a host map each other's by CUDA IPC" in said[0]
 
 
-def test_all_of_this_on_an_emulated_connectx(run_seed):
+def test_gpus_that_would_lose_additions_are_refused(names, tmp_path):
+    """Ranks of a host on two GPUs, heaps in the host's memory: all refuse, and say why, unless the bus has atomics."""
+    cp = cupy()
+    if cp.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("one GPU: all ranks add through it")
+    if device_gpus.heap_way(open_paths(names[:1])).kind != "host":
+        pytest.skip("heaps lie on the GPUs")
+    pytest.importorskip("torch", reason="torch is not installed")
+    status, said = processes(4, 2, names[:2], tmp_path, "--gpus", "spread", "--rounds", "1")
+    if cp.cuda.Device().attributes.get("HostNativeAtomicSupported", 0):
+        assert status == [0] * 4
+    else:
+        assert all(status) and all("several GPUs of one host" in text for text in said)
+
+
+def test_ranks_of_a_host_map_each_others_gpu_memory(tmp_path):
+    """By CUDA IPC, as where NICs register it: four processes, two a host, on as many GPUs as there are."""
+    command = [sys.executable, str(PROGRAM.with_name("device_link_program.py")), f"file:{tmp_path}/meeting"]
+    ranks = [subprocess.Popen([*command, str(rank)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+             for rank in range(4)]  # fmt: skip
+    try:
+        said = [rank.communicate(timeout=LIMIT_S)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    print(*said, sep="\n")
+    assert [rank.returncode for rank in ranks] == [0] * 4
+
+
+@pytest.mark.parametrize("part", ["in_processes", "not in_processes"])
+def test_all_of_this_on_an_emulated_connectx(part, run_seed):
     """This very file, once more, in a process whose libmlx5 finds emulated NICs."""
     if INSIDE in os.environ or device_names()[0]:
         pytest.skip("there are devices: the tests above have run on them")
@@ -215,9 +306,10 @@ def test_all_of_this_on_an_emulated_connectx(run_seed):
         pytest.skip(f"{error}: apt-get install libibverbs1 ibverbs-providers, or .ci/rdma-libs")
     with preloaded(2) as environment:
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", f"--seed={run_seed}", __file__],
+            [sys.executable, "-m", "pytest", "-q", "-rA", "-p", "no:cacheprovider", f"--seed={run_seed}", "-k", part,
+             __file__],
             env={**environment, INSIDE: "1"}, cwd=ROOT, capture_output=True, text=True,
-            timeout=3 * LIMIT_S, check=False,
+            timeout=LIMIT_S, check=False,
         )  # fmt: skip
     print(done.stdout[-10_000:], done.stderr[-3000:])
     assert done.returncode == 0 and re.search(r"\d+ passed", done.stdout)

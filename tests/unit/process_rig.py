@@ -77,7 +77,7 @@ class Rank:
     """What a rank's process knows."""
 
     def __init__(self, rank, ranks):
-        self.rank, self.ranks, self.buffer = rank, ranks, None
+        self.rank, self.ranks, self.buffer, self.experts_each = rank, ranks, None, 2
 
 
 def _serve(rank, ranks, environment, line):
@@ -128,6 +128,11 @@ def destroy(here):
     here.buffer.destroy()
 
 
+def other_experts(here, each):
+    """So many of each rank from now on."""
+    here.experts_each = each
+
+
 def environment_says(here, name, value):
     os.environ[name] = value
 
@@ -151,7 +156,7 @@ def _inputs(here, seed):
     from moe import make_inputs
 
     tokens = [int(n) for n in np.random.default_rng(seed).integers(0, MOST + 1, here.ranks)]
-    experts = 2 * here.ranks
+    experts = here.experts_each * here.ranks
     return tokens, experts, *make_inputs(tokens, HIDDEN, experts, TOPK, seed)
 
 

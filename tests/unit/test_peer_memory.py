@@ -113,10 +113,10 @@ def test_other_processes_heaps_are_unmapped_at_once(runtime):
 
     def gather(value):
         told.append(value)
-        return [value, (1, 0, 0x9000, b"another's")]
+        return [value, (1, 0, 0x9000, b"another's", 0x30)]
 
     link = peer.PeerLink(0, 2, 4096, gather)
-    assert link.heaps == [told[0][2], 0xABC000] and told[1] is None and len(told) == 2
+    assert link.heaps == [told[0][2], 0xABC030] and told[1] is None and len(told) == 2
     held = link.heap_owner
     link.close()
     assert ("close", 0xABC000) in runtime.calls and len(runtime.live) == 1
