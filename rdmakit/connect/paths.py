@@ -6,7 +6,7 @@ once in each domain.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,18 +86,23 @@ class Registered:
 
 def register(paths: Sequence[Path], memory: np.ndarray[Any, Any], **options: Any) -> Registered:
     """Register `memory` with the device of every path; `options` are those of `PD.register`."""
-    mrs = {pd: pd.register(memory, **options) for pd in domains(paths)}
-    return Registered(int(memory.ctypes.data), memory.nbytes, mrs)
+    return Registered(int(memory.ctypes.data), memory.nbytes, _of_all(paths, lambda pd: pd.register(memory, **options)))
 
 
 def register_gpu(paths: Sequence[Path], address: int, nbytes: int, **options: Any) -> Registered:
     """The same of a GPU's memory; `options` are those of `PD.register_gpu`."""
-    mrs: dict[PD, GpuMR] = {}
+    mrs = _of_all(paths, lambda pd: pd.register_gpu(address, nbytes, **options))
+    return Registered(address, nbytes, mrs)
+
+
+def _of_all(paths: Sequence[Path], register: Callable[[PD], MR | GpuMR]) -> dict[PD, MR | GpuMR]:
+    """A region in each domain, or none of them where one refuses."""
+    mrs: dict[PD, MR | GpuMR] = {}
     try:
         for pd in domains(paths):
-            mrs[pd] = pd.register_gpu(address, nbytes, **options)
+            mrs[pd] = register(pd)
     except Exception:
         for made in mrs.values():
             made.close()
         raise
-    return Registered(address, nbytes, mrs)
+    return mrs

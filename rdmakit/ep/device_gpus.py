@@ -28,7 +28,7 @@ from rdmakit.gpu.device_link import DeviceLink
 from rdmakit.gpu.driver import GPU_PAGE, dmabuf_of
 from rdmakit.gpu.probe import GpuMemory, current_gpu
 
-__all__ = ["HeapWay", "agreed", "connect", "heap_way", "open_for_gpus"]
+__all__ = ["HeapWay", "agreed", "connect", "heap_way"]
 
 _DMA_BUF, _PEERMEM, _HOST = "dma-buf", "peermem", "host"
 

@@ -56,12 +56,11 @@ class Neighbours:
         self.rank, self.ranks = rendezvous.rank, range(first, first + count)
         self._rendezvous = rendezvous
         self._pids: dict[int, tuple[int, str]] = {}  # of the others: and when they were born
-        self._pages: dict[int, _Bytes] = {}
         self._missed: float | None = None  # since when somebody has been known to be dead
         room = -(-nbytes // _PAGE) * _PAGE
-        whole = self._shared(room + _PAGE, "heap")
+        whole = self.share(room + _PAGE, "heap")
         self.heaps: list[_Bytes | None] = [None if each is None else each[:nbytes] for each in whole]
-        self._pages = {rank: each[room:] for rank, each in enumerate(whole) if each is not None}
+        self._pages: dict[int, _Bytes] = {rank: each[room:] for rank, each in enumerate(whole) if each is not None}
         born = rendezvous.all_gather([os.getpid(), _stat(os.getpid())[1]])
         for rank in self.ranks:
             pid, began = born[rank]
@@ -71,7 +70,16 @@ class Neighbours:
 
     def share(self, nbytes: int, what: str = "low-latency heap") -> list[_Bytes | None]:
         """More zeroed memory that all of them reach, by rank as `heaps`. Collective over the whole group."""
-        return self._shared(nbytes, what)
+        own = all_of(self._rendezvous, lambda: SharedMemory(nbytes, f"{what} of rank {self.rank}"))
+        told = self._rendezvous.all_gather(own.told)
+
+        def mapped() -> list[_Bytes | None]:
+            found: list[_Bytes | None] = [None] * self._rendezvous.size
+            for rank in self.ranks:
+                found[rank] = own.array if rank == self.rank else map_shared(told[rank], f"{what} of rank {rank}")
+            return found
+
+        return all_of(self._rendezvous, mapped)  # returns when all have it: `own` may go
 
     def leave(self) -> None:
         """Say that this rank goes in order: nobody will have to ask where it is."""
@@ -135,19 +143,6 @@ class Neighbours:
             if born != began or state in "ZX":
                 found.append(rank)
         return found
-
-    # ---- making and mapping
-    def _shared(self, nbytes: int, what: str) -> list[_Bytes | None]:
-        own = all_of(self._rendezvous, lambda: SharedMemory(nbytes, f"{what} of rank {self.rank}"))
-        told = self._rendezvous.all_gather(own.told)
-
-        def mapped() -> list[_Bytes | None]:
-            found: list[_Bytes | None] = [None] * self._rendezvous.size
-            for rank in self.ranks:
-                found[rank] = own.array if rank == self.rank else map_shared(told[rank], f"{what} of rank {rank}")
-            return found
-
-        return all_of(self._rendezvous, mapped)  # returns when all have it: `own` may go
 
     def __repr__(self) -> str:
         others = len(self.ranks) - 1

@@ -101,3 +101,25 @@ def program():
                               capture_output=True, text=True, timeout=120)  # fmt: skip
 
     return run
+
+
+@pytest.fixture(scope="module")
+def started():
+    """Processes by the names of the devices: starting four with torch takes longer than what they do."""
+    found = {}
+    yield found
+    for ranks in found.values():
+        ranks.end()
+
+
+@pytest.fixture
+def ranks(started, names):
+    """Two hosts of two ranks each, on these devices; started anew where one has died."""
+    import two_by_two
+
+    place = ",".join(names)
+    if place not in started:
+        started[place] = two_by_two.start(names)
+    yield started[place]
+    if started[place].dead():
+        started.pop(place).end()

@@ -9,31 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="pip install torch: Buffer takes and returns its tensors")
 import gpu_process_rig as gpus  # noqa: E402
 import process_rig as rig  # noqa: E402
-from hosts_rig import shared_out  # noqa: E402
-
-HOSTS, LOCAL = 2, 2
-RANKS = HOSTS * LOCAL
-
-
-@pytest.fixture(scope="module")
-def started():
-    """Processes by the names of the devices: starting four with torch takes longer than what they do."""
-    found = {}
-    yield found
-    for ranks in found.values():
-        ranks.end()
-
-
-@pytest.fixture
-def ranks(started, names):
-    place = ",".join(names)
-    if place not in started:
-        devices = [",".join(of_host) for of_host in shared_out(names, HOSTS)]
-        of_all = {"RDMAKIT_RANKS_PER_HOST": str(LOCAL)}
-        started[place] = rig.Ranks([{"RDMAKIT_DEVICES": devices[rank // LOCAL], **of_all} for rank in range(RANKS)])
-    yield started[place]
-    if started[place].dead():
-        started.pop(place).end()
+from two_by_two import HOSTS, LOCAL, RANKS  # noqa: E402
 
 
 @pytest.mark.parametrize("where", ["gpu", "host", "mixed"])

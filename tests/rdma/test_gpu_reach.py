@@ -15,6 +15,7 @@ import rdmakit.connect
 from rdmakit.device import CQ_HANDLE, QP_HANDLE, REPORT, SQ_STATE, connected_pair
 from rdmakit.emu.outside import OutsideWorld
 from rdmakit.ep import device_gpus
+from rdmakit.ep.gpu_queues import open_for_gpus
 from rdmakit.errors import BadArgument, NotAvailable
 from rdmakit.gpu import device_queues as reaching
 from rdmakit.gpu.host_pages import HostPages
@@ -175,7 +176,7 @@ def test_a_doorbell_that_cuda_does_not_map_is_told_and_the_proxy_rings(contexts,
             return super().hold(address, nbytes, io=io)
 
     if not own(contexts[0]):
-        context, said = device_gpus.open_for_gpus(f"{devices[0]}:queues=proxied")
+        context, said = open_for_gpus(f"{devices[0]}:queues=proxied")
         assert "asked for" in said
         context.close()
         pytest.skip("what follows is of the device's own queues")
@@ -195,7 +196,7 @@ def test_a_doorbell_that_cuda_does_not_map_is_told_and_the_proxy_rings(contexts,
             return super().hold(address, nbytes, io=io)
 
     there.pages = NoRegistersAtAll(there.cuda)
-    opened, said = zip(*(device_gpus.open_for_gpus(name) for name in devices), strict=True)
+    opened, said = zip(*(open_for_gpus(name) for name in devices), strict=True)
     assert all("a proxy on the CPU posts" in text and "CUDA_ERROR_NOT_PERMITTED" in text for text in said)
     assert all(context.device.where == "proxied queues" for context in opened)
     put(opened, seed)
