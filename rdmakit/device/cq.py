@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rdmakit.device.completion import Completion, Completions, completion_from, parse_cqe
-from rdmakit.device.handle import CQ_HANDLE, LAYOUT_VERSION
+from rdmakit.device.handle import CQ_HANDLE, LAYOUT_VERSION, fields_of
 from rdmakit.device.lifetime import Resource, typed_refusal
 from rdmakit.device.notebook import drawing
 from rdmakit.errors import BadArgument, DeviceFault, HangError
@@ -222,15 +222,19 @@ class CQ(Resource):
     def device_handle(self) -> np.ndarray[Any, np.dtype[np.void]]:
         """A `CqHandle` for kernels, shape (), dtype `CQ_HANDLE`; it points at this CQ's memory."""
         self._require_open()
-        handle = np.zeros((), CQ_HANDLE)
-        handle["layout_version"] = LAYOUT_VERSION
-        handle["cqn"] = self.cqn
-        handle["entries"] = self.context._provider.for_kernels(self._ring)
-        handle["dbrec"] = self.context._provider.for_kernels(self._dbrec)
-        handle["log_entries"] = self.log_entries
-        handle["log_stride"] = self.cqe_bytes.bit_length() - 1
-        handle["collapsed"] = self.collapsed
-        return handle
+        return np.array(self._handle_fields(), CQ_HANDLE)
+
+    def _handle_fields(self) -> tuple[Any, ...]:
+        return fields_of(
+            CQ_HANDLE,
+            layout_version=LAYOUT_VERSION,
+            cqn=self.cqn,
+            entries=self.context._provider.for_kernels(self._ring),
+            dbrec=self.context._provider.for_kernels(self._dbrec),
+            log_entries=self.log_entries,
+            log_stride=self.cqe_bytes.bit_length() - 1,
+            collapsed=self.collapsed,
+        )
 
     # ---- shows itself
     def _name(self) -> str:

@@ -25,6 +25,7 @@ __all__ = [
     "SQ_STATE",
     "WATCH",
     "DeviceHandle",
+    "fields_of",
     "handle_array",
     "struct",
 ]
@@ -42,6 +43,19 @@ def struct(size: int, **fields: tuple[int, Any]) -> np.dtype[np.void]:
             "itemsize": size,
         }
     )
+
+
+def fields_of(kind: np.dtype[np.void], **values: Any) -> tuple[Any, ...]:
+    """Values in the order of a struct's fields, 0 for those that are not named: NumPy takes all of them at once at a
+    fraction of what it takes for one by one.
+
+    >>> fields_of(np.dtype([("a", "u4"), ("b", "u4"), ("c", "u8")]), c=3, a=1)
+    (1, 0, 3)
+    """
+    found = tuple(values.pop(name, 0) for name in kind.names or ())
+    if values:
+        raise KeyError(", ".join(values))
+    return found
 
 
 CQ_HANDLE = struct(

@@ -13,7 +13,7 @@ import errno
 import gc
 import itertools
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +38,7 @@ _BY_ERRNO: dict[int, type[RdmakitError]] = {
 }
 
 
-@contextlib.contextmanager
-def typed_refusal(what: str, remedy: str | None = None, **facts: Any) -> Iterator[None]:
+class typed_refusal:  # noqa: N801 – it reads as a verb, and is a class since each verb of each object enters it
     """Turn a `Refused` into the error of its errno: what was asked, the device's reason as the rule.
 
     >>> with typed_refusal("dealloc_pd", pd=3):
@@ -48,13 +47,23 @@ def typed_refusal(what: str, remedy: str | None = None, **facts: Any) -> Iterato
     rdmakit.errors.ObjectBusy: dealloc_pd was refused with EBUSY (pd 3)
     rule: PD 3 holds 2 objects
     """
-    try:
-        yield
-    except Refused as refused:
+    __slots__ = ("_facts", "_remedy", "_what")
+
+    def __init__(self, what: str, remedy: str | None = None, **facts: Any) -> None:
+        self._what, self._remedy, self._facts = what, remedy, facts
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, refused: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not isinstance(refused, Refused):
+            return
         name = errno.errorcode.get(refused.code, str(refused.code))
-        kind = _BY_ERRNO.get(refused.code, BadArgument)
-        raise kind(f"{what} was refused with {name}", rule=refused.message or None,
-                   remedy=refused.remedy or remedy, **{**facts, **refused.facts}) from None
+        typed = _BY_ERRNO.get(refused.code, BadArgument)
+        raise typed(f"{self._what} was refused with {name}", rule=refused.message or None,
+                    remedy=refused.remedy or self._remedy, **{**self._facts, **refused.facts}) from None
 
 
 class Box:

@@ -15,7 +15,7 @@ import numpy as np
 from rdmakit.device.access import ALL_ACCESS, AccessLike
 from rdmakit.device.atomics import Atomics
 from rdmakit.device.endpoint import Endpoint
-from rdmakit.device.handle import DIALECTS, LAYOUT_VERSION, QP_HANDLE, DeviceHandle
+from rdmakit.device.handle import DIALECTS, LAYOUT_VERSION, QP_HANDLE, DeviceHandle, fields_of
 from rdmakit.device.lifetime import typed_refusal
 from rdmakit.device.notebook import drawing
 from rdmakit.device.provider import QpRequest, Refused
@@ -157,7 +157,7 @@ class QP(Atomics):
         bytes. BadState for a transition that does not exist, BadArgument for missing or wrong attributes.
         """
         self._require_open()
-        target, before = state_of(state), self.state
+        target = state_of(state)
         plain = {**plain_attributes(attributes), "qp_state": int(target)}
         mask = attribute_mask(attributes)
         if target is QPState.RESET:
@@ -166,6 +166,7 @@ class QP(Atomics):
         try:
             self.context._provider.modify_qp(self.qpn, plain, mask)
         except Refused as refused:
+            before = self.state  # which a refusal leaves
             allowed, possible = transition(before, target)
             kind = BadArgument if allowed else BadState
             what = "attributes of that transition are wrong" if allowed else "there is no such transition"
@@ -359,20 +360,25 @@ class QP(Atomics):
             self.send_cq._hand_over(self._sends.state)
         sink_address, sink_lkey = self.pd._atomics_sink()
         array = provider.memory(QP_HANDLE.itemsize, f"handle of {self._name()}").view(QP_HANDLE)
-        handle = array[0]
-        handle["layout_version"] = LAYOUT_VERSION
-        handle["qpn"] = self.qpn
-        handle["sq"] = provider.for_kernels(self._sends.ring)
-        handle["dbrec"] = provider.for_kernels(self._queues.dbrec) + 4  # the send word
-        handle["doorbell"] = register
-        handle["state"] = provider.for_kernels(self._sends.state_memory)
-        handle["sink_address"], handle["sink_lkey"] = sink_address, sink_lkey
-        handle["log_sq"] = self._sends.size.bit_length() - 1
-        handle["dialect"], handle["batch"] = DIALECTS[dialect], batch
-        handle["peer"], handle["channel"] = peer, channel
-        handle["same_gpu"] = provider.hca_is_of_the_gpu()
-        handle["cq"] = self.send_cq.device_handle()
-        handle["watch"] = (report.address, timeout_ns, rank)
+        array[0] = fields_of(
+            QP_HANDLE,
+            layout_version=LAYOUT_VERSION,
+            qpn=self.qpn,
+            sq=provider.for_kernels(self._sends.ring),
+            dbrec=provider.for_kernels(self._queues.dbrec) + 4,  # the send word
+            doorbell=register,
+            state=provider.for_kernels(self._sends.state_memory),
+            sink_address=sink_address,
+            sink_lkey=sink_lkey,
+            log_sq=self._sends.size.bit_length() - 1,
+            dialect=DIALECTS[dialect],
+            batch=batch,
+            peer=peer,
+            channel=channel,
+            same_gpu=provider.hca_is_of_the_gpu(),
+            cq=self.send_cq._handle_fields(),
+            watch=(report.address, timeout_ns, rank),
+        )
         report.follow(self)
         return DeviceHandle(self, array, report)
 

@@ -105,7 +105,7 @@ class Report:
         cq = qp._told_by = qp.send_cq if cq is None else cq
         provider = qp.context._provider
         state = provider.for_kernels(qp._sends.state_memory)
-        offsets: Any = qp._sends.state_memory.view(qp._sends.state.dtype).dtype.fields
+        offsets: Any = qp._sends.state.dtype.fields
         at = self._places.setdefault(qp.qpn, len(self._places))
         if at == len(self._views):
             memory = provider.memory(QUEUE_VIEW.itemsize * max(4, 2 * at), "queues of a report")
@@ -113,16 +113,18 @@ class Report:
             grown[:at] = self._views
             self._views = grown
             self.array["queues"] = provider.for_kernels(memory)
-        view = self._views[at]
-        view["qpn"], view["port"] = qp.qpn, qp.physical_port
-        view["sq"], view["log_sq"] = provider.for_kernels(qp._sends.ring), qp._sends.size.bit_length() - 1
-        for name in ("reserved", "ready", "rung", "completed", "consumer"):
-            view[name] = state + offsets[name][1]
-        if consumer:
-            view["consumer"] = consumer
-        view["cqes"], view["log_cq"] = provider.for_kernels(cq._ring), cq.log_entries
-        view["cq_flags"] = cq_flags(qp, cq)
-        view["log_stride"] = cq.cqe_bytes.bit_length() - 1
+        self._views[at] = (
+            qp.qpn,
+            qp.physical_port,
+            provider.for_kernels(qp._sends.ring),
+            *(state + offsets[name][1] for name in ("reserved", "ready", "rung", "completed")),
+            provider.for_kernels(cq._ring),
+            consumer or state + offsets["consumer"][1],
+            qp._sends.size.bit_length() - 1,
+            cq.log_entries,
+            cq.cqe_bytes.bit_length() - 1,
+            cq_flags(qp, cq),
+        )
         self.array["queue_count"] = len(self._places)
         self._followed[qp.qpn] = weakref.ref(qp)
 

@@ -25,26 +25,31 @@ class AddressBook:
     """
 
     def __init__(self) -> None:
-        self._entries: dict[int, tuple[int, int, int, str, weakref.ref[Any]]] = {}
+        self._entries: dict[int, tuple[list[tuple[int, int, int, str]], weakref.ref[Any]]] = {}
         self._next = 0
 
     def add(self, array: np.ndarray[Any, Any], name: str) -> None:
         """Name the memory of `array` as long as whatever owns it lives."""
+        self.add_parts(array, [(0, array.nbytes, array.itemsize, name)])
+
+    def add_parts(self, array: np.ndarray[Any, Any], parts: list[tuple[int, int, int, str]]) -> None:
+        """Likewise parts of it: each begins so many bytes behind its first, has so many, items of so many, a name."""
         owner = array
         while isinstance(owner.base, np.ndarray):
             owner = owner.base
         number = self._next
         self._next += 1
-        entries = self._entries
+        entries, base = self._entries, int(array.ctypes.data)
         keep = weakref.ref(owner, lambda _: entries.pop(number, None))
-        entries[number] = (int(array.ctypes.data), array.nbytes, array.itemsize, name, keep)
+        entries[number] = ([(base + begin, *rest) for begin, *rest in parts], keep)
 
     def name_of(self, address: int) -> str:
         """The name with an index ("flags[2]", "ring + 0x40"); "" for memory that nobody named."""
         best: tuple[int, int, int, str] | None = None
-        for base, nbytes, step, name, _ in list(self._entries.values()):
-            if base <= address < base + nbytes and (best is None or nbytes < best[1]):
-                best = (base, nbytes, step, name)
+        for parts, _ in list(self._entries.values()):
+            for base, nbytes, step, name in parts:
+                if base <= address < base + nbytes and (best is None or nbytes < best[1]):
+                    best = (base, nbytes, step, name)
         if best is None:
             return ""
         base, nbytes, step, name = best

@@ -39,6 +39,7 @@ EVENT_NAMES = (  # enum class AsyncEventType, environment.hpp
     "communication_established",
 )
 _PAGE = 4096
+_DBREC = 8  # bytes of a doorbell record
 
 
 def require_doorbell_mode(mode: str | None) -> None:
@@ -104,20 +105,21 @@ class EmulatedHca:
 
     # ---- CQ
     def create_cq(self, log_entries: int, cqe_bytes: int, collapsed: bool, overrun_ignore: bool, label: str) -> CqQueue:
-        ring = self.world.allocate(cqe_bytes << log_entries, alignment=_PAGE)
+        ring_bytes = cqe_bytes << log_entries
+        memory = self.world.allocate(ring_bytes + _DBREC, alignment=_PAGE)
+        ring, dbrec = memory[:ring_bytes], memory[ring_bytes:]
         ring[cqe_bytes - 1 :: cqe_bytes] = CQE_INITIAL_OP_OWN
-        dbrec = self.world.allocate(8)
+        at = int(memory.ctypes.data)
         cqn = self._verb(
-            self._core.create_cq,
-            log_entries,
-            cqe_bytes,
-            collapsed,
-            overrun_ignore,
-            ring.ctypes.data,
-            dbrec.ctypes.data,
+            self._core.create_cq, log_entries, cqe_bytes, collapsed, overrun_ignore, at, at + ring_bytes
         )
-        self.world.addresses.add(ring, f"ring of {label} {cqn:#x}")
-        self.world.addresses.add(dbrec, f"doorbell record of {label} {cqn:#x}")
+        self.world.addresses.add_parts(
+            memory,
+            [
+                (0, ring_bytes, 1, f"ring of {label} {cqn:#x}"),
+                (ring_bytes, _DBREC, 1, f"doorbell record of {label} {cqn:#x}"),
+            ],
+        )
         return CqQueue(int(cqn), ring, dbrec)
 
     def destroy_cq(self, cqn: int) -> None:
@@ -132,10 +134,13 @@ class EmulatedHca:
     # ---- QP
     def create_qp(self, request: QpRequest) -> QpQueues:
         require_doorbell_mode(request.doorbell)
-        sq = self.world.allocate(SEND_WQE_BB << request.log_sq_wqebbs, alignment=_PAGE)
+        # The receive ring, the send ring behind it, as libmlx5 has them; then the record.
         stride = rq_stride(request.max_recv_sge) if request.max_recv_sge else 0
-        rq = self.world.allocate(stride << request.log_rq_wqes, alignment=_PAGE) if stride else None
-        dbrec = self.world.allocate(8)
+        rq_bytes, sq_bytes = stride << request.log_rq_wqes, SEND_WQE_BB << request.log_sq_wqebbs
+        sq_at = -(-rq_bytes // SEND_WQE_BB) * SEND_WQE_BB
+        dbrec_at = sq_at + sq_bytes
+        memory = self.world.allocate(dbrec_at + _DBREC, alignment=_PAGE)
+        at = int(memory.ctypes.data)
         qpn = self._verb(
             self._core.create_qp,
             {
@@ -152,21 +157,19 @@ class EmulatedHca:
                 "out_of_order": request.out_of_order,
                 "doorbell": DOORBELL_MODES[request.doorbell] if request.doorbell else 0,
                 "uar": 0,
-                "sq_buffer": sq.ctypes.data,
-                "rq_buffer": rq.ctypes.data if rq is not None else 0,
-                "dbrec": dbrec.ctypes.data,
+                "sq_buffer": at + sq_at,
+                "rq_buffer": at if rq_bytes else 0,
+                "dbrec": at + dbrec_at,
             },
         )
         name = request.label or f"QP {qpn:#x}"
-        for array, role in (
-            (sq, "send ring"),
-            (rq, "receive ring"),
-            (dbrec.view(np.uint32), "doorbell record"),
-        ):
-            if array is not None:
-                self.world.addresses.add(array, f"{role} of {name}")
+        parts = [(sq_at, sq_bytes, 1, f"send ring of {name}"), (dbrec_at, _DBREC, 4, f"doorbell record of {name}")]
+        if rq_bytes:
+            parts.append((0, rq_bytes, 1, f"receive ring of {name}"))
+        self.world.addresses.add_parts(memory, parts)
         doorbell = int(self._verb(self._core.qp_now, qpn)[2])
-        return QpQueues(int(qpn), sq, rq, stride, dbrec, doorbell)
+        sq, rq = memory[sq_at:dbrec_at], memory[:rq_bytes] if rq_bytes else None
+        return QpQueues(int(qpn), sq, rq, stride, memory[dbrec_at:], doorbell)
 
     def destroy_qp(self, qpn: int) -> None:
         self._verb(self._core.destroy_qp, qpn)

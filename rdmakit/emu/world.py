@@ -116,6 +116,7 @@ class World:
         self._devices = self.topology.build(self._core, clock)
         self._events: list[list[AsyncEvent]] = [[] for _ in self._devices]
         self._contexts: list[weakref.ref[Context]] = []
+        self._stock: dict[str, Kernel] = {}  # not bound to this world, which would keep it alive
         self._pending: list[Any] = []  # arguments of launches that have not run yet
         self._running = False
         self._copy_payload = True
@@ -249,10 +250,14 @@ class World:
         return compile_source(code, policy=self.policy, lanes=lanes, name=name).bind(self)
 
     def stock_kernel(self, name: str) -> Kernel:
-        """A kernel of cuda/kernels, by name; see `rdmakit.emu.compile.stock_kernel`."""
+        """A kernel of cuda/kernels, by name, as its sources are when this world first asks for it; see
+        `rdmakit.emu.compile.stock_kernel`."""
         from rdmakit.emu.compile import stock_kernel
 
-        return stock_kernel(name, policy=self.policy).bind(self)
+        found = self._stock.get(name)
+        if found is None:  # looking for it reads its sources: launches are many
+            found = self._stock[name] = stock_kernel(name, policy=self.policy)
+        return found.bind(self)
 
     def _launch(
         self,
