@@ -52,7 +52,7 @@ def fields_of(kind: np.dtype[np.void], **values: Any) -> tuple[Any, ...]:
     >>> fields_of(np.dtype([("a", "u4"), ("b", "u4"), ("c", "u8")]), c=3, a=1)
     (1, 0, 3)
     """
-    found = tuple(values.pop(name, 0) for name in kind.names or ())
+    found = tuple([values.pop(name, 0) for name in kind.names or ()])
     if values:
         raise KeyError(", ".join(values))
     return found

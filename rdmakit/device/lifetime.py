@@ -38,7 +38,7 @@ _BY_ERRNO: dict[int, type[RdmakitError]] = {
 }
 
 
-class typed_refusal:  # noqa: N801 – it reads as a verb, and is a class since each verb of each object enters it
+class typed_refusal:
     """Turn a `Refused` into the error of its errno: what was asked, the device's reason as the rule.
 
     >>> with typed_refusal("dealloc_pd", pd=3):

@@ -41,7 +41,7 @@ class AddressBook:
         self._next += 1
         entries, base = self._entries, int(array.ctypes.data)
         keep = weakref.ref(owner, lambda _: entries.pop(number, None))
-        entries[number] = ([(base + begin, *rest) for begin, *rest in parts], keep)
+        entries[number] = ([(base + begin, nbytes, step, name) for begin, nbytes, step, name in parts], keep)
 
     def name_of(self, address: int) -> str:
         """The name with an index ("flags[2]", "ring + 0x40"); "" for memory that nobody named."""
