@@ -35,7 +35,7 @@ cdef class DirectCq:
             PyBuffer_Release(&view)
 
     def completions(self, rows not None):
-        """`Completions` of this CQ in `rows`, an array of dtype `rdmakit.verbs.WC`, which is polled into again and again."""
+        """`CompletionRows` of this CQ in `rows`, of dtype `rdmakit.verbs.WC`, which are polled into again and again."""
         return _completions(self.cq, self, rows)
 
 

@@ -7,7 +7,7 @@ cdef int _rows_of(Py_buffer* view) except -1:
     return <int> (view.len // 48)
 
 
-cdef class Completions:
+cdef class CompletionRows:
     """The rows of an array that one CQ fills, made by `Cq.completions` or `DirectCq.completions`.
 
     The array is held meanwhile: NumPy will not resize it.
@@ -52,8 +52,8 @@ cdef class Completions:
         return [self._first[i].wr_id for i in range(first, first + count)]
 
 
-cdef Completions _completions(Cq cq, DirectCq direct, object rows):
-    cdef Completions found = Completions.__new__(Completions)
+cdef CompletionRows _completions(Cq cq, DirectCq direct, object rows):
+    cdef CompletionRows found = CompletionRows.__new__(CompletionRows)
     PyObject_GetBuffer(rows, &found._view, PyBUF_WRITABLE)
     found._count = _rows_of(&found._view)
     found._first, found._cq, found._direct, found.rows = <RawWc*> found._view.buf, cq, direct, rows
