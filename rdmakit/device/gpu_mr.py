@@ -9,8 +9,8 @@ import builtins
 from typing import TYPE_CHECKING, Any
 
 from rdmakit.device.access import AccessLike, access_flags, access_names
-from rdmakit.device.lifetime import Resource, typed_refusal
-from rdmakit.device.mr import RemoteMemory
+from rdmakit.device.lifetime import typed_refusal
+from rdmakit.device.mr import Region, RemoteMemory
 from rdmakit.errors import BadArgument
 from rdmakit.layout import Sge
 
@@ -20,10 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["GpuMR"]
 
 
-class GpuMR(Resource):
+class GpuMR(Region):
     """A memory region of a GPU, made by `PD.register_gpu`. `way` is how the NIC was told: "dma-buf" or "peermem"."""
-
-    _kind = "MR"
 
     def __init__(
         self, pd: PD, address: int, nbytes: int, access: AccessLike, owner: Any, dmabuf: int | None, name: str | None
@@ -50,16 +48,8 @@ class GpuMR(Resource):
         there = self.remote().slice(offset, length)
         return Sge(there.address, there.nbytes, self.lkey)
 
-    def remote(self) -> RemoteMemory:
-        """What a peer must know to reach it."""
-        return RemoteMemory(self.address, self.rkey, self.nbytes)
-
     def __getitem__(self, where: builtins.slice) -> RemoteMemory:
-        start, stop, _ = where.indices(self.nbytes)
-        return self.remote().slice(start, stop - start)
-
-    def _name(self) -> str:
-        return f"{self.name} (lkey {self.lkey:#x})"
+        return self.remote().slice(*self._range(where))
 
     def __repr__(self) -> str:
         state = ", closed" if self.closed else ""

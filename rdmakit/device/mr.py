@@ -111,14 +111,38 @@ class MemorySlice:
         return f"{self.mr!r}[{self.offset}:{self.offset + self.nbytes}]"
 
 
-class MR(Resource):
+class Region(Resource):
+    """What a NIC may reach, of the host's memory (MR) or of a GPU's (GpuMR): where it lies, and its keys."""
+
+    _kind = "MR"
+    name: str
+    address: int
+    nbytes: int
+    lkey: int
+    rkey: int
+
+    def remote(self) -> RemoteMemory:
+        """What a peer must know to reach it; needs remote access rights to be of use."""
+        return RemoteMemory(self.address, self.rkey, self.nbytes)
+
+    def _range(self, where: builtins.slice) -> tuple[int, int]:
+        """Offset and length of `region[where]`."""
+        if not isinstance(where, builtins.slice) or where.step not in (None, 1):
+            raise BadArgument("a region is cut by bytes", value=where, rule="mr[start:stop]",
+                              remedy="give two byte offsets and no step")
+        start, stop, _ = where.indices(self.nbytes)
+        return start, stop - start
+
+    def _name(self) -> str:
+        return f"{self.name} (lkey {self.lkey:#x})"
+
+
+class MR(Region):
     """A memory region, made by `PD.register`: `bytes` is a uint8 view of the buffer, which the region keeps
     alive.
 
     `lkey`, `rkey`, `address` and `nbytes` are what WQEs need. `mr[16:32]` is `mr.slice(16, 16)`.
     """
-
-    _kind = "MR"
 
     def __init__(self, pd: PD, buffer: Any, access: AccessLike, name: str | None) -> None:
         flags = access_flags(access)
@@ -140,22 +164,11 @@ class MR(Resource):
         return MemorySlice(self, offset, _checked_range(offset, length, self.nbytes, self._name()))
 
     def __getitem__(self, where: builtins.slice) -> MemorySlice:
-        if not isinstance(where, builtins.slice) or where.step not in (None, 1):
-            raise BadArgument("a region is cut by bytes", value=where, rule="mr[start:stop]",
-                              remedy="give two byte offsets and no step")
-        start, stop, _ = where.indices(self.nbytes)
-        return self.slice(start, stop - start)
+        return self.slice(*self._range(where))
 
     def sge(self) -> Sge:
         """(address, length, lkey) as `rdmakit.layout.encode` takes it."""
         return Sge(self.address, self.nbytes, self.lkey)
-
-    def remote(self) -> RemoteMemory:
-        """What a peer must know to reach it; needs remote access rights to be of use."""
-        return RemoteMemory(self.address, self.rkey, self.nbytes)
-
-    def _name(self) -> str:
-        return f"{self.name} (lkey {self.lkey:#x})"
 
     def __repr__(self) -> str:
         state = ", closed" if self.closed else ""

@@ -7,8 +7,11 @@ rings in memory of the GPU where the NIC takes that, as a dma-buf, else in memor
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import rdmakit
-from rdmakit.device import Context
+from rdmakit.device import QP, Context
 from rdmakit.errors import NotAvailable, RdmakitError
 from rdmakit.gpu.device_queues import reach
 from rdmakit.gpu.queue_memory import GpuQueueMemory
@@ -27,35 +30,28 @@ def reason(error: RdmakitError) -> str:
     return f"{error.what}{said}"
 
 
+@contextmanager
+def _queue_pair(context: Context) -> Iterator[QP]:
+    with context.create_cq(16) as cq, context.alloc_pd() as pd, pd.create_qp(cq, sq_wqebbs=16) as qp:
+        yield qp
+
+
 def _cannot_make(context: Context) -> str:
     """Why this device makes no queue pair, where its queues are to lie; empty when it does."""
     try:
-        cq = context.create_cq(16)
+        with _queue_pair(context):
+            return ""
     except RdmakitError as error:
         return reason(error)
-    pd = context.alloc_pd()
-    try:
-        pd.create_qp(cq, sq_wqebbs=16).close()
-    except RdmakitError as error:
-        return reason(error)
-    finally:
-        pd.close()
-        cq.close()
-    return ""
 
 
 def _cannot_ring(context: Context) -> str:
     """Why no kernel can use a queue pair of this device; empty when one can."""
-    cq = context.create_cq(16)
-    qp = context.alloc_pd().create_qp(cq, sq_wqebbs=16)
-    try:
-        qp.device_handle()
-    except NotAvailable as error:
-        return reason(error)
-    finally:
-        qp.close()
-        qp.pd.close()
-        cq.close()
+    with _queue_pair(context) as qp:
+        try:
+            qp.device_handle()
+        except NotAvailable as error:
+            return reason(error)
     return ""
 
 

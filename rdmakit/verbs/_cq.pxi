@@ -34,24 +34,27 @@ cdef class Cq:
         if code:
             raise refused("ibv_req_notify_cq", code, device=self.context.name)
 
-    def poll(self, into not None):
-        """ibv_poll_cq straight into an array of dtype `rdmakit.verbs.WC`; returns how many rows were written."""
+    cdef int _take(self, RawWc* rows, int most) except -1:
         cdef RawCq* raw = self._raw()
-        cdef Py_buffer view
         cdef int count
-        PyObject_GetBuffer(into, &view, PyBUF_WRITABLE)
-        try:
-            if view.len % 48:
-                raise BadArgument("not an array of completions", value=view.len, rule="a multiple of 48 bytes",
-                                  remedy="np.zeros(n, rdmakit.verbs.WC)")
-            count = <int> (view.len // 48)
-            with nogil:
-                count = self.context._box.get().get().ops.poll_cq(raw, count, <RawWc*> view.buf)
-        finally:
-            PyBuffer_Release(&view)
+        with nogil:
+            count = self.context._box.get().get().ops.poll_cq(raw, most, rows)
         if count < 0:
             raise refused("ibv_poll_cq", 5, device=self.context.name)
         return count
+
+    def poll(self, into not None):
+        """ibv_poll_cq straight into an array of dtype `rdmakit.verbs.WC`; returns how many rows were written."""
+        cdef Py_buffer view
+        PyObject_GetBuffer(into, &view, PyBUF_WRITABLE)
+        try:
+            return self._take(<RawWc*> view.buf, _rows_of(&view))
+        finally:
+            PyBuffer_Release(&view)
+
+    def completions(self, rows not None):
+        """`CompletionRows` of this CQ in `rows`, of dtype `rdmakit.verbs.WC`, which are polled into again and again."""
+        return _completions(self, None, rows)
 
     def direct(self):
         """A `DirectCq`: completions are read from the ring by us, several times faster than `ibv_poll_cq`.

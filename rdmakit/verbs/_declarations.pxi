@@ -22,7 +22,8 @@ cdef extern from "native/boxes.hpp" namespace "rdmakit::verbs" nogil:
     cdef cppclass RawQp "rdmakit::verbs::Qp":
         uint32_t qp_num
     cdef cppclass RawWc "rdmakit::verbs::Wc":
-        pass
+        uint64_t wr_id
+        uint32_t status
     cdef cppclass RawGid "rdmakit::verbs::Gid":
         uint8_t raw[16]
     cdef cppclass GlobalRoute:

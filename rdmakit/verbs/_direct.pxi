@@ -11,28 +11,32 @@ cdef class DirectCq:
         """How many rows of the last poll have a status other than 0: statuses need no look while it is 0."""
         return self._native.failed
 
+    cdef int _take(self, RawWc* rows, int most) except -1:
+        cdef uint32_t stranger = 0
+        cdef int count
+        self.cq._raw()
+        count = self._native.poll(rows, most, &stranger)
+        if count < 0:
+            raise BadState("a completion of a queue pair that is not driven directly", value=hex(stranger),
+                           rule="all queue pairs of a direct CQ are direct",
+                           remedy="qp.direct(cq), or a CQ of its own for the others")
+        return count
+
     def poll(self, into not None):
         """Completions into an array of dtype `rdmakit.verbs.WC`, oldest first; returns how many rows were written.
 
         BadState when the next one is of a queue pair that was not made with `Qp.direct`.
         """
         cdef Py_buffer view
-        cdef uint32_t stranger = 0
-        cdef int count
-        self.cq._raw()
         PyObject_GetBuffer(into, &view, PyBUF_WRITABLE)
-        count = <int> (view.len // 48)
-        if view.len % 48 == 0:
-            count = self._native.poll(<RawWc*> view.buf, count, &stranger)
-        PyBuffer_Release(&view)
-        if view.len % 48:
-            raise BadArgument("not an array of completions", value=view.len, rule="a multiple of 48 bytes",
-                              remedy="np.zeros(n, rdmakit.verbs.WC)")
-        if count < 0:
-            raise BadState("a completion of a queue pair that is not driven directly", value=hex(stranger),
-                           rule="all queue pairs of a direct CQ are direct",
-                           remedy="qp.direct(cq), or a CQ of its own for the others")
-        return count
+        try:
+            return self._take(<RawWc*> view.buf, _rows_of(&view))
+        finally:
+            PyBuffer_Release(&view)
+
+    def completions(self, rows not None):
+        """`CompletionRows` of this CQ in `rows`, of dtype `rdmakit.verbs.WC`, which are polled into again and again."""
+        return _completions(self.cq, self, rows)
 
 
 @cython.no_gc_clear  # its CQs point at it until it says goodbye

@@ -140,6 +140,18 @@ def test_slices_stay_inside(context):
         mr[::2]
 
 
+def test_a_region_of_a_gpu_is_cut_as_one_of_the_host_is(context):
+    """Its bytes are not looked at, so the host's memory stands for a GPU's."""
+    memory = np.zeros(100, np.uint8)
+    mr = context.alloc_pd().register_gpu(memory.ctypes.data, memory.nbytes, owner=memory)
+    assert mr.remote() == RemoteMemory(memory.ctypes.data, mr.rkey, 100)
+    assert mr[16:32] == RemoteMemory(mr.address + 16, mr.rkey, 16) and mr.sge(16, 16) == (mr.address + 16, 16, mr.lkey)
+    with pytest.raises(BadArgument, match="mr\\[start:stop\\]"):
+        mr[::2]
+    with pytest.raises(BadArgument, match="slice outside"):
+        mr.sge(96, 5)
+
+
 def test_a_region_keeps_its_buffer_alive(context):
     mr = context.alloc_pd().register(np.full(1 << 20, 7, np.uint8))
     gc.collect()

@@ -13,7 +13,6 @@ constexpr u32 kFlagFence = 1, kFlagSignalled = 2, kFlagSolicited = 4, kFlagInlin
 // By IBV_WR_*, which count from 0.
 constexpr Opcode kOpcodes[] = {Opcode::write,    Opcode::write_imm, Opcode::send,     Opcode::send_imm,
                                Opcode::read,     Opcode::cmp_swap,  Opcode::fetch_add};
-constexpr u32 kAhead = 8;  // CQEs asked for early: the device has written them, so this core has none of them
 
 bool has_imm(Opcode opcode) { return opcode == Opcode::write_imm || opcode == Opcode::send_imm; }
 bool is_send(Opcode opcode) { return opcode == Opcode::send || opcode == Opcode::send_imm; }
@@ -54,6 +53,9 @@ u32 sent_as(u32 opcode) {
     }
 }
 
+// As libmlx5 says it at this end, too.
+u32 sent_flags(u32 opcode) { return has_imm(static_cast<Opcode>(opcode)) ? kWcWithImm : 0; }
+
 // The index nearest to `base`, not below it, whose low 16 bits are these.
 u64 widen(u32 counter, u64 base) { return base + ((counter - static_cast<u32>(base)) & 0xffff); }
 
@@ -73,18 +75,61 @@ u32 field(const u8* at) {
     std::memcpy(&word, at, sizeof word);
     return swap_bytes(word);
 }
-u32 counter_of(const u8* entry) { return field(entry + offsetof(Cqe, wqe_counter)) >> 16; }
+
+// The last 8 bytes of a CQE in one read: sop_drop_qpn, wqe_counter, signature, op_own.
+constexpr u32 kTail = offsetof(Cqe, sop_drop_qpn);
+static_assert(kTail % 8 == 0 && kTail + 8 == kCqe, "one read has them all");
+u64 tail_of(const u8* entry) { return __atomic_load_n(reinterpret_cast<const u64*>(entry + kTail), __ATOMIC_RELAXED); }
+u32 op_own_of(u64 tail) { return static_cast<u32>(tail >> 56); }
+u32 opcode_of(u64 tail) { return tail & 0xff; }
+u32 qpn_of(u64 tail) { return swap_bytes(static_cast<u32>(tail)) & 0xffffff; }
+u32 counter_of(u64 tail) { return swap_bytes(static_cast<u16>(tail >> 32)); }
+
+// What tails have in common that say the same: all but the counter, the signature and the solicited bit.
+constexpr u64 kAlike = u64{0xff & ~kSolicited} << 56 | 0xffffffff;
+
+// A WRITE or a SEND that went well, of which a CQE tells nothing that its tail does not.
+bool is_plain(u64 tail) {
+    const u32 what = op_own_of(tail) & ~(kSolicited | 1);
+    return what == static_cast<u32>(CqeOpcode::requester) << 4 && sent_as(opcode_of(tail)) < kWcRead;
+}
+
+// Rows of as many CQEs, `most` at most, as are like the first; how many. Batches mostly are one run, in which nothing but
+// wr_ids is new. A row is three stores: one for each field costs more than the lines of the CQEs.
+u32 take_run(DirectQp& qp, const u8* entry, u32 stride, u32 most, Wc* row) {
+    using Pair = u64 __attribute__((vector_size(16)));
+    static_assert(sizeof(Wc) == 3 * sizeof(Pair) && offsetof(Wc, opcode) == 12 && offsetof(Wc, qp_num) == 28 &&
+                  offsetof(Wc, wc_flags) == 36, "where the parts have them");
+    u64 tail = tail_of(entry);
+    const u64 alike = tail & kAlike;
+    const u64* const wr_ids = qp.wr_ids.data();
+    const u32 mask = qp.rings.sq_blocks - 1;
+    const u64 opcode = u64{sent_as(opcode_of(tail))} << 32;
+    const Pair middle = {0, u64{qpn_of(tail)} << 32}, end = {u64{sent_flags(opcode_of(tail))} << 32, 0};
+    u32 count = 0, counter;
+    do {
+        counter = counter_of(tail);
+        const Pair begin = {wr_ids[counter & mask], opcode};  // a new one: what was stored in parts is slow to load as a whole
+        u8* const to = reinterpret_cast<u8*>(row + count);
+        std::memcpy(to, &begin, sizeof begin);
+        std::memcpy(to + sizeof begin, &middle, sizeof middle);
+        std::memcpy(to + 2 * sizeof begin, &end, sizeof end);
+        if (++count == most) break;
+        tail = tail_of(entry += stride);
+    } while ((tail & kAlike) == alike);
+    qp.done = widen(counter, qp.done) + qp.blocks[counter & mask];
+    return count;
+}
 
 // A CQE of the send queue. In one that reports an error nothing but the counter is read.
-void take_sent(DirectQp& qp, const u8* entry, u32 op_own, Wc& wc) {
-    const u64 index = widen(counter_of(entry), qp.done);
-    const u32 slot = static_cast<u32>(index) & (qp.rings.sq_blocks - 1);
+void take_sent(DirectQp& qp, const u8* entry, u64 tail, Wc& wc) {
+    const u64 index = widen(counter_of(tail), qp.done);
+    const u32 slot = static_cast<u32>(index) & (qp.rings.sq_blocks - 1), op_own = op_own_of(tail);
     wc.wr_id = qp.wr_ids[slot];
     qp.done = index + qp.blocks[slot];
     if (static_cast<CqeOpcode>(op_own >> 4) != CqeOpcode::requester) return;
-    const u32 opcode = entry[offsetof(Cqe, sop_drop_qpn)];
-    wc.opcode = sent_as(opcode);
-    wc.wc_flags = has_imm(static_cast<Opcode>(opcode)) ? kWcWithImm : 0;  // as libmlx5 says it at this end, too
+    wc.opcode = sent_as(opcode_of(tail));
+    wc.wc_flags = sent_flags(opcode_of(tail));
     if (wc.opcode < kWcRead) return;
     wc.byte_len = wc.opcode == kWcRead ? field(entry + offsetof(Cqe, byte_count)) : 8;
     if (op_own & (kCqeScatter32 | kCqeScatter64)) {
@@ -93,8 +138,9 @@ void take_sent(DirectQp& qp, const u8* entry, u32 op_own, Wc& wc) {
     }
 }
 
-void take_received(DirectQp& qp, const u8* entry, u32 op_own, Wc& wc) {
-    const u64 slot = widen(counter_of(entry), qp.received) & (qp.rings.rq_count - 1);
+void take_received(DirectQp& qp, const u8* entry, u64 tail, Wc& wc) {
+    const u64 slot = widen(counter_of(tail), qp.received) & (qp.rings.rq_count - 1);
+    const u32 op_own = op_own_of(tail);
     const CqeOpcode what = static_cast<CqeOpcode>(op_own >> 4);
     wc.wr_id = qp.receive_ids[slot];
     ++qp.received;
@@ -221,19 +267,20 @@ void DirectCq::join(u32 qpn, DirectQp* qp) {
 
 int DirectCq::poll(Wc* into, int most, u32* stranger) {
     // What is used for each CQE is held in locals: rows are of the same types, so members would be read anew behind each.
-    const u32 mask = ring.cqe_cnt - 1, shift = ring.cqe_size == kCqe ? 6 : 7, log = log_entries;
-    const u8* const first = static_cast<const u8*>(ring.buf) + (ring.cqe_size - kCqe);
+    const u32 mask = ring.cqe_cnt - 1, stride = ring.cqe_size, log = log_entries;
+    const u8* const first = static_cast<const u8*>(ring.buf) + (stride - kCqe);
     DirectQp* qp = known_;
     u64 at = consumed;
     u32 last = last_, bad = 0;
     Wc* row = into;
-    for (Wc* const end = into + most; row != end; ++at) {
-        const u8* const entry = first + (static_cast<size_t>(at & mask) << shift);
-        const u32 op_own = __atomic_load_n(entry + kCqe - 1, __ATOMIC_RELAXED);
-        if (!cqe_ready(op_own, at, log)) break;
+    Wc* const end = into + most;
+    while (row != end) {
+        const u32 slot = static_cast<u32>(at) & mask;
+        const u8* const entry = first + static_cast<size_t>(slot) * stride;
+        const u64 tail = tail_of(entry);
+        if (!cqe_ready(op_own_of(tail), at, log)) break;
         cpu::from_device();
-        __builtin_prefetch(first + (static_cast<size_t>((at + kAhead) & mask) << shift));
-        const u32 number = field(entry + offsetof(Cqe, sop_drop_qpn)) & 0xffffff;
+        const u32 number = qpn_of(tail);
         if (qp == nullptr || number != last) {
             const auto found = queue_pairs.find(number);
             if (found == queue_pairs.end()) {
@@ -242,14 +289,25 @@ int DirectCq::poll(Wc* into, int most, u32* stranger) {
             }
             last = number;
             qp = found->second;
-            if (qp == nullptr) continue;
+            if (qp == nullptr) {
+                ++at;
+                continue;
+            }
         }
+        if (is_plain(tail)) {
+            const u32 in_lap = mask + 1 - slot, left = static_cast<u32>(end - row);
+            const u32 count = take_run(*qp, entry, stride, in_lap < left ? in_lap : left, row);
+            at += count;
+            row += count;
+            continue;
+        }
+        ++at;
         Wc& wc = *row++;
         wc = Wc{};
         wc.qp_num = number;
-        const CqeOpcode what = static_cast<CqeOpcode>(op_own >> 4);
-        if (what == CqeOpcode::requester || what == CqeOpcode::requester_error) take_sent(*qp, entry, op_own, wc);
-        else take_received(*qp, entry, op_own, wc);
+        const CqeOpcode what = static_cast<CqeOpcode>(op_own_of(tail) >> 4);
+        if (what == CqeOpcode::requester || what == CqeOpcode::requester_error) take_sent(*qp, entry, tail, wc);
+        else take_received(*qp, entry, tail, wc);
         if (what == CqeOpcode::requester_error || what == CqeOpcode::responder_error) {
             wc.status = status_of(static_cast<Syndrome>(entry[offsetof(ErrorCqe, syndrome)]));
             wc.vendor_err = entry[offsetof(ErrorCqe, vendor_syndrome)];
@@ -261,6 +319,7 @@ int DirectCq::poll(Wc* into, int most, u32* stranger) {
     failed = bad;
     if (at != consumed) {
         consumed = at;
+        cpu::from_device();  // and what was completed, before the caller looks at it
         cpu::with_device();  // the entries are read before the device may write them again
         __atomic_store_n(&ring.dbrec[kDbrecSetCi], swap_bytes(static_cast<u32>(at & 0xffffff)), __ATOMIC_RELAXED);
     }
