@@ -157,13 +157,15 @@ order = [
 course.check("01.order", order)
 
 # %% tags=["hardware"]
-# On real hardware: iproute2 knows every QP of this machine, its type and its state.
+# On real hardware: the same 36 requests, put to the kernel and to a NIC of this machine. Expect the same answers.
 if course.hardware_cell("rdma"):
-    import shutil
-    import subprocess
-
-    tool = shutil.which("rdma")
-    print(subprocess.getoutput(f"{tool} resource show qp") if tool else "install iproute2 to list the QPs here")
+    pair = course.real_pair("rdma")
+    qp, end = pair.near, pair.far.endpoint()
+    tell["RTR"] |= {"dgid": end.gid, "dest_qp_num": end.qpn} | ({"dlid": end.lid} if end.lid else {})
+    real = [[source, *("✓" if granted(source, target) else "·" for target in way_to)] for source in way_to]
+    other = [row[0] for row, ours in zip(real, roads, strict=True) if row != ours]
+    title = f"{pair.name}: {sum(row.count('✓') for row in real)} granted; rows unlike those above: {', '.join(other) or 'none'}"
+    course.display(show.data_table(real, ["from ↓ to →", *way_to], title=title))
 
 # %% [markdown] tags=["not-modelled"]
 # ## What we did not model

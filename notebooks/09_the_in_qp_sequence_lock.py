@@ -211,7 +211,7 @@ course.check("09.receiver", mine)
 # %% [markdown]
 # ## On real hardware
 # The sender above and your receiver over queue pairs of a real NIC, 1,000 transfers through the two slots; the kernels run on
-# the CPU.
+# the CPU. Expect all 3,000 words as sent; with the receiver that you were given, perhaps as well: **that proves nothing**.
 
 # %% tags=["hardware"]
 if course.hardware_cell("mlx5"):

@@ -200,11 +200,23 @@ course.check("10.plan", dispatch_layout)
 
 # %% [markdown]
 # ## On real hardware
-# The kernel that makes the plan on a GPU is `cuda/kernels/ep_layout.cu`, and it is the one that ran here.
+# The dispatch of v4 and a combine behind it, between two hosts of four GPUs that this machine plays: kernels on its CPU, queue
+# pairs on the NICs' own ports, the first 64 tokens of each rank. Expect rows, choices, weights and sums to be **NumPy's**, about
+# as many bytes for a token that crosses as v4 needed, ports alike with four channels, and 2 : 1 with three.
 
 # %% tags=["hardware"]
-if course.hardware_cell("gpu+mlx5+dual-port"):
-    print("Two cables, half the time? Compare xmit_data of both ports before and after: notebook 00 shows where it is.")
+if course.hardware_cell("rdma+dual-port"):
+    some, bars = [[each[:64] for each in of] for of in (x, chosen, weights)], []
+    for channels in (4, 3):
+        real = course.real_dispatch(*some, EXPERTS, hosts=HOSTS, channels=channels)
+        assert not real.wrong, real.wrong
+        ports = zip(real.names, real.dispatched, strict=True)
+        bars += [(f"{channels} channels, {name}", sent, name) for name, sent in ports]
+    course.display(show.port_bars(bars, real.unit, title=f"A dispatch on this machine's ports ({course.how_measured()})"))
+    crossing = sum(int(np.delete(plan.num_tokens_per_host, rank // GPUS).sum()) for rank, plan in enumerate(plans))
+    each = sum(real.dispatched) / real.crossed
+    print(f"{real.doorbells}\nall is NumPy's, bit for bit; {each:,.0f} {real.unit} for a token that crosses, by v4 above "
+          f"{1e6 * ladder[-1]['wire MB'] / crossing:,.0f} B")  # fmt: skip
 
 # %% [markdown] tags=["not-modelled"]
 # ## What we did not model
