@@ -20,9 +20,9 @@ from rdmakit.course.real_pair import RealPair, how_measured, real_pair, wqe_of_l
 from rdmakit.course.trial import Trial, Wrong
 
 if TYPE_CHECKING:
-    from rdmakit.course.real_dispatch import RealDispatch, real_dispatch
-    from rdmakit.course.real_ports import RealPorts, real_ports
-    from rdmakit.course.real_transfers import RealTransfers, real_transfers
+    from rdmakit.course.nic_dispatch import RealDispatch, real_dispatch
+    from rdmakit.course.nic_ports import RealPorts, real_ports
+    from rdmakit.course.nic_transfers import RealTransfers, real_transfers
 
 __all__ = [
     "Exercise",
@@ -60,9 +60,9 @@ __all__ = [
 
 # Of cells on real hardware alone, and they lean on the model, ep and signal.
 _LATE = {
-    **dict.fromkeys(("RealDispatch", "real_dispatch"), "real_dispatch"),
-    **dict.fromkeys(("RealPorts", "real_ports"), "real_ports"),
-    **dict.fromkeys(("RealTransfers", "real_transfers"), "real_transfers"),
+    **dict.fromkeys(("RealDispatch", "real_dispatch"), "nic_dispatch"),
+    **dict.fromkeys(("RealPorts", "real_ports"), "nic_ports"),
+    **dict.fromkeys(("RealTransfers", "real_transfers"), "nic_transfers"),
 }
 
 

@@ -31,7 +31,7 @@ def run(command, nics=2, seconds=200, **more):
 
 FOR_REAL_DEVICES = [(path.name, "none") for path in sorted((ROOT / "tests/rdma").glob("test_*.py"))]
 FOR_REAL_DEVICES.remove(("test_lag_ports.py", "none"))
-WITH_BONDS = ("test_lag_ports.py", "test_bench_ports.py")
+WITH_BONDS = ("test_lag_ports.py", "test_bench_ports.py", "test_course_cells.py")
 FOR_REAL_DEVICES += [(name, lag) for name in WITH_BONDS for lag in ("hash", "affinity")]
 
 

@@ -1,7 +1,7 @@
 """A dispatch and a combine over this machine's own ports, for the cells "on real hardware": all ranks in this process,
 kernels on the CPU runner, queue pairs on the ports by plan, every row compared with NumPy's.
 
-Leans on ep, model and `real_ports`. Hosts are played: every port sends to itself, so one machine is enough.
+Leans on ep, model and `nic_ports`. Hosts are played: every port sends to itself, so one machine is enough.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rdmakit.connect import ConnectedMesh
+from rdmakit.course.nic_ports import as_ranks, two_ways
 from rdmakit.course.real_pair import active_devices
-from rdmakit.course.real_ports import as_ranks, two_ways
 from rdmakit.emu.outside import OutsideWorld
 from rdmakit.ep.device_hosts import RunnerHost, doorbells_of, shape_of
 from rdmakit.ep.device_low_latency import DeviceInternode
@@ -77,6 +77,10 @@ class _Shared:
     def run(self) -> None:
         self._barrier.wait()
 
+    def abort(self) -> None:
+        """A rank has failed: nobody waits for it."""
+        self._barrier.abort()
+
 
 def real_dispatch(
     x: Sequence[Array], topk_idx: Sequence[Array], topk_weights: Sequence[Array], experts: int, *, hosts: int = 2,
@@ -116,7 +120,11 @@ def real_dispatch(
         shared.meshes.append(mesh)
         trial = HostTrial(engine, shared, work, num_sms=2 * channels)
         meeting.barrier()  # nobody sends before all count
-        trial.normal(seed)
+        try:
+            trial.normal(seed)
+        except Exception:
+            shared.abort()
+            raise
         return engine, trial
 
     done = as_ranks(ranks, one_rank)

@@ -1,6 +1,6 @@
 """Transfers by the sequence lock over this machine's own ports, timed, for the cells "on real hardware".
 
-Leans on signal, emu and `real_ports`. Kernels run on the CPU runner and every port sends to itself: times are of this
+Leans on signal, emu and `nic_ports`. Kernels run on the CPU runner and every port sends to itself: times are of this
 machine, and say what one way of signalling costs beside another.
 """
 
@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from rdmakit.course.nic_ports import hashed_to, two_ways
 from rdmakit.course.real_pair import active_devices
-from rdmakit.course.real_ports import two_ways
 from rdmakit.emu.outside import OutsideWorld
 from rdmakit.errors import BadArgument, NotAvailable
 from rdmakit.signal import SequenceLock, handles
@@ -61,7 +61,10 @@ def real_transfers(
         lock = SequenceLock(way.pd, way.pd, strategy=strategy, slots=_SLOTS, max_payload=nbytes, port=way.ib_port,
                             channel=channel)  # fmt: skip
         if way.lag_port:
-            lock.sender_qp.lag_port = lock.receiver_qp.lag_port = way.lag_port
+            try:
+                lock.sender_qp.lag_port = lock.receiver_qp.lag_port = way.lag_port
+            except NotAvailable:  # a bond that hashes
+                lock.sender_qp.udp_sport = lock.receiver_qp.udp_sport = hashed_to(paths)[way.lag_port]
         locks.append(lock)
     stride = -(-nbytes // 8) * 8
     source, out = (world.array((len(locks), transfers, stride), np.uint8) for _ in range(2))

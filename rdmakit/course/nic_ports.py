@@ -25,7 +25,7 @@ from rdmakit.model.cluster import steer_by
 from rdmakit.model.execute import check_executed, plan_for
 from rdmakit.model.plan import Plan
 
-__all__ = ["InProcess", "RealPorts", "Sent", "as_ranks", "real_ports", "two_ways"]
+__all__ = ["InProcess", "RealPorts", "Sent", "as_ranks", "hashed_to", "real_ports", "two_ways"]
 
 _PATIENCE_S = 30.0
 
@@ -97,6 +97,11 @@ def _lag_of(context: Context) -> str | None:
         return "affinity" if near.lag_port else None
     except NotAvailable:
         return "hash"
+
+
+def hashed_to(paths: Sequence[Path]) -> dict[int, int]:
+    """A UDP source port for each port of a bond that hashes, as the model's hash has it: a real NIC's is not known."""
+    return {flow.port: flow.source_port for flow in plan_for(paths, 2, channels=8, lag="hash")}
 
 
 class Sent(NamedTuple):
@@ -195,5 +200,5 @@ def real_ports(
     ports = [int(port) for port in on]
     if len(ports) != channels or not set(ports) <= {1, 2}:
         raise BadArgument("no such ports", value=ports, rule=f"{channels} of 1 and 2", remedy="one for each channel")
-    known = {flow.port: flow.source_port for flow in plan} if lag == "hash" else {}
+    known = hashed_to(paths[0]) if lag == "hash" else {}
     return RealPorts(paths, plan, lambda rank, peer, index: Route(ports[index], known.get(ports[index], 0)))
