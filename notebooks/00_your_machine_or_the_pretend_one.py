@@ -138,8 +138,8 @@ course.check("00.find_down", find_down)
 # %% [markdown]
 # ## On real hardware
 # The same 1,000 WRITEs from a port of this machine's NIC to itself. It receives, too, so it sends the ACKs: 66 bytes each
-# (your 78 of headers, with 4 bytes in place of the address and key). Expect 86 + 66 = **152 bytes a WRITE**. Soft-RoCE
-# counts at its network device, where what it sends to itself never passes: 0.
+# (your 78 of headers, with 4 bytes in place of the address and key). Expect 86 + 66 = **152 bytes a WRITE**; of soft-RoCE
+# about 116, since its network device counts IP packets, without Ethernet's 18 bytes each.
 
 # %% tags=["hardware"]
 if course.hardware_cell("rdma"):

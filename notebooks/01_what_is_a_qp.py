@@ -157,12 +157,19 @@ order = [
 course.check("01.order", order)
 
 # %% tags=["hardware"]
-# On real hardware: the same 36 requests, put to the kernel and to a NIC of this machine. Expect the same answers.
+# On real hardware: the same 36 requests, put to the kernel and to a NIC of this machine, each of a QP of its own. Expect the
+# same answers.
 if course.hardware_cell("rdma"):
     pair = course.real_pair("rdma")
-    qp, end = pair.near, pair.far.endpoint()
+    end = pair.far.endpoint()
     tell["RTR"] |= {"dgid": end.gid, "dest_qp_num": end.qpn} | ({"dlid": end.lid} if end.lid else {})
-    real = [[source, *("✓" if granted(source, target) else "·" for target in way_to)] for source in way_to]
+
+    def asked(source, target):
+        global qp
+        qp = pair.near.pd.create_qp(pair.near.context.create_cq(16))
+        return "✓" if granted(source, target) else "·"
+
+    real = [[source, *(asked(source, target) for target in way_to)] for source in way_to]
     other = [row[0] for row, ours in zip(real, roads, strict=True) if row != ours]
     title = f"{pair.name}: {sum(row.count('✓') for row in real)} granted; rows unlike those above: {', '.join(other) or 'none'}"
     course.display(show.data_table(real, ["from ↓ to →", *way_to], title=title))
