@@ -145,7 +145,8 @@ course.check("00.find_down", find_down)
 if course.hardware_cell("rdma"):
     pair = course.real_pair("rdma")
     port = pair.near.context.port(pair.near.endpoint().port)
-    source, target = pair.near.pd.register(pair.world.array(8, fill=7)), pair.far.pd.register(pair.world.array(8))
+    source = pair.near.pd.register(pair.world.array(8, fill=7))
+    target = pair.far.pd.register(pair.world.array(8))
     before = port.counters["xmit_bytes"]
     for _ in range(1000):
         pair.near.post_write(source, target)

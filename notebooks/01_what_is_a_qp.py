@@ -171,7 +171,8 @@ if course.hardware_cell("rdma"):
 
     real = [[source, *(asked(source, target) for target in way_to)] for source in way_to]
     other = [row[0] for row, ours in zip(real, roads, strict=True) if row != ours]
-    title = f"{pair.name}: {sum(row.count('✓') for row in real)} granted; rows unlike those above: {', '.join(other) or 'none'}"
+    count = sum(row.count("✓") for row in real)
+    title = f"{pair.name}: {count} granted; rows unlike those above: {', '.join(other) or 'none'}"
     course.display(show.data_table(real, ["from ↓ to →", *way_to], title=title))
 
 # %% [markdown] tags=["not-modelled"]

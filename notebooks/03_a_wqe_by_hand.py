@@ -178,7 +178,8 @@ course.check("03.golden_bytes", write_wqe)
 # %% tags=["hardware"]
 if course.hardware_cell("mlx5"):
     pair = course.real_pair()
-    source, target = pair.near.pd.register(pair.world.array(64, fill=7)), pair.far.pd.register(pair.world.array(64))
+    source = pair.near.pd.register(pair.world.array(64, fill=7))
+    target = pair.far.pd.register(pair.world.array(64))
     where = target.address, target.rkey, source.address, source.lkey, 64, True
     qpn, theirs = course.wqe_of_library(pair, source, target)
     same = sum(one == other for one, other in zip(write_wqe(0, qpn, *where)[:48], theirs, strict=False))
@@ -186,7 +187,8 @@ if course.hardware_cell("mlx5"):
     if same == 48:
         pair.near.post_wqe(write_wqe(0, pair.near.qpn, *where))
         pair.near.send_cq.wait()
-    print(f"{pair.name}: {same} of 48 bytes as libmlx5 writes them; yours moved {(target.bytes == 7).sum()} of 64 bytes (measured)")
+    moved = (target.bytes == 7).sum()
+    print(f"{pair.name}: {same} of 48 bytes as libmlx5 writes them; yours moved {moved} of 64 bytes (measured)")
 
 # %% [markdown] tags=["not-modelled"]
 # ## What we did not model

@@ -215,14 +215,15 @@ if course.hardware_cell("mlx5"):
     rows = []
     for who, queues in (("kernel rings", ""), ("CPU proxy", "proxied")):
         pair = course.real_pair(queues=queues)
-        data, target = pair.near.pd.register(np.arange(1, 9, dtype=np.uint8)), pair.far.pd.register(np.zeros(8, np.uint8))
+        data = pair.near.pd.register(np.arange(1, 9, dtype=np.uint8))
+        target = pair.far.pd.register(np.zeros(8, np.uint8))
         kernel = pair.world.compile(STREAM, name="stream.cu").get_function("stream")
         args = [handle_array([pair.near.device_handle()]), target.remote(), data, 8, 1024]
         for each in (1, 16):
             here = 1e9 * pair.quickest(kernel, 1, 32, [*args, each]) / 1024
             model = 8 / rate(queues == "proxied", 8, warps=1, each=each)
             rows.append([who, each, round(here), round(model), f"{(target.bytes == data.bytes).sum()} of 8"])
-    heads = ["who rings", "WQEs a bell", "here: ns a WRITE, measured", "GPU, ConnectX-7: ns, modelled", "bytes right"]
+    heads = ["who rings", "WQEs a bell", "ns a WRITE, measured", "GPU, ConnectX-7: modelled", "bytes right"]
     course.display(show.data_table(rows, heads, title=f"{pair.name}, one queue pair: {course.how_measured()}"))
 
 # %% [markdown] tags=["not-modelled"]

@@ -216,7 +216,8 @@ if course.hardware_cell("rdma+dual-port"):
         bars += [(f"{policy}, {name}", count, name) for name, count in zip(real.names, done.moved, strict=True)]
         print(f"{policy}, by {real.plan.mechanism}: {real.complaint() or 'every queue pair leaves as planned'}")
     ratio = max(done.moved) / min(done.moved)
-    course.display(show.port_bars(bars, done.unit, title=f"By plan, busiest / idlest port: {ratio:.3f} ({course.how_measured()})"))
+    title = f"By plan, busiest / idlest port: {ratio:.3f} ({course.how_measured()})"
+    course.display(show.port_bars(bars, done.unit, title=title))
 
 # %% [markdown] tags=["not-modelled"]
 # ## What we did not model

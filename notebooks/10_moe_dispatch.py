@@ -206,17 +206,19 @@ course.check("10.plan", dispatch_layout)
 
 # %% tags=["hardware"]
 if course.hardware_cell("rdma+dual-port"):
-    some, bars = [[each[:64] for each in of] for of in (x, chosen, weights)], []
+    some, bars, ratio = [[each[:64] for each in of] for of in (x, chosen, weights)], [], []
     for channels in (4, 3):
         real = course.real_dispatch(*some, EXPERTS, hosts=HOSTS, channels=channels)
         assert not real.wrong, real.wrong
+        ratio.append(max(real.dispatched) / min(real.dispatched))
         ports = zip(real.names, real.dispatched, strict=True)
         bars += [(f"{channels} channels, {name}", sent, name) for name, sent in ports]
-    course.display(show.port_bars(bars, real.unit, title=f"A dispatch on this machine's ports ({course.how_measured()})"))
+    title = f"A dispatch, busiest / idlest port: {ratio[0]:.2f}; with three channels {ratio[1]:.2f} (measured)"
+    course.display(show.port_bars(bars, real.unit, title=title))
     crossing = sum(int(np.delete(plan.num_tokens_per_host, rank // GPUS).sum()) for rank, plan in enumerate(plans))
-    each = sum(real.dispatched) / real.crossed
-    print(f"{real.doorbells}\nall is NumPy's, bit for bit; {each:,.0f} {real.unit} for a token that crosses, by v4 above "
-          f"{1e6 * ladder[-1]['wire MB'] / crossing:,.0f} B")  # fmt: skip
+    each, by_v4 = sum(real.dispatched) / real.crossed, 1e6 * ladder[-1]["wire MB"] / crossing
+    print(f"{real.doorbells}\nall is NumPy's, bit for bit ({course.how_measured()})")
+    print(f"a token that crosses costs {each:,.0f} {real.unit}; by v4 above {by_v4:,.0f} B (counted by emulated NICs)")
 
 # %% [markdown] tags=["not-modelled"]
 # ## What we did not model

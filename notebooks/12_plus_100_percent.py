@@ -181,9 +181,13 @@ if course.hardware_cell("rdma+dual-port"):
     real = {step: course.real_transfers(how, on, queues=who) for step, (how, on, who) in HERE.items()}
     assert not any(found.wrong for found in real.values()), real
     model = dict(enumerate(multiples(ladders["roce"])))
-    times = [[step, f"{real[0].us / f.us:.1f}", f"{model[step][1]:.1f}", *f.sent, STEPS[step].title] for step, f in real.items()]
+    times = [
+        [step, round(real[0].us / found.us, 1), round(model[step][1], 1), *found.sent, STEPS[step].title]
+        for step, found in real.items()
+    ]
     heads = ["step", "here, measured", "dispatch, modelled", *(f"{name}, B" for name in real[0].names), ""]
-    course.display(show.data_table(times, heads, title=f"Times as fast as step 0 of {real[0].us:.0f} µs ({course.how_measured()})"))
+    title = f"Times as fast as step 0, which takes {real[0].us:.0f} µs ({course.how_measured()})"
+    course.display(show.data_table(times, heads, title=title))
 
 # %% [markdown] tags=["not-modelled"]
 # ## What we did not model

@@ -63,14 +63,14 @@ class _Shared:
         self.array, self._world = world.array, world
         self.meshes: list[ConnectedMesh] = []
         self.moved: list[list[int]] = []
-        self.unit = "B sent"
+        self.unit = "B"
         self._barrier = threading.Barrier(ranks, action=self._run, timeout=2 * _PATIENCE_S)
 
     def _run(self) -> None:
         self._world.run()
         moved = self.meshes[0].sent_bytes()  # the ports are every rank's: each of them sees all
         if not any(moved):  # a bond, or soft-RoCE that sends to itself
-            self.unit = "WQEBBs posted"
+            self.unit = "WQEBBs"
             moved = [sum(by) for by in zip(*(mesh.posted_blocks() for mesh in self.meshes), strict=True)]
         self.moved.append(moved)
 

@@ -164,7 +164,7 @@ class RealPorts:
         """By port, since the last `send` began: bytes that left, or, where no port counts them alone, as in a bond, or
         at all, basic blocks of WQEs."""
         sent = self.meshes[0].sent_bytes()
-        return (sent, "B sent") if any(sent) else (self.meshes[0].posted_blocks(), "WQEBBs posted")
+        return (sent, "B") if any(sent) else (self.meshes[0].posted_blocks(), "WQEBBs")
 
     def complaint(self, most: float = 1.15) -> str:
         """What did not go as planned, by the devices' own word; "" if all did."""
