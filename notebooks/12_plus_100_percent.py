@@ -166,8 +166,8 @@ show.port_bars(bars, "GB/s", title=title)
 # The ladder of one host that sends to itself: 4 KiB a transfer through locks on a queue pair each, a receiver that signs off.
 # Beside it the modelled dispatch of above, another thing: only which steps help can be compared. Expect every transfer right,
 # from step 2 on both ports alike, and several queue pairs (1) and the signal in the data's queue pair (5) to help here,
-# too; with emulated NICs, the rest is this CPU's load. While a job of yours dispatches, `rdmakit ports` prints what each port
-# carries: if one carries all, step 2 is the cheapest thing that you can do.
+# too; with emulated NICs times are of this CPU, and of what else it does. While a job of yours dispatches, `rdmakit ports`
+# prints what each port carries: if one carries all, step 2 is the cheapest thing that you can do.
 
 # %% tags=["hardware"]
 if course.hardware_cell("rdma+dual-port"):

@@ -35,7 +35,7 @@ class RealTransfers(NamedTuple):
 
 
 def real_transfers(
-    strategy: str, on: Sequence[int], *, transfers: int = 100, nbytes: int = 4096, rounds: int = 4, queues: str = "",
+    strategy: str, on: Sequence[int], *, transfers: int = 50, nbytes: int = 4096, rounds: int = 8, queues: str = "",
     seed: int | None = None,
 ) -> RealTransfers:  # fmt: skip
     """`transfers` of `nbytes` fresh random bytes by each lock; lock i has queue pairs of its own that leave by port
