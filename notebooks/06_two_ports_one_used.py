@@ -214,7 +214,7 @@ if course.hardware_cell("rdma+dual-port"):
         done = real.send([1 << 16] * 16)
         assert not done.wrong, done
         bars += [(f"{policy}, {name}", count, name) for name, count in zip(real.names, done.moved, strict=True)]
-        print(f"{policy}, by {real.plan.mechanism}: {real.complaint() or 'every queue pair leaves as planned'}")
+        print(f"{policy}, by {real.plan.mechanism}: {real.complaint() or 'the device names no other port than planned'}")
     ratio = max(done.moved) / min(done.moved)
     title = f"By plan, busiest / idlest port: {ratio:.3f} ({course.how_measured()})"
     course.display(show.port_bars(bars, done.unit, title=title))

@@ -202,7 +202,8 @@ course.check("10.plan", dispatch_layout)
 # ## On real hardware
 # The dispatch of v4 and a combine behind it, between two hosts of four GPUs that this machine plays: kernels on its CPU, queue
 # pairs on the NICs' own ports, the first 64 tokens of each rank. Expect rows, choices, weights and sums to be **NumPy's**, about
-# as many bytes for a token that crosses as v4 needed, ports alike with four channels, and 2 : 1 with three.
+# as many bytes for a token that crosses as v4 needed, ports alike with four channels, and 2 : 1 with three (a bond that
+# hashes makes of a plan what it likes).
 
 # %% tags=["hardware"]
 if course.hardware_cell("rdma+dual-port"):

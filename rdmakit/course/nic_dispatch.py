@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rdmakit.connect import ConnectedMesh
-from rdmakit.course.nic_ports import as_ranks, two_ways
+from rdmakit.connect import ConnectedMesh, Path
+from rdmakit.course.nic_ports import as_ranks, lag_of, sent_by, two_ways
 from rdmakit.course.real_pair import active_devices
 from rdmakit.emu.outside import OutsideWorld
 from rdmakit.ep.device_hosts import RunnerHost, doorbells_of, shape_of
@@ -32,8 +32,8 @@ _ROW_EXTRA = 512  # bytes of a row's choices and weights
 
 
 class RealDispatch(NamedTuple):
-    """`names` of the ports; what each has sent for the dispatch, in `unit`, and for the combine; how many tokens
-    `crossed` between hosts; `wrong`: what differs from NumPy, a clause each; `doorbells`: who rings."""
+    """`names` of the ports; what each has sent for the dispatch, its counts included, in `unit`, and for the combine;
+    how many tokens `crossed` between hosts; `wrong`: what differs from NumPy, a clause each; `doorbells`: who rings."""
 
     names: list[str]
     dispatched: list[int]
@@ -59,8 +59,8 @@ class _Shared:
     `moved`: what each port has sent by the end of each run, in `unit`; counts, dispatch, combine.
     """
 
-    def __init__(self, world: OutsideWorld, ranks: int) -> None:
-        self.array, self._world = world.array, world
+    def __init__(self, world: OutsideWorld, ranks: int, paths: Sequence[Path]) -> None:
+        self.array, self._world, self._paths, self._before = world.array, world, paths, sent_by(paths)
         self.meshes: list[ConnectedMesh] = []
         self.moved: list[list[int]] = []
         self.unit = "B"
@@ -68,8 +68,8 @@ class _Shared:
 
     def _run(self) -> None:
         self._world.run()
-        moved = self.meshes[0].sent_bytes()  # the ports are every rank's: each of them sees all
-        if not any(moved):  # a bond, or soft-RoCE that sends to itself
+        moved = [now - old for now, old in zip(sent_by(self._paths), self._before, strict=True)]
+        if not any(moved):  # a bond, whose ports do not count apart
             self.unit = "WQEBBs"
             moved = [sum(by) for by in zip(*(mesh.posted_blocks() for mesh in self.meshes), strict=True)]
         self.moved.append(moved)
@@ -109,8 +109,9 @@ def real_dispatch(
     world = OutsideWorld(ranks, patience_s=_PATIENCE_S, seed=seed)
     runners = [RunnerHost(shape, host * local, world=world) for host in range(hosts)]
     paths = [two_ways(contexts) for _ in range(ranks)]
-    plan = plan_for(paths[0], ranks, channels=channels, ranks_per_host=local, kernel="normal", policy=policy)
-    shared = _Shared(world, ranks)
+    lag = lag_of(paths[0][0].context)
+    plan = plan_for(paths[0], ranks, channels=channels, ranks_per_host=local, kernel="normal", policy=policy, lag=lag)
+    shared = _Shared(world, ranks, paths[0])
 
     def one_rank(meeting: Any) -> tuple[DeviceInternode, HostTrial]:
         runner = runners[meeting.rank // local]

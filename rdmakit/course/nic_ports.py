@@ -18,14 +18,15 @@ import numpy as np
 from rdmakit.connect import ConnectedMesh, Path, Route, Steer, connect_mesh, open_paths
 from rdmakit.connect.paths import register
 from rdmakit.connect.values import from_text, to_text
-from rdmakit.course.real_pair import active_devices
+from rdmakit.course.real_pair import active_devices, emulated
 from rdmakit.device import QP, Context, RemoteMemory, connected_pair
 from rdmakit.errors import BadArgument, NotAvailable, RdmakitError
 from rdmakit.model.cluster import steer_by
 from rdmakit.model.execute import check_executed, plan_for
 from rdmakit.model.plan import Plan
+from rdmakit.verbs import sysfs
 
-__all__ = ["InProcess", "RealPorts", "Sent", "as_ranks", "hashed_to", "real_ports", "two_ways"]
+__all__ = ["InProcess", "RealPorts", "Sent", "as_ranks", "hashed_to", "lag_of", "real_ports", "sent_by", "two_ways"]
 
 _PATIENCE_S = 30.0
 
@@ -88,7 +89,24 @@ def two_ways(contexts: Sequence[Context]) -> list[Path]:
     return found[:2]
 
 
-def _lag_of(context: Context) -> str | None:
+def sent_by(paths: Sequence[Path]) -> list[int]:
+    """Bytes that the port of each way out has sent so far. A bond's device shows both ports as one: of emulated NICs
+    their network devices tell them apart, a kernel's leave RDMA out, and then each has 0."""
+    return [_link_bytes(path) if path.lag_port else path.context.port(path.ib_port).counters["xmit_bytes"]
+            for path in paths]  # fmt: skip
+
+
+def _link_bytes(path: Path) -> int:
+    root = sysfs.default_root()
+    net = root / "class/infiniband" / path.context.device.name / "device/net"
+    masters = [sysfs.read(net / name / "master/bonding/slaves").split() for name in sysfs.names(net)]
+    links = next(filter(None, masters), [])
+    if not emulated() or len(links) < path.lag_port:
+        return 0
+    return sysfs.read_int(root / "class/net" / links[path.lag_port - 1] / "statistics/tx_bytes", 0)
+
+
+def lag_of(context: Context) -> str | None:
     """How its bond spreads queue pairs, "affinity" or "hash"; None where it is none."""
     if context.device.lag == "none":
         return None
@@ -119,6 +137,7 @@ class RealPorts:
     def __init__(self, paths: list[list[Path]], plan: Plan, steer: Steer) -> None:
         self.plan, self.paths = plan, paths
         self.names = [str(path) for path in paths[0]]
+        self._before = sent_by(paths[0])
         self.meshes: list[ConnectedMesh] = as_ranks(
             2, lambda meeting: connect_mesh(meeting, paths[meeting.rank], qps=plan.channels, steer=steer)
         )
@@ -144,6 +163,7 @@ class RealPorts:
         near, far = register(self.paths[0], source), register(self.paths[1], target)
         keys = far.told(self.paths[1])["rkeys"]
         self.meshes[0].count_from_here()
+        self._before = sent_by(self.paths[0])
         began = time.perf_counter()
         for channel, qp in enumerate(self.qps):
             joined, at, size = self.meshes[0].joined[1, channel], int(begins[channel]), int(given[channel])
@@ -161,9 +181,9 @@ class RealPorts:
         return Sent(moved, unit, took, same.count(False))
 
     def moved(self) -> tuple[list[int], str]:
-        """By port, since the last `send` began: bytes that left, or, where no port counts them alone, as in a bond, or
-        at all, basic blocks of WQEs."""
-        sent = self.meshes[0].sent_bytes()
+        """By port, since the last `send` began: bytes that left (`sent_by`), or, where no port counts its own, basic
+        blocks of WQEs posted to queue pairs that were to leave there."""
+        sent = [now - old for now, old in zip(sent_by(self.paths[0]), self._before, strict=True)]
         return (sent, "B") if any(sent) else (self.meshes[0].posted_blocks(), "WQEBBs")
 
     def complaint(self, most: float = 1.15) -> str:
@@ -193,7 +213,7 @@ def real_ports(
     if len(paths[0]) < 2:
         raise NotAvailable("one port only", value=", ".join(map(str, paths[0])), rule="two ports that are up",
                            remedy="rdmakit connectx -- jupyter lab has two")  # fmt: skip
-    lag = _lag_of(paths[0][0].context)
+    lag = lag_of(paths[0][0].context)
     plan = plan_for(paths[0], 2, channels=channels, policy=policy, lag=lag)
     if on is None:
         return RealPorts(paths, plan, steer_by(plan))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rdmakit.course.nic_ports import hashed_to, two_ways
+from rdmakit.course.nic_ports import hashed_to, sent_by, two_ways
 from rdmakit.course.real_pair import active_devices
 from rdmakit.emu.outside import OutsideWorld
 from rdmakit.errors import BadArgument, NotAvailable
@@ -74,8 +74,7 @@ def real_transfers(
     first, got = world.array(len(locks), np.uint64), world.array(rows.shape, np.uint32)
     senders, receivers = handles(locks, world.array)
     warps = 32 * len(locks)
-    ports = [path.context.port(path.ib_port) for path in paths]
-    before = [port.counters["xmit_bytes"] for port in ports]
+    before = sent_by(paths)
     rng, took, wrong = np.random.default_rng(seed), float("inf"), 0
     for _ in range(rounds):
         source[...] = rng.integers(0, 256, source.shape, np.uint8)
@@ -90,8 +89,7 @@ def real_transfers(
         for lock in locks:
             lock.raise_for_status()
         wrong += int((out[..., :nbytes] != source[..., :nbytes]).any(axis=-1).sum())
-    alone = len({(id(port.context), port.number) for port in ports}) == len(ports)  # a bond shows both ports as one
-    sent = [port.counters["xmit_bytes"] - old if alone else 0 for port, old in zip(ports, before, strict=True)]
+    sent = [now - old for now, old in zip(sent_by(paths), before, strict=True)]
     for context in contexts:
         with context:  # gives everything back in order
             pass

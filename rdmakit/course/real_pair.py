@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rdmakit.device.qp import QP
     from rdmakit.emu.outside import OutsideWorld
 
-__all__ = ["RealPair", "active_devices", "how_measured", "real_pair", "wqe_of_library"]
+__all__ = ["RealPair", "active_devices", "emulated", "how_measured", "real_pair", "wqe_of_library"]
 
 KINDS = ("mlx5", "rdma")
 
@@ -46,14 +46,18 @@ class RealPair(NamedTuple):
         return min(took)
 
 
+def emulated() -> bool:
+    """Whether this process's NICs are those of `rdmakit connectx`."""
+    return "_uverbs" in os.environ.get("LD_PRELOAD", "")
+
+
 def how_measured() -> str:
     """A word for figures of this machine's NICs: "measured", and where it is so, that the NIC is an emulated one.
 
     >>> how_measured().startswith("measured")
     True
     """
-    emulated = "_uverbs" in os.environ.get("LD_PRELOAD", "")  # rdmakit connectx
-    return "measured, with an emulated NIC: this CPU carries its packets" if emulated else "measured"
+    return "measured, with an emulated NIC: this CPU carries its packets" if emulated() else "measured"
 
 
 def active_devices(kind: str = "rdma", queues: str = "") -> list[Context]:

@@ -21,7 +21,7 @@ SAYS = {
         *(rf"{who}\s+{each}\s+\d+\s+\d+\s+8 of 8" for who in ("kernel rings", "CPU proxy") for each in (1, 16)),
     ],
     "06": [
-        r"fixed, by port_num: every queue pair leaves as planned",
+        r"fixed, by port_num: the device names no other port than planned",
         r"busiest / idlest port: 1\.0[0-4]\d " + MEASURED,
         r"fixed, mlx5_1 port 1\s+0 B\s",
         r"planned, mlx5_1 port 1\s+█+\s+5[23]\d(?:\.\d)? [Kk]i?B",
