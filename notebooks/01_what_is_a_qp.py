@@ -157,13 +157,23 @@ order = [
 course.check("01.order", order)
 
 # %% tags=["hardware"]
-# On real hardware: iproute2 knows every QP of this machine, its type and its state.
+# On real hardware: the same 36 requests, put to the kernel and to a NIC of this machine, each of a QP of its own. Expect the
+# same answers.
 if course.hardware_cell("rdma"):
-    import shutil
-    import subprocess
+    pair = course.real_pair("rdma")
+    end = pair.far.endpoint()
+    tell["RTR"] |= {"dgid": end.gid, "dest_qp_num": end.qpn} | ({"dlid": end.lid} if end.lid else {})
 
-    tool = shutil.which("rdma")
-    print(subprocess.getoutput(f"{tool} resource show qp") if tool else "install iproute2 to list the QPs here")
+    def asked(source, target):
+        global qp
+        qp = pair.near.pd.create_qp(pair.near.context.create_cq(16))
+        return "✓" if granted(source, target) else "·"
+
+    real = [[source, *(asked(source, target) for target in way_to)] for source in way_to]
+    other = [row[0] for row, ours in zip(real, roads, strict=True) if row != ours]
+    count = sum(row.count("✓") for row in real)
+    title = f"{pair.name}: {count} granted; rows unlike those above: {', '.join(other) or 'none'}"
+    course.display(show.data_table(real, ["from ↓ to →", *way_to], title=title))
 
 # %% [markdown] tags=["not-modelled"]
 # ## What we did not model

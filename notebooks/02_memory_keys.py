@@ -162,15 +162,17 @@ course.check("02.protection", local_error, remote_error)
 
 # %% [markdown]
 # ## On real hardware
-# iproute2 lists the memory regions of this machine, with their keys if you are root: `rdma resource show mr`.
+# The same mistakes with a NIC of this machine, which is both ends. The answers are its own: expect those of the table above,
+# and a title that says how many differ.
 
 # %% tags=["hardware"]
 if course.hardware_cell("rdma"):
-    import shutil
-    import subprocess
-
-    tool = shutil.which("rdma")
-    print(subprocess.getoutput(f"{tool} resource show mr") if tool else "install iproute2 to list the regions here")
+    pair = course.real_pair("rdma")
+    world, here, there = pair.world, pair.near.context, pair.near.context
+    real = [[name, *attempt(mistake)] for name, mistake in mistakes.items()]
+    differ = [i for i, (row, ours) in enumerate(zip(real, rows, strict=True)) if row != ours]
+    title = f"{pair.name}: {len(differ)} of {len(rows)} answers differ from the emulated NIC's (measured)"
+    course.display(show.data_table(real, heads, title=title, marked=differ))
 
 # %% [markdown] tags=["not-modelled"]
 # ## What we did not model

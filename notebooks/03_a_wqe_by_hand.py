@@ -171,15 +171,24 @@ course.check("03.golden_bytes", write_wqe)
 
 # %% [markdown]
 # ## On real hardware
-# When a WQE of yours fails on a ConnectX, the kernel's driver prints it. Its lines and those of `layout.hexdump` are the
-# same to the letter, so you can compare them with `diff`.
+# The library of a ConnectX, libmlx5, writes a WRITE into a ring; we lay your bytes beside its own. If all 48 agree
+# (expect that), yours go into another ring, and the NIC moves 64 bytes. When a WQE of yours fails on a ConnectX, the kernel's
+# driver prints it: `sudo dmesg | grep -A 4 'WQE DUMP'` has lines like those of `layout.hexdump`, to the letter.
 
 # %% tags=["hardware"]
 if course.hardware_cell("mlx5"):
-    from rdmakit.layout import hexdump
-
-    print("sudo dmesg | grep -A 4 'WQE DUMP'   prints lines like these:\n")
-    print(hexdump(first))
+    pair = course.real_pair()
+    source = pair.near.pd.register(pair.world.array(64, fill=7))
+    target = pair.far.pd.register(pair.world.array(64))
+    where = target.address, target.rkey, source.address, source.lkey, 64, True
+    qpn, theirs = course.wqe_of_library(pair, source, target)
+    same = sum(one == other for one, other in zip(write_wqe(0, qpn, *where)[:48], theirs, strict=False))
+    target.bytes[:] = 0
+    if same == 48:
+        pair.near.post_wqe(write_wqe(0, pair.near.qpn, *where))
+        pair.near.send_cq.wait()
+    moved = (target.bytes == 7).sum()
+    print(f"{pair.name}: {same} of 48 bytes as libmlx5 writes them; yours moved {moved} of 64 bytes (measured)")
 
 # %% [markdown] tags=["not-modelled"]
 # ## What we did not model

@@ -244,7 +244,8 @@ course.check("04.fences", mine)
 # %% [markdown]
 # ## On real hardware
 # The kernel with both fences, on the CPU, but over the ring, the record and the register of a real NIC, which sends from its
-# port to itself. A CPU's fences differ from a GPU's, so this would not show whether one is missing.
+# port to itself. Expect 512 bytes and a completion for each of 8 WRITEs. A CPU's fences differ from a GPU's, so this would not
+# show whether one is missing.
 
 # %% tags=["hardware"]
 if course.hardware_cell("mlx5"):

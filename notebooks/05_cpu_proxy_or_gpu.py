@@ -206,14 +206,25 @@ course.check("05.crossover", crossover)
 
 # %% [markdown]
 # ## On real hardware
-# Whether a GPU may ring here depends on driver, NIC and kernel: `rdmakit info` lists what this machine has, and what is
-# missing. What a GPU's own part takes (fences, atomics, stores) `rdmakit bench primitives` **measures**, without any NIC.
+# `stream` on the queues of a real NIC, where it writes WQEs and rings the register itself, and on queues whose WQEs a proxy
+# thread posts: one warp on one queue pair, on this **CPU**. Expect 8 bytes that arrived, fewer ns with 16 WQEs a bell, and no
+# factor between the two who ring, as the model has none for one warp. (`rdmakit doctor` says whether a GPU may ring here.)
 
 # %% tags=["hardware"]
-if course.hardware_cell("gpu+mlx5"):
-    from rdmakit.cli import main
-
-    main(["info"])
+if course.hardware_cell("mlx5"):
+    rows = []
+    for who, queues in (("kernel rings", ""), ("CPU proxy", "proxied")):
+        pair = course.real_pair(queues=queues)
+        data = pair.near.pd.register(np.arange(1, 9, dtype=np.uint8))
+        target = pair.far.pd.register(np.zeros(8, np.uint8))
+        kernel = pair.world.compile(STREAM, name="stream.cu").get_function("stream")
+        args = [handle_array([pair.near.device_handle()]), target.remote(), data, 8, 1024]
+        for each in (1, 16):
+            here = 1e9 * pair.quickest(kernel, 1, 32, [*args, each]) / 1024
+            model = 8 / rate(queues == "proxied", 8, warps=1, each=each)
+            rows.append([who, each, round(here), round(model), f"{(target.bytes == data.bytes).sum()} of 8"])
+    heads = ["who rings", "WQEs a bell", "ns a WRITE, measured", "GPU, ConnectX-7: modelled", "bytes right"]
+    course.display(show.data_table(rows, heads, title=f"{pair.name}, one queue pair: {course.how_measured()}"))
 
 # %% [markdown] tags=["not-modelled"]
 # ## What we did not model

@@ -179,14 +179,24 @@ print(f"16 channels with your queue_of: {sum(carried) / ns:.1f} GB/s (modelled),
 
 # %% [markdown]
 # ## On real hardware
-# Contention needs no NIC: `rdmakit bench queue` **measures** on a GPU how many WQEs a second warps post, over warps and queue
-# pairs, with a sink in place of the NIC.
+# Your `queue_of` says which of 32 queue pairs each of 16 warps takes, 16 on each of two ports of this machine. 32 KiB a warp
+# leave by them, and the ports count. Expect an idle port with "modulo", and with yours both alike. Contention needs a GPU
+# and no NIC: `rdmakit bench queue` **measures** there how many WQEs a second warps post, over warps and queue pairs.
 
 # %% tags=["hardware"]
-if course.hardware_cell("gpu+cupy"):
-    from rdmakit.cli import main
-
-    main(["bench", "queue"])
+if course.hardware_cell("rdma+dual-port"):
+    ASK = "RDMAKIT_KERNEL ask(u32* out) { out[block_id()] = queue_of(static_cast<u32>(block_id()), 32, 2); }\n"
+    real, bars = course.real_ports(32, on=np.repeat([1, 2], 16)), []
+    for name, code in (("modulo", MODULO), ("yours", mine)):
+        world = world_of(PRESET)
+        taken = world.array(16, np.uint32)
+        world.compile(HEAD + code + ASK, name="ask.cu").get_function("ask")(16, 32, [taken])
+        world.run()
+        done = real.send(LARGE * np.bincount(taken, minlength=32))
+        assert not done.wrong, done
+        bars += [(f"{name}, {port}", count, port) for port, count in zip(real.names, done.moved, strict=True)]
+    title = f"Yours: {done.moved[0]:,} and {done.moved[1]:,} {done.unit} ({course.how_measured()})"
+    course.display(show.port_bars(bars, done.unit, title=title))
 
 # %% [markdown] tags=["not-modelled"]
 # ## What we did not model

@@ -206,8 +206,8 @@ course.check("08.naive_flag", wire)
 # `ibv_query_qp_data_in_order` is where a NIC *promises* it.
 
 # %% tags=["hardware"]
-if course.hardware_cell("mlx5"):
-    pair = course.real_pair()
+if course.hardware_cell("rdma"):
+    pair = course.real_pair("rdma")
     arrays = source, data, copy = [pair.world.array(4, np.uint64, name=n) for n in ("source", "data", "copy")]
     flag = pair.world.array(1, np.uint64, name="flag")
     here, (there, signal) = pair.near.pd.register(source), [pair.far.pd.register(a) for a in (data, flag)]

@@ -200,11 +200,26 @@ course.check("10.plan", dispatch_layout)
 
 # %% [markdown]
 # ## On real hardware
-# The kernel that makes the plan on a GPU is `cuda/kernels/ep_layout.cu`, and it is the one that ran here.
+# The dispatch of v4 and a combine behind it, between two hosts of four GPUs that this machine plays: kernels on its CPU, queue
+# pairs on the NICs' own ports, the first 64 tokens of each rank. Expect rows, choices, weights and sums to be **NumPy's**, about
+# as many bytes for a token that crosses as v4 needed, ports alike with four channels, and 2 : 1 with three (a bond that
+# hashes makes of a plan what it likes).
 
 # %% tags=["hardware"]
-if course.hardware_cell("gpu+mlx5+dual-port"):
-    print("Two cables, half the time? Compare xmit_data of both ports before and after: notebook 00 shows where it is.")
+if course.hardware_cell("rdma+dual-port"):
+    some, bars, ratio = [[each[:64] for each in of] for of in (x, chosen, weights)], [], []
+    for channels in (4, 3):
+        real = course.real_dispatch(*some, EXPERTS, hosts=HOSTS, channels=channels)
+        assert not real.wrong, real.wrong
+        ratio.append(max(real.dispatched) / min(real.dispatched))
+        ports = zip(real.names, real.dispatched, strict=True)
+        bars += [(f"{channels} channels, {name}", sent, name) for name, sent in ports]
+    title = f"A dispatch, busiest / idlest port: {ratio[0]:.2f}; with three channels {ratio[1]:.2f} (measured)"
+    course.display(show.port_bars(bars, real.unit, title=title))
+    crossing = sum(int(np.delete(plan.num_tokens_per_host, rank // GPUS).sum()) for rank, plan in enumerate(plans))
+    each, by_v4 = sum(real.dispatched) / real.crossed, 1e6 * ladder[-1]["wire MB"] / crossing
+    print(f"{real.doorbells}\nall is NumPy's, bit for bit ({course.how_measured()})")
+    print(f"a token that crosses costs {each:,.0f} {real.unit}; by v4 above {by_v4:,.0f} B (counted by emulated NICs)")
 
 # %% [markdown] tags=["not-modelled"]
 # ## What we did not model

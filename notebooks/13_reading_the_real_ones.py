@@ -317,6 +317,7 @@ course.check("13.dbr_first", THEIRS, record, bell, nic, seed)
 # %% [markdown]
 # ## On real hardware
 # Does *your* NIC believe the record or the register? Fill a WQE, leave the record alone, ring. Then the record, and ring again.
+# Expect a completion at the first bell or at the second; an emulated ConnectX believes the record.
 
 # %% tags=["hardware"]
 if course.hardware_cell("mlx5"):

@@ -304,7 +304,8 @@ else:
 #
 # ## On real hardware
 # Above, the send buffer is in the host's memory, since the emulated NIC has to read it: bytes cross PCIe. A real NIC reads
-# the GPU's memory. So here is `copy` from GPU memory to GPU memory, over the floor that the driver's own copy sets.
+# the GPU's memory. So here is `copy` from GPU memory to GPU memory, over the floor that the driver's own copy sets. Below
+# that, your fused kernel on the queues of a real NIC, on this CPU: expect every byte and one signal for each put.
 
 # %% tags=["hardware"]
 if course.hardware_cell("gpu+cupy"):
@@ -341,6 +342,23 @@ if course.hardware_cell("gpu+cupy"):
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.legend()
+
+# %% tags=["hardware"]
+if course.hardware_cell("rdma"):
+    pair = course.real_pair("rdma")
+    names = ("payload", "buffer", "target")
+    payload, buffer, target = (pair.world.array(1 << 20, name=name) for name in names)
+    word, done = pair.world.array(1, np.uint64), pair.world.array(1, np.uint32)
+    from_, to, flag = pair.near.pd.register(buffer), pair.far.pd.register(target), pair.far.pd.register(word)
+    put = [pair.near.device_handle(), to.remote(), from_, buffer, payload, payload.nbytes, flag.remote(), done]
+    fused, right = pair.world.compile(mine, name="fused.cu").get_function("fused"), 0
+    for turn in range(10):
+        payload[:], done[:] = np.random.default_rng(turn).integers(0, 256, payload.nbytes, np.uint8), 0
+        fused(8, 32 * WARPS, put)
+        pair.world.run()
+        pair.near.send_cq.wait()
+        right += np.array_equal(target, payload)
+    print(f"{pair.name}: {right} of 10 puts of 1 MiB right, {word[0]} signals ({course.how_measured()})")
 
 # %% [markdown] tags=["not-modelled"]
 # ## What we did not model

@@ -1,7 +1,7 @@
 """Look at a notebook in real JupyterLab: run all cells in headless Chromium, save full-page screenshots,
 measure.
 
-    python notebooks/screenshot.py notebooks/03_wqe_by_hand.py --out build/screenshots [--solved]
+    python notebooks/screenshot.py notebooks/03_wqe_by_hand.py --out build/screenshots [--solved] [--nics 2]
 
 A tool for whoever writes notebooks, no test. Leans on `rdmakit.course` and on JupyterLab, selenium, chromium
 and chromedriver (``pip install jupyterlab selenium``; ``apt-get install chromium chromium-driver``). For the
@@ -26,13 +26,14 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rdmakit.course.build import write
 from rdmakit.course.execute import solved
 from rdmakit.course.form import read, read_solutions
+from rdmakit.emu.uverbs import preloaded
 
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 PIECE = 1400
@@ -89,16 +90,16 @@ def _settings(folder: Path, theme: str) -> None:
 
 
 @contextlib.contextmanager
-def jupyter_lab(folder: Path, scratch: Path, theme: str) -> Iterator[str]:
+def jupyter_lab(folder: Path, scratch: Path, theme: str, given: Mapping[str, str]) -> Iterator[str]:
     """A JupyterLab server on ``folder``, reachable from this machine only and with a token; yields a URL with
-    ``{}`` for the path."""
+    ``{}`` for the path. ``given``: the environment that it starts from."""
     port, token = _free_port(), secrets.token_hex(16)
     _settings(scratch / "settings", theme)
     here = str(Path(__file__).resolve().parent.parent)
     environment = {
-        **os.environ, "JUPYTERLAB_SETTINGS_DIR": str(scratch / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(scratch / "workspaces"),
+        **given, "JUPYTERLAB_SETTINGS_DIR": str(scratch / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(scratch / "workspaces"),
         "JUPYTER_CONFIG_DIR": str(scratch / "config"), "JUPYTER_RUNTIME_DIR": str(scratch / "runtime"),
-        "IPYTHONDIR": str(scratch / "ipython"), "PYTHONPATH": os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH")))),
+        "IPYTHONDIR": str(scratch / "ipython"), "PYTHONPATH": os.pathsep.join(filter(None, (here, given.get("PYTHONPATH")))),
     }  # fmt: skip
     command = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--expose-app-in-browser", "--ServerApp.ip=127.0.0.1",
@@ -198,7 +199,7 @@ def photograph(driver: Any, stem: Path, width: int) -> list[Path]:
     return paths
 
 
-def look(source: Path, out: Path, with_solutions: bool, width: int, seconds: float) -> int:
+def look(source: Path, out: Path, with_solutions: bool, width: int, seconds: float, nics: int = 0) -> int:
     """Screenshots of one notebook in both themes; the number of complaints."""
     book = read(source)
     if with_solutions:
@@ -211,7 +212,8 @@ def look(source: Path, out: Path, with_solutions: bool, width: int, seconds: flo
             folder = scratch / "notebooks"
             folder.mkdir()
             write(book, folder / f"{source.stem}.ipynb")
-            with jupyter_lab(folder, scratch, name) as url, browser(scratch, width) as driver:
+            given = preloaded(nics) if nics else contextlib.nullcontext(os.environ)  # as rdmakit connectx does
+            with given as here, jupyter_lab(folder, scratch, name, here) as url, browser(scratch, width) as driver:
                 found = visit(driver, url.format(f"{source.stem}.ipynb"), seconds)
                 paths = photograph(driver, out / f"{source.stem}-{theme}", width)
         count += len(found)
@@ -235,11 +237,12 @@ def main() -> int:
     parser.add_argument(
         "--seconds", type=float, default=120, help="for all cells of one notebook (default: 120)"
     )
+    parser.add_argument("--nics", type=int, default=0, help="emulated NICs for the cells on real hardware (default: none)")
     options = parser.parse_args()
     return (
         1
         if sum(
-            look(s.resolve(), options.out, options.solved, options.width, options.seconds)
+            look(s.resolve(), options.out, options.solved, options.width, options.seconds, options.nics)
             for s in options.sources
         )
         else 0

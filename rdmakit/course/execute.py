@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,11 +43,11 @@ def solved(book: Any, solutions: dict[str, str]) -> Any:
     return copied
 
 
-def _environment(scratch: str) -> dict[str, str]:
+def _environment(scratch: str, given: Mapping[str, str]) -> dict[str, str]:
     """The kernel imports the rdmakit that runs this, and none of the user's IPython start-up files."""
     here = str(Path(rdmakit.__file__).resolve().parent.parent)
-    path = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
-    return {**os.environ, "PYTHONPATH": path, "IPYTHONDIR": scratch, "PYTHONHASHSEED": "0"}
+    path = os.pathsep.join(filter(None, (here, given.get("PYTHONPATH"))))
+    return {**given, "PYTHONPATH": path, "IPYTHONDIR": scratch, "PYTHONHASHSEED": "0"}
 
 
 def _reason(error: Exception) -> str:
@@ -56,9 +56,14 @@ def _reason(error: Exception) -> str:
     return f"{name}: {value}"
 
 
-def execute(book: Any, folder: Path, seconds: float = 60.0, progress: Progress = lambda text: None) -> Run:
+def execute(
+    book: Any, folder: Path, seconds: float = 60.0, progress: Progress = lambda text: None,
+    environment: Mapping[str, str] | None = None,
+) -> Run:  # fmt: skip
     """Run a copy of ``book`` with ``folder`` as working directory; all cells together may take ``seconds``.
 
+    ``environment``: what the kernel starts with, this process's own by default; ``emu.uverbs.preloaded`` makes one
+    with emulated NICs.
     Never raises for what the notebook does: `Run.failure` names the cell and the exception.
     """
     import nbformat
@@ -70,7 +75,7 @@ def execute(book: Any, folder: Path, seconds: float = 60.0, progress: Progress =
         client = NotebookClient(
             run.book, kernel_name="python3", resources={"metadata": {"path": str(folder)}}
         )
-        with client.setup_kernel(env=_environment(scratch)):
+        with client.setup_kernel(env=_environment(scratch, os.environ if environment is None else environment)):
             started = time.monotonic()
             for index, cell in enumerate(run.book.cells):
                 progress(f"cell {index + 1}/{len(run.book.cells)}")

@@ -1,84 +1,37 @@
-"""The cells "on real hardware" that need an mlx5 NIC, on the emulated ConnectX that libmlx5 itself drives."""
+"""The cells "on real hardware" that an RDMA device is enough for: each does something there, and says what it expects.
+
+That they run, on an emulated ConnectX, and what they say then, test_notebooks.py sees.
+"""
 
 from __future__ import annotations
 
-import ctypes.util
-import json
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from nic_cells import SAYS, asks_for_a_nic
+from test_notebooks import FOLDER, each_notebook
 
 from rdmakit.course.build import absent
 from rdmakit.course.form import INSTALL, read, sources, tags
-from rdmakit.emu.uverbs import library, preloaded
-from rdmakit.errors import NotAvailable
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDER = ROOT / "notebooks"
-SAYS = {
-    "04": r"mlx5_0: 512 of 512 bytes, 8 completions",
-    "08": r"mlx5_0, naive: \d+ of 1000 copies wrong, measured\s+mlx5_0, atomic: 0 of 1000",
-    "09": r"mlx5_0: 3000 of 3000 words as sent",
-    "13": r"mlx5_0 believes the record",  # as the emulated HCA does
-}
-RUN = """
-import json, sys
-from pathlib import Path
-from rdmakit.course.execute import execute, solved
-from rdmakit.course.form import read, read_solutions, tags
-source = Path(sys.argv[1])
-run = execute(solved(read(source), read_solutions(source)), source.parent, 120)
-printed = [o.get("text", "") for c in run.book.cells if "hardware" in tags(c) for o in c.outputs]
-print(json.dumps({"failure": run.failure, "printed": "".join(printed)}))
-"""
-
-try:
-    library()
-    built = True
-except NotAvailable:
-    built = False
 pytestmark = [
     pytest.mark.notebook,
     pytest.mark.skipif(bool(absent()), reason=f"{', '.join(absent())} not installed: {INSTALL}"),
-    pytest.mark.skipif(not built, reason="rdmakit.emu._uverbs is not built: apt-get install linux-libc-dev"),
-    pytest.mark.skipif(
-        not (ctypes.util.find_library("ibverbs") and ctypes.util.find_library("mlx5")),
-        reason="no libibverbs: apt-get install libibverbs1 ibverbs-providers",
-    ),
 ]
+# What moves bytes on a real device, or asks it for what only it can say.
+DOES = re.compile(r"course\.real_(?:pair|ports|transfers|dispatch)\(")
 
 
-def of(number: str) -> Path:
-    return next(path for path in sources(FOLDER) if path.name.startswith(number))
+def test_every_notebook_has_such_a_cell():
+    having = {path.name[:2] for path in sources(FOLDER) if any(map(asks_for_a_nic, read(path).cells))}
+    assert having == set(SAYS) == {path.name[:2] for path in sources(FOLDER)}
 
 
-@pytest.mark.timeout(180)
-@pytest.mark.parametrize("number", SAYS)
-def test_the_cell_runs_on_a_nic(number: str):
-    with preloaded(2) as environment:
-        done = subprocess.run(
-            [sys.executable, "-c", RUN, str(of(number))],
-            env={**environment, "PYTHONPATH": str(ROOT)},
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=170,
-        )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
-    assert not found["failure"], found["failure"]
-    assert re.search(SAYS[number], found["printed"]), found["printed"]
-
-
-def test_every_cell_for_a_nic_alone_is_here():
-    asks = re.compile(r"""hardware_cell\("mlx5"\)""")
-    cells = {
-        path.name[:2]
-        for path in sources(FOLDER)
-        for cell in read(path).cells
-        if "hardware" in tags(cell) and asks.search(cell.source)
-    }
-    assert cells - {"03"} == set(SAYS)  # 03 prints what it has
+@each_notebook
+def test_the_cell_does_something_and_the_text_says_what_to_expect(source):
+    cells = read(source).cells
+    at = [i for i, cell in enumerate(cells) if asks_for_a_nic(cell)]
+    assert at and all(DOES.search(cells[i].source) for i in at)
+    near = cells[min(at) - 2 : max(at) + 1]
+    texts = [cell.source for cell in near if cell.cell_type == "markdown" or "hardware" in tags(cell)]
+    assert "xpect" in "".join(texts), "what is to be expected is not said"

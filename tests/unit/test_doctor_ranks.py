@@ -15,6 +15,7 @@ from rdmakit.cli.doctor.machine import Machine
 from rdmakit.cli.doctor.meeting import MpiMeeting, StoreMeeting, meeting
 from rdmakit.cli.doctor.pairs import Place, Reach, Unreached, reach
 from rdmakit.cli.doctor.ranks import agreement, examine_all, merged, rails_of, reachability, table
+from rdmakit.emu.uverbs import missing, preloaded
 from rdmakit.errors import BadArgument, HangError, NotAvailable
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -303,17 +304,10 @@ print(json.dumps(found[0]))
 
 @pytest.fixture
 def run_ranks():
-    import ctypes.util
-
-    from rdmakit.emu.uverbs import preloaded
-
-    if not (ctypes.util.find_library("ibverbs") and ctypes.util.find_library("mlx5")):
-        pytest.skip("no libibverbs: apt-get install libibverbs1 ibverbs-providers")
-    try:
-        entered = preloaded(8)
-        environment = entered.__enter__()
-    except NotAvailable as error:
-        pytest.skip(error.what)
+    if missing():
+        pytest.skip(missing())
+    entered = preloaded(8)
+    environment = entered.__enter__()
 
     def run(sabotage, size=2):
         command = [sys.executable, "-c", PROGRAM, sabotage, str(size)]

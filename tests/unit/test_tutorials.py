@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes.util
 import importlib.util
 import os
 import subprocess
@@ -10,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+from rdmakit.emu.uverbs import missing
 
 ROOT = Path(__file__).resolve().parents[2]
 TUTORIALS = ROOT / "tutorials"
@@ -66,8 +67,8 @@ def test_is_short(name: str):
 
 @pytest.mark.parametrize("name", PROMISED)
 def test_runs_and_holds(name: str):
-    if name == TWO_HOSTS and not (ctypes.util.find_library("ibverbs") and ctypes.util.find_library("mlx5")):
-        pytest.skip("no libibverbs: apt-get install libibverbs1 ibverbs-providers")
+    if name == TWO_HOSTS and missing():
+        pytest.skip(missing())
     done = run(name)
     assert done.returncode == 0, done.stdout + done.stderr
     for text in PROMISED[name]:

@@ -1,6 +1,5 @@
 """The distribution's libibverbs and libmlx5 on emulated HCAs: tests/rdma, the examples, rdma-core's own tests."""
 
-import ctypes.util
 import itertools
 import json
 import math
@@ -15,24 +14,13 @@ from pathlib import Path
 import pytest
 import rdma_core_suite
 
-from rdmakit.emu.uverbs import Nic, default_nics, library, preloaded
-from rdmakit.errors import BadArgument, NotAvailable
+from rdmakit.emu.uverbs import Nic, default_nics, missing, preloaded
+from rdmakit.errors import BadArgument
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTHING_COLLECTED = 5  # pytest.ExitCode
 
-try:
-    library()
-    built = True
-except NotAvailable:
-    built = False
-pytestmark = [
-    pytest.mark.skipif(not built, reason="rdmakit.emu._uverbs is not built: apt-get install linux-libc-dev"),
-    pytest.mark.skipif(
-        not (ctypes.util.find_library("ibverbs") and ctypes.util.find_library("mlx5")),
-        reason="no libibverbs: apt-get install libibverbs1 ibverbs-providers",
-    ),
-]
+pytestmark = pytest.mark.skipif(bool(missing()), reason=missing())
 
 
 def run(command, nics=2, seconds=200, **more):
@@ -43,7 +31,7 @@ def run(command, nics=2, seconds=200, **more):
 
 FOR_REAL_DEVICES = [(path.name, "none") for path in sorted((ROOT / "tests/rdma").glob("test_*.py"))]
 FOR_REAL_DEVICES.remove(("test_lag_ports.py", "none"))
-WITH_BONDS = ("test_lag_ports.py", "test_bench_ports.py")
+WITH_BONDS = ("test_lag_ports.py", "test_bench_ports.py", "test_course_cells.py")
 FOR_REAL_DEVICES += [(name, lag) for name in WITH_BONDS for lag in ("hash", "affinity")]
 
 

@@ -10,6 +10,7 @@ Processes in one `preloaded` environment reach each other's queue pairs, and the
 
 from __future__ import annotations
 
+import ctypes.util
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,7 @@ from pathlib import Path
 from rdmakit.emu.uverbs.tree import Nic, write_tree
 from rdmakit.errors import BadArgument, NotAvailable
 
-__all__ = ["Nic", "library", "preloaded"]
+__all__ = ["Nic", "library", "missing", "preloaded"]
 
 _MOST = 16
 
@@ -37,6 +38,17 @@ def library() -> Path:
         rule="it needs Linux's rdma/mlx5-abi.h when rdmakit is built",
         remedy="apt-get install linux-libc-dev, then build rdmakit again: python setup.py build_ext --inplace",
     )
+
+
+def missing() -> str:
+    """Why no program can have these devices here, and what to install; "" if it can."""
+    try:
+        library()
+    except NotAvailable as error:
+        return f"{error.what}: {error.remedy}"
+    if ctypes.util.find_library("ibverbs") and ctypes.util.find_library("mlx5"):
+        return ""
+    return "no libibverbs, or none with mlx5: apt-get install libibverbs1 ibverbs-providers"
 
 
 def default_nics(count: int, lag: str = "none") -> list[Nic]:
