@@ -168,6 +168,24 @@ def test_attributes_come_back(ends):
         assert 0xC000 <= near.udp_sport <= 0xFFFF
 
 
+def test_the_way_to_the_peer_is_as_it_was_asked_for(contexts, rng):
+    """Traffic class (DSCP), hop limit and flow label: they arrive at the device, and bytes at the peer."""
+    asked = {"traffic_class": 4 * int(rng.integers(1, 64)), "hop_limit": int(rng.integers(2, 256)),
+             "flow_label": int(rng.integers(1, 1 << 20))}  # fmt: skip
+    level = int(rng.integers(1, 8))  # which the kernel's mlx5 and soft-RoCE take, and do not tell of an Ethernet port
+    near, far = connected_pair(*contexts)
+    if near.context.ib_port(1).link_layer != "Ethernet":
+        pytest.skip("an InfiniBand port has no global route unless asked for")
+    for qp, peer in ((near, far), (far, near)):
+        qp.modify("RESET").connect(peer, sl=level, **asked)
+    answered = near.query()
+    assert {name: answered[name] for name in asked} == asked
+    source, target = near.pd.register(rng.integers(0, 256, 500, np.uint8)), far.pd.register(np.zeros(500, np.uint8))
+    near.post_write(source, target.remote())
+    near.send_cq.wait()
+    assert np.array_equal(source.bytes, target.bytes)
+
+
 def test_what_cannot_be_is_refused_by_name(contexts):
     here, _ = contexts
     pd, cq = here.alloc_pd(), here.create_cq(16)
@@ -176,6 +194,11 @@ def test_what_cannot_be_is_refused_by_name(contexts):
         qp.modify("RTS", sq_psn=0, timeout=14, retry_cnt=7, rnr_retry=7, max_rd_atomic=1)
     with pytest.raises(BadArgument, match="port"):
         qp.modify("INIT", pkey_index=0, port_num=99, qp_access_flags=0)
+    for name, value in (("traffic_class", 256), ("sl", -1), ("timeout", 300), ("flow_label", 1 << 20), ("rnr_retry", 8),
+                        ("max_rd_atomic", "many"), ("rq_psn", 1 << 24)):  # fmt: skip
+        with pytest.raises(BadArgument, match=f"value {name}={value!r}"):
+            qp.connect(qp.endpoint(), **{name: value})
+        qp.modify("RESET")
     with pytest.raises(BadArgument, match="remote write"):
         pd.register(np.zeros(8, np.uint8), "remote_write")
     with pytest.raises(ObjectBusy, match=r"QP|MR"):

@@ -5,6 +5,7 @@
 #include <rdma/ib_user_ioctl_verbs.h>
 #include <rdma/ib_user_verbs.h>
 #include <rdma/mlx5_user_ioctl_cmds.h>
+#include <rdma/mlx5_user_ioctl_verbs.h>
 
 #include <cerrno>
 
@@ -50,6 +51,7 @@ int OpenDevice::run(u32 object, u32 number, Attributes& attributes) {
         case method(UVERBS_OBJECT_DEVICE, UVERBS_METHOD_GET_CONTEXT): return ioctl_get_context(attributes);
         case method(UVERBS_OBJECT_DEVICE, UVERBS_METHOD_QUERY_CONTEXT): return query_context(attributes);
         case method(UVERBS_OBJECT_DEVICE, UVERBS_METHOD_QUERY_PORT): return ioctl_query_port(attributes);
+        case method(UVERBS_OBJECT_DEVICE, MLX5_IB_METHOD_QUERY_PORT): return query_steering(attributes);
         case method(UVERBS_OBJECT_DEVICE, UVERBS_METHOD_QUERY_GID_ENTRY): return query_gid_entry(attributes);
         case method(UVERBS_OBJECT_ASYNC_EVENT, UVERBS_METHOD_ASYNC_EVENT_ALLOC): return alloc_async(attributes);
         case method(UVERBS_OBJECT_PD, UVERBS_METHOD_PD_DESTROY): return ioctl_dealloc_pd(attributes);
@@ -122,6 +124,15 @@ int OpenDevice::ioctl_query_port(Attributes& in) {
     Command command = wrap(request, &answer.legacy_resp);
     if (const int error = query_port(command)) return error;
     in.put(UVERBS_ATTR_QUERY_PORT_RESP, answer);
+    return 0;
+}
+
+// How an embedded switch steers to a port (mlx5dv_query_port). Out of switchdev mode the kernel answers without a flag.
+int OpenDevice::query_steering(Attributes& in) {
+    if (const int error = in.check({MLX5_IB_ATTR_QUERY_PORT_PORT_NUM, MLX5_IB_ATTR_QUERY_PORT})) return error;
+    const u32 port = in.get<u32>(MLX5_IB_ATTR_QUERY_PORT_PORT_NUM);
+    if (port < 1 || port > hca_->ib_ports()) return EINVAL;
+    in.put(MLX5_IB_ATTR_QUERY_PORT, mlx5_ib_uapi_query_port{});
     return 0;
 }
 

@@ -89,6 +89,7 @@ class OpenDevice final : public Listener {
     int query_context(Attributes& in);
     int alloc_async(Attributes& in);
     int ioctl_query_port(Attributes& in);
+    int query_steering(Attributes& in);
     int query_gid_entry(Attributes& in);
     int ioctl_dealloc_pd(Attributes& in);
     int query_pd(Attributes& in);
