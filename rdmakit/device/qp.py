@@ -156,7 +156,8 @@ class QP(Atomics):
         """ibv_modify_qp: go to `state` with these attributes (names of struct ibv_qp_attr); returns itself.
 
         Address vector: `dgid` (IPv6 notation), `dlid`, `flow_label`, `sgid_index`, `hop_limit`, `traffic_class`
-        (8 bits: 4 × DSCP), `sl`. Access by names, MTU in bytes. BadState for a transition that does not exist, BadArgument for missing or wrong attributes.
+        (8 bits: 4 × DSCP), `sl`. Access by names, MTU in bytes. BadState for a transition that does not exist,
+        BadArgument for missing or wrong attributes.
         """
         self._require_open()
         target, before = state_of(state), self.state

@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+import rdmakit
 from rdmakit.device import connected_pair
 from rdmakit.emu.outside import OutsideWorld
 from rdmakit.errors import BadArgument, BadState, CompletionError, ObjectBusy
@@ -184,6 +185,19 @@ def test_the_way_to_the_peer_is_as_it_was_asked_for(contexts, rng):
     near.post_write(source, target.remote())
     near.send_cq.wait()
     assert np.array_equal(source.bytes, target.bytes)
+
+
+@pytest.mark.parametrize("kind", ["own", "devx", "proxied"])
+def test_a_device_may_give_its_queue_pairs_a_traffic_class(devices, spelled, kind):
+    names = [spelled(name, kind) for name in devices]
+    with_class = [f"{name}{',' if ':' in name else ':'}traffic_class=104" for name in names]
+    with rdmakit.open(with_class[0]) as here, rdmakit.open(with_class[1]) as there:
+        near, far = connected_pair(here, there)
+        assert near.query()["traffic_class"] == far.query()["traffic_class"] == 104
+        near.modify("RESET").connect(far, traffic_class=32)
+        assert near.query()["traffic_class"] == 32
+    with pytest.raises(BadArgument, match="traffic_class=256"):
+        rdmakit.open(f"{devices[0]}:traffic_class=256")
 
 
 def test_what_cannot_be_is_refused_by_name(contexts):
