@@ -6,11 +6,13 @@ Leans on lifetime, mr and access.
 from __future__ import annotations
 
 import builtins
+import errno
 from typing import TYPE_CHECKING, Any
 
 from rdmakit.device.access import AccessLike, access_flags, access_names
 from rdmakit.device.lifetime import Resource, typed_refusal
 from rdmakit.device.mr import RemoteMemory
+from rdmakit.device.provider import Refused
 from rdmakit.errors import BadArgument
 from rdmakit.layout import Sge
 
@@ -38,12 +40,22 @@ class GpuMR(Resource):
         provider = pd.context._provider
         with typed_refusal(f"registering GPU memory ({self.way})", nbytes=nbytes, access=access_names(flags)):
             if dmabuf is None:
-                keys = provider.reg_mr(pd.handle, address, nbytes, int(flags), self.name)
+                keys = self._by_peermem(int(flags))
             else:
                 keys = provider.reg_dmabuf_mr(pd.handle, address, nbytes, dmabuf, int(flags), self.name)
         self.lkey, self.rkey = keys
         lkey = self.lkey
         super().__init__(lambda: provider.dereg_mr(lkey), pd)
+
+    def _by_peermem(self, flags: int) -> tuple[int, int]:
+        """A kernel without peermem takes the address for one of this process, where there is no such memory."""
+        try:
+            return self.pd.context._provider.reg_mr(self.pd.handle, self.address, self.nbytes, flags, self.name)
+        except Refused as refused:
+            if refused.code != errno.EFAULT:
+                raise
+            raise Refused(errno.EOPNOTSUPP, refused.message, "modprobe nvidia-peermem, or pass dmabuf=, a descriptor "
+                          "that cuMemGetHandleForAddressRange exports; is it memory of a GPU at all?") from None  # fmt: skip
 
     def sge(self, offset: int = 0, length: int | None = None) -> Sge:
         """(address, length, lkey) as `rdmakit.layout.encode` takes it."""

@@ -221,6 +221,9 @@ def test_what_cannot_be_is_refused_by_name(contexts):
         cq.close()
     with pytest.raises(BadState, match="ibv_post_send needs RTS"):
         qp.post_nop()
+    for option in ({"max_recv_sge": -1, "rq_wqes": 4}, {"max_inline": -1}, {"max_inline": 1 << 16}):
+        with pytest.raises(BadArgument, match="max_"):
+            pd.create_qp(cq, **option)
     qp.close()
     with pytest.raises(BadState, match="closed"):
         qp.query()

@@ -58,6 +58,11 @@ int OpenDevice::run(u32 object, u32 number, Attributes& attributes) {
         case method(UVERBS_OBJECT_PD, MLX5_IB_METHOD_PD_QUERY): return query_pd(attributes);
         case method(UVERBS_OBJECT_MR, UVERBS_METHOD_MR_DESTROY): return ioctl_dereg_mr(attributes);
         case method(UVERBS_OBJECT_MR, UVERBS_METHOD_QUERY_MR): return ioctl_query_mr(attributes);
+        case method(UVERBS_OBJECT_MR, UVERBS_METHOD_REG_DMABUF_MR): return reg_dmabuf_mr(attributes);
+        case method(UVERBS_OBJECT_MR, UVERBS_METHOD_DM_MR_REG): return reg_dm_mr(attributes);
+        case method(UVERBS_OBJECT_DM, UVERBS_METHOD_DM_ALLOC): return alloc_dm(attributes);
+        case method(UVERBS_OBJECT_DM, UVERBS_METHOD_DM_FREE): return free_dm(attributes);
+        case method(UVERBS_OBJECT_DM, MLX5_IB_METHOD_DM_QUERY): return query_dm(attributes);
         case method(UVERBS_OBJECT_CQ, UVERBS_METHOD_CQ_CREATE): return ioctl_create_cq(attributes);
         case method(UVERBS_OBJECT_CQ, UVERBS_METHOD_CQ_DESTROY): return ioctl_destroy_cq(attributes);
         case method(UVERBS_OBJECT_QP, UVERBS_METHOD_QP_CREATE): return ioctl_create_qp(attributes);
