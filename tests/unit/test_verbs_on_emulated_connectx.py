@@ -145,6 +145,11 @@ def test_what_the_page_says_of_rdma_cores_own_tests(suite, module, lag, passes):
     assert result.passed >= passes, result.output
 
 
+def test_the_page_sums_up_what_its_table_says():
+    passed, total, others = rdma_core_suite.published_sum()
+    assert passed == sum(row[2] for row in rdma_core_suite.published()) and passed + others == total
+
+
 def test_a_number_of_nics_that_cannot_be():
     with pytest.raises(BadArgument, match="17"), preloaded(17):
         pass
