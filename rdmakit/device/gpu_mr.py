@@ -54,8 +54,8 @@ class GpuMR(Resource):
         except Refused as refused:
             if refused.code != errno.EFAULT:
                 raise
-            raise Refused(errno.EOPNOTSUPP, refused.message, "modprobe nvidia-peermem, or pass dmabuf=, a descriptor "
-                          "that cuMemGetHandleForAddressRange exports; is it memory of a GPU at all?") from None  # fmt: skip
+            remedy = "modprobe nvidia-peermem, or pass dmabuf=, what cuMemGetHandleForAddressRange exports"
+            raise Refused(errno.EOPNOTSUPP, refused.message, remedy) from None
 
     def sge(self, offset: int = 0, length: int | None = None) -> Sge:
         """(address, length, lkey) as `rdmakit.layout.encode` takes it."""

@@ -58,7 +58,8 @@ _REMEDIES: dict[tuple[str, int], str] = {
     "devlink's lag_port_select_mode must be queue_affinity",
     ("mlx5dv_modify_qp_lag_port", errno.EOPNOTSUPP): "the device is not bonded, or its bond hashes packets over ports; "
     "set the UDP source port instead",
-    ("mlx5dv_modify_qp_udp_sport", errno.EOPNOTSUPP): "bring the queue pair to RTS first; where that is not it, choose the port by flow_label when connecting: "
+    ("mlx5dv_modify_qp_udp_sport", errno.EOPNOTSUPP): "bring the queue pair to RTS first; where that does not help, "
+    "choose the port by flow_label when connecting: "
     "0xC000 | ((label & 0x3fff) ^ (label >> 14))",
     ("mlx5dv_modify_qp_udp_sport", errno.EINVAL): "RC or UC, in RTS, port 0xC000 … 0xFFFF",
     ("mlx5dv_open_device", errno.EOPNOTSUPP): _DEVX,

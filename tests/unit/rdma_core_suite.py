@@ -100,8 +100,8 @@ def published() -> list[tuple[str, str, int]]:
 
 
 def published_sum() -> tuple[int, int, int]:
-    """What the page says below its table: how many pass, of how many, and the sum of the others by what they ask for."""
-    found = re.search(r"^(\d+) of (\d+) pass\. The others ask for (.*?)\n\n", PAGE.read_text(), re.MULTILINE | re.DOTALL)
+    """What the page says below its table: how many pass, of how many, and the sum of what the others ask for."""
+    found = re.search(r"^(\d+) of (\d+) pass\. The others ask for ([^|]*?)\n\n", PAGE.read_text(), re.MULTILINE)
     if found is None:
         raise ValueError(f"{PAGE} does not say how many pass")
     return int(found[1]), int(found[2]), sum(map(int, re.findall(r"\((\d+)\)", found[3])))
