@@ -97,7 +97,7 @@ class QP(Atomics):
         self.out_of_order = out_of_order
         for what, value in (("max_recv_sge", max_recv_sge), ("max_inline", max_inline)):
             if not isinstance(value, (int, np.integer)) or not 0 <= value < 1 << 16:
-                raise BadArgument(f"{what} is no number of them", value=value, rule="0 … 65535, or what the device takes",
+                raise BadArgument(f"{what} is no number of them", value=value, rule="0 … 65535, or as the device says",
                                   remedy=f"leave {what} out")  # fmt: skip
         provider = self.context._provider
         request = QpRequest(
