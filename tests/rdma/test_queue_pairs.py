@@ -146,6 +146,42 @@ def test_an_armed_cq_tells_once(ends, rng):
     assert near.context.events() == []
 
 
+def events_of(context, count):
+    """The next asynchronous events, which may take their time: (name, number)."""
+    found, deadline = [], time.monotonic() + 5
+    while len(found) < count and time.monotonic() < deadline:
+        found += [(event.name, event.number) for event in context.events()]
+        time.sleep(0.01)
+    return found
+
+
+def test_a_refused_request_is_an_event_at_the_one_who_refuses(ends, mlx5):
+    near, far = ends
+    if far.context.device.name not in mlx5:
+        pytest.skip("soft-RoCE tells the requester alone")
+    target = far.pd.register(np.zeros(64, np.uint8), "local_write|remote_read")
+    source = near.pd.register(np.zeros(64, np.uint8))
+    near.post_write(source, target.remote())
+    with pytest.raises(CompletionError, match="REMOTE_ACCESS"):
+        near.send_cq.wait()
+    assert events_of(far.context, 1) == [("qp_access_error", far.qpn)] and near.context.events() == []
+
+
+def test_an_overrun_cq_is_an_event_with_our_number_of_it(devices, mlx5):
+    """Of the device's own queues: of others the proxy and test_devx_queues tell."""
+    if devices[0] not in mlx5:
+        pytest.skip("of an mlx5 device's own queues")
+    with rdmakit.open(devices[0]) as here, rdmakit.open(devices[1]) as there:
+        small = here.create_cq(4)
+        near, far = here.alloc_pd().create_qp(small, sq_wqebbs=64), there.alloc_pd().create_qp(there.create_cq(64))
+        near.connect(far)
+        far.connect(near)
+        with near.batch():
+            for _ in range(20):
+                near.post_nop()
+        assert ("cq_error", small.cqn) in events_of(here, 2)
+
+
 def test_reset_and_connect_again(ends, rng):
     near, far = ends
     source, target = random_bytes(near, rng, 64), poisoned(far, 64)

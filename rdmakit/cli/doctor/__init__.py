@@ -128,8 +128,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--device", action="append", default=[], metavar="NAME",
-        help="look at this RDMA device alone (default: all); among ranks: one that each uses (default: those nearest to "
-        "the rank's GPU); may be given again",
+        help="look at this RDMA device alone (default: all); among ranks: one that each uses (default: those nearest "
+        "to the rank's GPU); may be given again",
     )  # fmt: skip
     parser.add_argument("--alone", action="store_true", help="look at this machine only, whoever started the process")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
