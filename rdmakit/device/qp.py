@@ -159,9 +159,9 @@ class QP(Atomics):
     def modify(self, state: str | int, **attributes: Any) -> QP:
         """ibv_modify_qp: go to `state` with these attributes (names of struct ibv_qp_attr); returns itself.
 
-        Address vector: `dgid` (IPv6 notation), `dlid`, `flow_label`, `sgid_index`, `hop_limit`, `traffic_class`
-        (8 bits: 4 × DSCP), `sl`. Access by names, MTU in bytes. BadState for a transition that does not exist,
-        BadArgument for missing or wrong attributes.
+        Address vector: `dgid` (IPv6 notation), `dlid`, `flow_label`, `sgid_index`, `hop_limit`
+        (of RoCE, kernels take the route's), `traffic_class` (8 bits: 4 × DSCP), `sl`. Access by names, MTU in bytes.
+        BadState for a transition that does not exist, BadArgument for missing or wrong attributes.
         """
         self._require_open()
         target, before = state_of(state), self.state

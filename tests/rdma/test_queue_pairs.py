@@ -206,15 +206,17 @@ def test_attributes_come_back(ends):
 
 
 def test_the_way_to_the_peer_is_as_it_was_asked_for(contexts, rng):
-    """Traffic class (DSCP), hop limit and flow label: they arrive at the device, and bytes at the peer."""
-    asked = {"traffic_class": 4 * int(rng.integers(1, 64)), "hop_limit": int(rng.integers(2, 256)),
-             "flow_label": int(rng.integers(1, 1 << 20))}  # fmt: skip
-    level = int(rng.integers(1, 8))  # which the kernel's mlx5 and soft-RoCE take, and do not tell of an Ethernet port
+    """Traffic class (DSCP) and flow label arrive at the device, and bytes at the peer.
+
+    Of an Ethernet port kernels take the hop limit from the route, and do not tell the service level.
+    """
+    asked = {"traffic_class": 4 * int(rng.integers(1, 64)), "flow_label": int(rng.integers(1, 1 << 20))}
+    taken = {"hop_limit": int(rng.integers(2, 256)), "sl": int(rng.integers(1, 8))}
     near, far = connected_pair(*contexts)
     if near.context.ib_port(1).link_layer != "Ethernet":
         pytest.skip("an InfiniBand port has no global route unless asked for")
     for qp, peer in ((near, far), (far, near)):
-        qp.modify("RESET").connect(peer, sl=level, **asked)
+        qp.modify("RESET").connect(peer, **asked, **taken)
     answered = near.query()
     assert {name: answered[name] for name in asked} == asked
     source, target = near.pd.register(rng.integers(0, 256, 500, np.uint8)), far.pd.register(np.zeros(500, np.uint8))
