@@ -166,6 +166,18 @@ def test_the_command_runs_a_program_and_returns_its_status():
     assert done.returncode == 2 and "nothing to run" in done.stderr
 
 
+def test_a_command_that_is_terminated_leaves_nothing(tmp_path):
+    """As `timeout` and batch systems do: the tree of files goes, and so does what was started."""
+    code = "import os, sys, time; print(os.getpid(), os.environ['SYSFS_PATH'], flush=True); time.sleep(60)"
+    command = [sys.executable, "-m", "rdmakit", "connectx", "--", sys.executable, "-c", code]
+    started = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    pid, tree = started.stdout.readline().split()
+    assert Path(tree).is_dir()
+    started.terminate()
+    assert started.wait(20) == 143 and not Path(tree).exists()
+    assert not Path(f"/proc/{pid}").exists()
+
+
 def test_bonds_that_cannot_be():
     with pytest.raises(BadArgument, match="active-backup"):
         Nic("mlx5_bond_0", ("10.0.0.1",), lag="active-backup")
