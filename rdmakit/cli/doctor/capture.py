@@ -1,7 +1,7 @@
 """The files that checks read, copied from a machine into a folder: what `--root` looks at elsewhere, or later.
 
 Leans on errors and verbs.sysfs. Links of sysfs stay links, so that the PCI tree, bonds and functions are told apart in
-the copy. What cannot be read is left out. The copy holds network addresses (GIDs), PCI addresses, versions and counters.
+the copy. What cannot be read is left out. It holds network addresses (GIDs), PCI addresses, versions and counters.
 """
 
 from __future__ import annotations
