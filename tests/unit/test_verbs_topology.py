@@ -8,12 +8,14 @@ What is left are small cases of one thing each.
 import json
 import os
 
+import captured_trees
 import pytest
 from machine_tree import GPU, NIC, Tree
 from topology_dumps import BONDED_RAILS, DUMPS
 
 from rdmakit.cli import main
 from rdmakit.errors import BadArgument
+from rdmakit.verbs import sysfs
 from rdmakit.verbs.topology import DISTANCES, distance, read_topology
 
 
@@ -61,6 +63,29 @@ def test_what_the_dumps_say_of_bonds_planes_and_virtual_functions(tmp_path):
     assert [nic.address for nic in virtual.nics][2:] == [f"0000:58:{at}" for at in ("03.4", "03.5", "03.6", "03.7",
                                                                                   "04.0", "04.1")]  # fmt: skip
     assert all(len(found.draw().splitlines()) > 2 for found in (rails, shared, planes, virtual))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in captured_trees.FIXTURES.glob("*.tree")))
+def test_captured_trees_say_so_and_can_be_read(tmp_path, name):
+    title = captured_trees.build(name, tmp_path)
+    assert title.startswith("captured: ")
+    assert captured_trees.text_of(tmp_path, title) == (captured_trees.FIXTURES / f"{name}.tree").read_text()
+    assert json.loads(json.dumps(read_topology(tmp_path / "sys").to_dict()))["nics"]
+
+
+def test_a_captured_host_in_a_network_namespace_of_its_own(tmp_path, capsys):
+    captured_trees.build("soft_roce_host", tmp_path)
+    found = read_topology(tmp_path / "sys")
+    assert found.draw().splitlines() == [
+        f"h0r{i}: software, no driver: port 1 Ethernet ACTIVE 10 Gb/sec (1X FDR10) on p{i}" for i in range(2)
+    ]
+    assert len(list((tmp_path / "dev/infiniband").iterdir())) == 4, "device files of the other host's, too"
+    assert [sysfs.choose_gid(sysfs.gid_table(nic.name, 1, tmp_path / "sys"), True).gid for nic in found.nics] == [
+        "::ffff:10.9.0.1", "::ffff:10.9.1.1"
+    ]  # fmt: skip
+    assert main(["doctor", "--root", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "PASS  devices    h0r0, h0r1 (software)" in said and "PASS  state      2 ACTIVE, 10 Gb/sec" in said
 
 
 def test_the_drawing_and_the_json_say_the_same(dgx):
