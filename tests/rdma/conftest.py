@@ -109,11 +109,16 @@ def held() -> dict[str, int]:
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_left_behind():
-    """When a module's tests have run, this process holds nothing more of any device than before."""
-    before = held()
-    yield
+    """This process holds nothing of any device as a module begins: pytest keeps a last test's arguments until then."""
     gc.collect()
-    assert held() == before, "objects that outlive their tests"
+    assert not held(), "objects that outlive the tests of the module before"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    gc.collect()
+    if left := held():
+        print(f"\nobjects that outlive the tests: {left}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")
