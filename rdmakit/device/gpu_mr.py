@@ -13,7 +13,7 @@ from rdmakit.device.access import AccessLike, access_flags, access_names
 from rdmakit.device.lifetime import Resource, typed_refusal
 from rdmakit.device.mr import RemoteMemory
 from rdmakit.device.provider import Refused
-from rdmakit.errors import BadArgument
+from rdmakit.errors import BadArgument, NotAvailable
 from rdmakit.layout import Sge
 
 if TYPE_CHECKING:
@@ -54,8 +54,9 @@ class GpuMR(Resource):
         except Refused as refused:
             if refused.code != errno.EFAULT:
                 raise
-            remedy = "modprobe nvidia-peermem, or pass dmabuf=, what cuMemGetHandleForAddressRange exports"
-            raise Refused(errno.EOPNOTSUPP, refused.message, remedy) from None
+            raise NotAvailable("registering GPU memory (peermem) was refused with EFAULT", value=hex(self.address),
+                               rule=refused.message, remedy="modprobe nvidia-peermem, or pass dmabuf=, what "
+                               "cuMemGetHandleForAddressRange exports") from None  # fmt: skip
 
     def sge(self, offset: int = 0, length: int | None = None) -> Sge:
         """(address, length, lkey) as `rdmakit.layout.encode` takes it."""
