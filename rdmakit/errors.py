@@ -30,6 +30,7 @@ __all__ = [
     "LaunchError",
     "NotAvailable",
     "ObjectBusy",
+    "OutOfMemory",
     "PeerMismatch",
     "QueueFull",
     "RankDied",
@@ -103,6 +104,10 @@ class BadKey(RdmakitError, KeyError):
 
 class ObjectBusy(RdmakitError, RuntimeError):
     """Destroying something that others still use (ibv_dealloc_pd and friends answer EBUSY)."""
+
+
+class OutOfMemory(RdmakitError, MemoryError):
+    """What was to be made does not fit: the device's memory or numbers, or the limit of locked memory (ENOMEM)."""
 
 
 class ForeignObject(RdmakitError, ValueError):

@@ -12,6 +12,7 @@ import os
 from typing import Any
 
 from rdmakit.cli.bench_record import add_output, finish
+from rdmakit.device import device_strings
 from rdmakit.errors import BadArgument, RdmakitError
 
 __all__ = ["add_parser", "add_place", "devices_of", "hosts", "place_of"]
@@ -40,7 +41,7 @@ def place_of(args: argparse.Namespace) -> tuple[int, int]:
 def devices_of(args: argparse.Namespace) -> list[str]:
     """Those that were asked for, or all."""
     if args.devices:
-        return [name for name in args.devices.split(",") if name]
+        return device_strings(args.devices)
     from rdmakit.verbs.backend import device_names
 
     names, why = device_names()

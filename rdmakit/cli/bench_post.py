@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rdmakit.cli.bench_record import add_output, finish
+from rdmakit.device import device_strings
 from rdmakit.errors import BadArgument, DeviceFault
 
 __all__ = ["add_parser", "measure"]
@@ -147,7 +148,7 @@ def _table(result: dict[str, Any]) -> list[str]:
 
 def main(args: argparse.Namespace) -> int:
     """Entry of `bench post`."""
-    result = measure(args.repetitions, [name for name in args.devices.split(",") if name])
+    result = measure(args.repetitions, device_strings(args.devices))
     options = [f"--repetitions={args.repetitions}", *([f"--devices={args.devices}"] if args.devices else [])]
     return finish(args, "bench post", options, result, lambda: _table(result))
 

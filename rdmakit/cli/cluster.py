@@ -6,6 +6,7 @@ Leans on model.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import Any
 
 __all__ = ["add_cluster", "add_work", "cluster_of", "with_unit", "work_of"]
@@ -39,8 +40,16 @@ def add_work(p: argparse.ArgumentParser, *, channels: int = 10, tokens: int | No
     p.add_argument("--seed", type=int, default=1)
 
 
-def cluster_of(args: argparse.Namespace) -> Any:
-    """The preset that the arguments name. BadArgument, CorruptFile."""
+def _like(machine: Any) -> Any:
+    """The preset of two hosts like a machine, under a name that says so."""
+    from rdmakit.cli.doctor.spread import cluster_like
+
+    found = cluster_like(machine, gpus=max(1, len(machine.topology.gpus)))
+    return replace(found, name="this machine" if str(machine.root) == "/" else machine.root.resolve().name)
+
+
+def cluster_of(args: argparse.Namespace, machine: Any = None) -> Any:
+    """The preset that the arguments name, or one of hosts like `machine`. BadArgument, CorruptFile."""
     from rdmakit.errors import BadArgument
     from rdmakit.model import load
 
@@ -55,7 +64,7 @@ def cluster_of(args: argparse.Namespace) -> Any:
                 remedy="for example --set port_rate=200Gb/s",
             )
         changes[name.strip()] = with_unit(name.strip(), value)
-    preset = load(args.preset).changed(**changes)
+    preset = (load(args.preset) if machine is None else _like(machine)).changed(**changes)
     return preset if args.ranks is None else preset.for_ranks(args.ranks)
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from typing import Any
 
+from rdmakit.cli.terminate import tidy_when_terminated
 from rdmakit.errors import BadArgument
 
 __all__ = ["add_parser", "main"]
@@ -28,7 +29,7 @@ def main(args: argparse.Namespace) -> int:
             rule="rdmakit connectx [--nics N] [--lag MODE] -- COMMAND …",
             remedy="for example: rdmakit connectx -- ibv_devinfo",
         )
-    with preloaded(default_nics(args.nics, args.lag)) as environment:
+    with tidy_when_terminated(), preloaded(default_nics(args.nics, args.lag)) as environment:
         try:
             status = subprocess.run(command, env=environment, stdout=sys.stderr if args.json else None).returncode
         except OSError as error:

@@ -2,7 +2,8 @@
 
 Leans on verbs.topology. It looks and asks nobody: files under /sys and /proc, the installed packages' metadata, the
 compiler's own version line. Nothing heavy is imported and no driver is loaded: it answers at once anywhere. Only with
---topology NVML is asked for links between GPUs. `rdmakit doctor` tries things.
+--topology NVML is asked for links between GPUs. `rdmakit doctor` tries things. --root looks at the files of another
+machine, as `rdmakit doctor --capture` copies them.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rdmakit.errors import BadArgument
 
 if TYPE_CHECKING:
     from rdmakit.gpu.nvml import NvmlReport
@@ -74,9 +77,9 @@ def _cpu(root: Path) -> Finding:
 
 
 def _compiler() -> Finding:
-    command = os.environ.get("CXX", "g++")
+    command = os.environ.get("RDMAKIT_CXX", "g++")  # as the CPU runner has it
     found = shutil.which(command)
-    remedy = "apt-get install g++ (Fedora: dnf install gcc-c++), or name another compiler in CXX"
+    remedy = "apt-get install g++ (Fedora: dnf install gcc-c++), or name another compiler in RDMAKIT_CXX"
     if found is None:
         return Finding("compiler", False, f"no {command}", remedy)
     try:
@@ -126,9 +129,14 @@ def _libibverbs() -> Finding:
     )  # fmt: skip
 
 
+def _sys(root: Path) -> Path:
+    """Of this machine where libibverbs looks, too: under `rdmakit connectx` that is another tree."""
+    return Path(os.environ.get("SYSFS_PATH", "/sys")) if root == Path("/") else root / "sys"
+
+
 def _rdma(root: Path) -> list[Finding]:
     devices = []
-    for device in _entries(root / "sys/class/infiniband"):
+    for device in _entries(_sys(root) / "class/infiniband"):
         ports = [
             f"port {port.name} {_read(port / 'link_layer')} {_read(port / 'state').split(':')[-1].strip()} "
             f"{_read(port / 'rate')}"
@@ -169,7 +177,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """The JSON object: ok (emulated devices work here), figures (1 or 0 a part), config, findings, topology."""
     from rdmakit.verbs.topology import read_topology
 
-    found = findings()
+    found = findings(args.root)
     parts = dict.fromkeys(finding.part for finding in found)
     figures = {part: sum(f.present for f in found if f.part == part) for part in parts}
     return {
@@ -180,26 +188,30 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             "python": platform.python_version(),
             "numpy": _version("numpy").removeprefix("numpy "),
             "platform": platform.platform(),
+            "root": str(args.root),
         },
         "findings": [asdict(finding) for finding in found],
-        "topology": read_topology().to_dict(),
+        "topology": read_topology(_sys(Path(args.root))).to_dict(),
     }
 
 
 def main(args: argparse.Namespace) -> int:
     """Print what is here, or with `args.json` one JSON object; returns the exit status."""
+    if args.root != "/" and not any((Path(args.root) / name).is_dir() for name in ("sys", "proc")):
+        raise BadArgument("no machine's files", value=args.root, rule="a folder with sys, proc and dev in it",
+                          remedy="rdmakit doctor --capture DIR makes one, on the machine in question")  # fmt: skip
     if args.topology and not args.json:
         from rdmakit.verbs.topology import read_topology
 
-        print(read_topology().draw())
-        links = gpu_links()
+        print(read_topology(_sys(Path(args.root))).draw())
+        links = gpu_links() if args.root == "/" else None
         if links is not None and links.gpus:
             print(links.draw())
         return 0
     result = run(args)
     if args.json:
         if args.topology:
-            links = gpu_links()
+            links = gpu_links() if args.root == "/" else None
             result["gpu_links"] = links.to_dict() if links is not None else None
         print(json.dumps(result))
         return 0 if result["ok"] else 1
@@ -221,6 +233,7 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
         description="Looks for what rdmakit can use. Exit status 0 when emulated devices work here.",
     )
     parser.add_argument("--topology", action="store_true", help="draw how far GPUs, NICs and NUMA nodes are apart")
+    parser.add_argument("--root", default="/", help="where /sys, /proc and /dev are looked for (a captured tree)")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(func=main)
     return parser

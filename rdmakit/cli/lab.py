@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from rdmakit.cli.terminate import tidy_when_terminated
+
 __all__ = ["add_parser", "main"]
 
 
@@ -39,17 +41,18 @@ def main(args: argparse.Namespace) -> int:
     from rdmakit.lab import run
 
     command = args.program[1:] if args.program[:1] == ["--"] else args.program
-    outcome = run(
-        command,
-        host=args.host,
-        hosts=0 if args.bare else 2,
-        out=None if args.out is None else Path(args.out),
-        seconds=args.seconds,
-        memory_mib=args.memory,
-        cpus=args.cpus,
-        accelerator=args.accelerator,
-        stdout=sys.stderr if args.json else None,
-    )
+    with tidy_when_terminated():
+        outcome = run(
+            command,
+            host=args.host,
+            hosts=0 if args.bare else 2,
+            out=None if args.out is None else Path(args.out),
+            seconds=args.seconds,
+            memory_mib=args.memory,
+            cpus=args.cpus,
+            accelerator=args.accelerator,
+            stdout=sys.stderr if args.json else None,
+        )
     if args.json:
         figures = {"status": outcome.status, "boot_s": round(outcome.boot_s, 2), "total_s": round(outcome.total_s, 2)}
         config = {"command": command, "kernel": outcome.kernel, "host": args.host, "measured": True}

@@ -1,7 +1,8 @@
 """`rdmakit plan`: which queue pair takes which port, UDP source port and path, and how even that is.
 
 Leans on model. The plan is made before the routing is known, as it has to be where queue pairs live longer than
-batches, and is then loaded with the routing; `--know-traffic` plans for the very bytes.
+batches, and is then loaded with the routing; `--know-traffic` plans for the very bytes. `--machine` describes the hosts
+by what one has: GPUs, NICs, ports, their rate, the bond.
 """
 
 from __future__ import annotations
@@ -22,6 +23,10 @@ def add_parser(subparsers: Any) -> None:
     """Register `rdmakit plan`."""
     p = subparsers.add_parser("plan", help="queue pairs onto ports, source ports and paths, and how even they are")
     add_cluster(p)
+    p.add_argument(
+        "--machine", nargs="?", const="/", metavar="DIR",
+        help="plan for hosts like this machine, or one whose files `rdmakit doctor --capture` has copied into DIR",
+    )  # fmt: skip
     add_work(p)
     how = "planned; hash: what devices do by themselves; fixed: one source port for all; first-half: the trap"
     p.add_argument("--policy", choices=("planned", "hash", "fixed", "first-half"), default="planned", help=how)
@@ -37,11 +42,21 @@ def add_parser(subparsers: Any) -> None:
     p.set_defaults(func=main)
 
 
+def machine_of(args: argparse.Namespace) -> Any:
+    """The machine that `--machine` names, as the doctor sees it; None without."""
+    if args.machine is None:
+        return None
+    from rdmakit.cli.doctor.machine import Machine
+
+    return Machine.here(args.machine)
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """The plan with `ok`, `figures`, `config` and `findings`."""
     from rdmakit.model.plan import make_plan
 
-    preset = cluster_of(args)
+    machine = machine_of(args)
+    preset = cluster_of(args, machine)
     work = work_of(args, preset)
     traffic = work.traffic()
 
@@ -69,7 +84,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
     config = {k: v for k, v in vars(args).items() if k not in ("func", "command", "json")}
     config |= {"cluster": str(preset), "tokens": work.tokens, "mechanism": plan.mechanism, "bytes": "modelled"}
-    return {"ok": not findings, "figures": figures, "config": config, "findings": findings, "plan": plan}
+    return {"ok": not findings, "figures": figures, "config": config, "findings": findings, "plan": plan,
+            "topology": machine.topology if machine is not None else None}  # fmt: skip
 
 
 def _finite(plan: Any) -> float:
@@ -86,7 +102,10 @@ def main(args: argparse.Namespace) -> int:
     plan = result["plan"]
     _write(args, plan)
     if args.json:
-        print(json.dumps({k: result[k] for k in ("ok", "figures", "config", "findings")}))
+        found = {k: result[k] for k in ("ok", "figures", "config", "findings")}
+        if result["topology"] is not None:
+            found["topology"] = result["topology"].to_dict()
+        print(json.dumps(found))
     else:
         _show(result, args)
     return 0 if result["ok"] else 1
@@ -99,7 +118,7 @@ def _list(args: argparse.Namespace) -> int:
     if args.presets:
         rows = {name: f"the same as {ALIASES[name]}" if name in ALIASES else load(name).title for name in shipped()}
     else:
-        preset = cluster_of(args)
+        preset = cluster_of(args, machine_of(args))
         rows = {name: f"{s.shown} [{s.mark}] {s.source} ({s.where})" for name, s in preset.settings.items()}
     if args.json:
         print(json.dumps({"ok": True, "figures": {"entries": len(rows)}, "config": {"entries": rows}}))
@@ -125,6 +144,8 @@ def _show(result: dict[str, Any], args: argparse.Namespace) -> None:
     from rdmakit.model.drawing import link_map, plan_ports, rank_routes
 
     plan, figures, config = result["plan"], result["figures"], result["config"]
+    if result["topology"] is not None:
+        print(f"{result['topology'].draw()}\n")
     print(config["cluster"])
     print(
         f"{args.kernel} {args.op}, {config['tokens']} tokens a rank, {args.routing} routing, {args.channels} channels"

@@ -5,6 +5,7 @@ Leans on errors. A store has three calls and no waiting in it: whoever waits kno
 
 from __future__ import annotations
 
+import atexit
 import os
 import socket
 import socketserver
@@ -19,6 +20,7 @@ from rdmakit.errors import BadArgument, RankMissing
 __all__ = ["FileStore", "Store", "TcpStore", "TorchStore"]
 
 _PAUSE_S = 0.02
+_SEE_OFF_S = 3.0
 
 
 class Store(Protocol):
@@ -99,6 +101,7 @@ class _Server(socketserver.ThreadingTCPServer):
     def __init__(self, address: tuple[str, int]) -> None:
         self.values: dict[str, str] = {}
         self.guard = threading.Lock()
+        self.talking = 0  # with whom: connections that are open
         super().__init__(address, _Conversation)
 
 
@@ -106,6 +109,16 @@ class _Conversation(socketserver.StreamRequestHandler):
     """Lines: `put KEY`, `get KEY`, `drop KEY`, a value in a line of its own; answers `+…` or `-`."""
 
     server: _Server
+
+    def setup(self) -> None:
+        super().setup()
+        with self.server.guard:
+            self.server.talking += 1
+
+    def finish(self) -> None:
+        with self.server.guard:
+            self.server.talking -= 1
+        super().finish()
 
     def handle(self) -> None:
         while line := self.rfile.readline().decode():
@@ -142,6 +155,7 @@ class TcpStore:
                                   remedy="an address of this machine and a free port") from None  # fmt: skip
             self.port = int(self._server.server_address[1])
             threading.Thread(target=self._server.serve_forever, args=(_PAUSE_S,), daemon=True).start()
+            atexit.register(self._see_off)
         self._socket = self._connect(timeout_s)
         self._lines = self._socket.makefile("rw", encoding="utf-8", newline="\n")
         self._guard = threading.Lock()
@@ -180,8 +194,17 @@ class TcpStore:
     def drop(self, key: str) -> None:
         self._ask(f"drop {key}")
 
+    def _see_off(self) -> None:
+        """As this process ends, in an error as a rule: the others still read why; it waits a moment until they have."""
+        if self._server is None:
+            return
+        deadline = time.monotonic() + _SEE_OFF_S
+        while self._server.talking > 1 and time.monotonic() < deadline:  # one is our own
+            time.sleep(_PAUSE_S)
+
     def close(self) -> None:
         """Disconnect; the server ends with the rank that has it."""
+        atexit.unregister(self._see_off)
         self._lines.close()
         self._socket.close()
         if self._server is not None:

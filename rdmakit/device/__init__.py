@@ -25,7 +25,7 @@ from rdmakit.device.pd import PD
 from rdmakit.device.provider import AsyncEvent, Device, PortInfo, Provider, Refused
 from rdmakit.device.qp import QP
 from rdmakit.device.qp_attributes import QPState
-from rdmakit.device.registry import backends, open, register_backend, register_named_devices
+from rdmakit.device.registry import backends, device_strings, open, register_backend, register_named_devices
 from rdmakit.device.report import REPORT, DeviceStatus, Report
 
 __all__ = [
@@ -59,6 +59,7 @@ __all__ = [
     "Report",
     "backends",
     "connected_pair",
+    "device_strings",
     "handle_array",
     "open",
     "register_backend",

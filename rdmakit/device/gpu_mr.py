@@ -6,12 +6,14 @@ Leans on lifetime, mr and access.
 from __future__ import annotations
 
 import builtins
+import errno
 from typing import TYPE_CHECKING, Any
 
 from rdmakit.device.access import AccessLike, access_flags, access_names
 from rdmakit.device.lifetime import typed_refusal
 from rdmakit.device.mr import Region, RemoteMemory
-from rdmakit.errors import BadArgument
+from rdmakit.device.provider import Refused
+from rdmakit.errors import BadArgument, NotAvailable
 from rdmakit.layout import Sge
 
 if TYPE_CHECKING:
@@ -36,12 +38,23 @@ class GpuMR(Region):
         provider = pd.context._provider
         with typed_refusal(f"registering GPU memory ({self.way})", nbytes=nbytes, access=access_names(flags)):
             if dmabuf is None:
-                keys = provider.reg_mr(pd.handle, address, nbytes, int(flags), self.name)
+                keys = self._by_peermem(int(flags))
             else:
                 keys = provider.reg_dmabuf_mr(pd.handle, address, nbytes, dmabuf, int(flags), self.name)
         self.lkey, self.rkey = keys
         lkey = self.lkey
         super().__init__(lambda: provider.dereg_mr(lkey), pd)
+
+    def _by_peermem(self, flags: int) -> tuple[int, int]:
+        """A kernel without peermem takes the address for one of this process, where there is no such memory."""
+        try:
+            return self.pd.context._provider.reg_mr(self.pd.handle, self.address, self.nbytes, flags, self.name)
+        except Refused as refused:
+            if refused.code != errno.EFAULT:
+                raise
+            raise NotAvailable("registering GPU memory (peermem) was refused with EFAULT", value=hex(self.address),
+                               rule=refused.message, remedy="modprobe nvidia-peermem, or pass dmabuf=, what "
+                               "cuMemGetHandleForAddressRange exports") from None  # fmt: skip
 
     def sge(self, offset: int = 0, length: int | None = None) -> Sge:
         """(address, length, lkey) as `rdmakit.layout.encode` takes it."""

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rdmakit.device.provider import Refused
-from rdmakit.errors import BadArgument, BadState, DeviceFault, NotAvailable, ObjectBusy, QueueFull, RdmakitError
+from rdmakit.errors import BadArgument, BadState, DeviceFault, NotAvailable, ObjectBusy, OutOfMemory, RdmakitError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -29,8 +29,10 @@ _serials = itertools.count()
 
 _BY_ERRNO: dict[int, type[RdmakitError]] = {
     errno.EBUSY: ObjectBusy,
-    errno.ENOMEM: QueueFull,
+    errno.ENOMEM: OutOfMemory,
     errno.EOPNOTSUPP: NotAvailable,
+    errno.EPROTONOSUPPORT: NotAvailable,
+    errno.ENOSYS: NotAvailable,
     errno.EACCES: NotAvailable,
     errno.EPERM: NotAvailable,
     errno.ENODEV: DeviceFault,
@@ -60,7 +62,9 @@ class typed_refusal:
     ) -> None:
         if not isinstance(refused, Refused):
             return
-        name = errno.errorcode.get(refused.code, str(refused.code))
+        # Python knows 95 as ENOTSUP; man pages and kernels say EOPNOTSUPP.
+        known = {**errno.errorcode, errno.EOPNOTSUPP: "EOPNOTSUPP"}
+        name = known.get(refused.code, str(refused.code))
         typed = _BY_ERRNO.get(refused.code, BadArgument)
         raise typed(f"{self._what} was refused with {name}", rule=refused.message or None,
                     remedy=refused.remedy or self._remedy, **{**self._facts, **refused.facts}) from None

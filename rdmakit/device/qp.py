@@ -21,8 +21,10 @@ from rdmakit.device.notebook import drawing
 from rdmakit.device.provider import QpRequest, Refused
 from rdmakit.device.qp_attributes import (
     CONNECT_DEFAULTS,
+    ROUTE,
     QPState,
     attribute_mask,
+    check_connect,
     plain_attributes,
     state_of,
     transition,
@@ -93,6 +95,10 @@ class QP(Atomics):
         self.context = pd.context
         self.max_inline = max_inline
         self.out_of_order = out_of_order
+        for what, value in (("max_recv_sge", max_recv_sge), ("max_inline", max_inline)):
+            if not isinstance(value, (int, np.integer)) or not 0 <= value < 1 << 16:
+                raise BadArgument(f"{what} is no number of them", value=value, rule="0 … 65535, or as the device says",
+                                  remedy=f"leave {what} out")  # fmt: skip
         provider = self.context._provider
         request = QpRequest(
             pd=pd.handle,
@@ -153,8 +159,9 @@ class QP(Atomics):
     def modify(self, state: str | int, **attributes: Any) -> QP:
         """ibv_modify_qp: go to `state` with these attributes (names of struct ibv_qp_attr); returns itself.
 
-        Address vector: `dgid` (IPv6 notation), `dlid`, `flow_label`, `sgid_index`. Access by names, MTU in
-        bytes. BadState for a transition that does not exist, BadArgument for missing or wrong attributes.
+        Address vector: `dgid` (IPv6 notation), `dlid`, `flow_label`, `sgid_index`, `hop_limit`
+        (of RoCE, kernels take the route's), `traffic_class` (8 bits: 4 × DSCP), `sl`. Access by names, MTU in bytes.
+        BadState for a transition that does not exist, BadArgument for missing or wrong attributes.
         """
         self._require_open()
         target = state_of(state)
@@ -204,13 +211,13 @@ class QP(Atomics):
         """RESET → INIT → RTR → RTS towards `remote` (an Endpoint, its JSON or dict, or the peer QP); returns
         itself.
 
-        `access`: what the peer may do. `mtu`: bytes, by default the smaller of both ends'. Any attribute of
-        `modify` overrides `CONNECT_DEFAULTS` (`rnr_retry=3`, `flow_label=…`). The peer connects to us
-        likewise.
+        `access`: what the peer may do. `mtu`: bytes, by default the smaller of both ends'. `CONNECT_DEFAULTS` are
+        overridden by name (`rnr_retry=3`), and so is the way (`flow_label=…`, `traffic_class=…`, others of the address
+        vector). The peer connects to us likewise.
         """
         self._require_open()
         peer, own = Endpoint.of(remote), self.context.ib_port(port)
-        attribute_mask(attributes)  # names are checked before anything changes
+        check_connect(attributes)  # before anything changes
         if self.state is not QPState.RESET:
             raise BadState(
                 f"{self._name()} is in {self.state.name}",
@@ -220,7 +227,7 @@ class QP(Atomics):
             )
         values = {**CONNECT_DEFAULTS, **attributes}
         address: dict[str, Any] = {"dlid": peer.lid} if own.link_layer == "InfiniBand" else {"dgid": peer.gid}
-        address.update({name: values[name] for name in ("flow_label", "sgid_index") if name in values})
+        address.update({name: values[name] for name in ROUTE if name in values})
         self.modify("INIT", pkey_index=values["pkey_index"], port_num=port, qp_access_flags=access)
         self.modify(
             "RTR",

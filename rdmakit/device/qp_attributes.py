@@ -9,14 +9,18 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Any
 
+import numpy as np
+
 from rdmakit.device.access import access_flags
 from rdmakit.device.endpoint import gid_bytes
 from rdmakit.errors import BadArgument
 
 __all__ = [
     "CONNECT_DEFAULTS",
+    "ROUTE",
     "QPState",
     "attribute_mask",
+    "check_connect",
     "mtu_code",
     "plain_attributes",
     "state_of",
@@ -43,10 +47,14 @@ _BITS = {
     "qp_access_flags": 1 << 3,
     "pkey_index": 1 << 4,
     "port_num": 1 << 5,
+    "qkey": 1 << 6,
     "dgid": 1 << 7,
     "dlid": 1 << 7,
     "flow_label": 1 << 7,
     "sgid_index": 1 << 7,
+    "hop_limit": 1 << 7,
+    "traffic_class": 1 << 7,
+    "sl": 1 << 7,
     "ah_port_num": 1 << 7,
     "path_mtu": 1 << 8,
     "timeout": 1 << 9,
@@ -57,9 +65,18 @@ _BITS = {
     "min_rnr_timer": 1 << 15,
     "sq_psn": 1 << 16,
     "max_dest_rd_atomic": 1 << 17,
+    "path_mig_state": 1 << 18,
     "dest_qp_num": 1 << 20,
+    "rate_limit": 1 << 25,
 }
 _STATE_BIT = 1 << 0
+# How wide each is in the packets and in the device; whoever stores it in less says so.
+_WIDTHS = {
+    "pkey_index": 16, "port_num": 8, "qkey": 32, "dlid": 16, "flow_label": 20, "sgid_index": 8, "hop_limit": 8,
+    "traffic_class": 8, "sl": 4, "ah_port_num": 8, "timeout": 5, "retry_cnt": 3, "rnr_retry": 3, "rq_psn": 24,
+    "max_rd_atomic": 8, "min_rnr_timer": 5, "sq_psn": 24, "max_dest_rd_atomic": 8, "path_mig_state": 2,
+    "dest_qp_num": 24, "rate_limit": 32, "en_sqd_async_notify": 1,
+}  # fmt: skip
 _MTU_CODES = {256: 1, 512: 2, 1024: 3, 2048: 4, 4096: 5}
 
 # What `QP.connect` sets unless told otherwise: NVSHMEM's and perftest's usual values. rnr_retry 7 is "for
@@ -73,6 +90,12 @@ CONNECT_DEFAULTS: dict[str, int] = {
     "max_rd_atomic": 16,
     "max_dest_rd_atomic": 16,
 }
+
+# What `QP.connect` may be told of the way to the peer; and what it takes by a name of its own.
+ROUTE = ("flow_label", "sgid_index", "hop_limit", "traffic_class", "sl")
+_CONNECT = {*CONNECT_DEFAULTS, *ROUTE, "rq_psn", "sq_psn"}
+_CONNECT_CALLS_IT = {"path_mtu": "mtu", "port_num": "port", "qp_access_flags": "access", "dgid": "remote",
+                     "dlid": "remote", "dest_qp_num": "remote"}  # fmt: skip
 
 _ALLOWED = {
     QPState.RESET: (QPState.INIT,),
@@ -133,14 +156,39 @@ def attribute_mask(attributes: dict[str, Any]) -> int:
     return mask
 
 
+def check_connect(attributes: dict[str, Any]) -> None:
+    """BadArgument for what `QP.connect` would not hand on: unknown names, and those of another change of state.
+
+    >>> check_connect({"path_mtu": 1024})
+    Traceback (most recent call last):
+    rdmakit.errors.BadArgument: connect takes path_mtu by another name (value path_mtu=1024)...
+    """
+    attribute_mask(attributes)
+    for name in set(attributes) - _CONNECT:
+        said = f"{name}={attributes[name]}"
+        if name in _CONNECT_CALLS_IT:
+            raise BadArgument(f"connect takes {name} by another name", value=said, rule=_CONNECT_CALLS_IT[name],
+                              remedy=f"connect(remote, {_CONNECT_CALLS_IT[name]}=…)")  # fmt: skip
+        raise BadArgument("connect does not set that attribute", value=said, rule=", ".join(sorted(_CONNECT)),
+                          remedy="QP.modify sets every attribute, a change of state at a time")  # fmt: skip
+
+
 def plain_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Attributes as numbers and bytes: access by names, GIDs as text, MTU in bytes, states by name."""
+    """Attributes as numbers and bytes: access by names, GIDs as text, MTU in bytes, states by name.
+
+    BadArgument for a number that its field cannot hold.
+    """
     plain = dict(attributes)
+    for name in _WIDTHS.keys() & plain.keys():
+        value, bits = plain[name], _WIDTHS[name]
+        if not isinstance(value, (int, np.integer)) or not 0 <= value < 1 << bits:
+            raise BadArgument("not a value of that QP attribute", value=f"{name}={value!r}", rule=f"{bits} bits",
+                              remedy=f"a number of 0 … {(1 << bits) - 1}")  # fmt: skip
     if "qp_access_flags" in plain:
         plain["qp_access_flags"] = int(access_flags(plain["qp_access_flags"]))
     if isinstance(plain.get("dgid"), str):
         plain["dgid"] = gid_bytes(plain["dgid"])
-    if plain.get("path_mtu", 0) > 5:
+    if "path_mtu" in plain and plain["path_mtu"] not in _MTU_CODES.values():
         plain["path_mtu"] = mtu_code(plain["path_mtu"])
     if "cur_qp_state" in plain:
         plain["cur_qp_state"] = int(state_of(plain["cur_qp_state"]))

@@ -13,7 +13,7 @@ from importlib import import_module
 from rdmakit.device.context import Context
 from rdmakit.errors import BadArgument, NotAvailable, UnknownDevice
 
-__all__ = ["backends", "open", "register_backend", "register_named_devices"]
+__all__ = ["backends", "device_strings", "open", "register_backend", "register_named_devices"]
 
 Opener = Callable[[str], Context]
 
@@ -50,6 +50,22 @@ def register_named_devices(module: str) -> None:
 def backends() -> list[str]:
     """The prefixes that `open` knows, in alphabetical order."""
     return sorted(_BACKENDS)
+
+
+def device_strings(text: str) -> list[str]:
+    """The device strings of a list with commas; options of one device are separated by commas, too.
+
+    >>> device_strings("mlx5_0:queues=devx,gid_index=3,mlx5_1, emu:world=a,host=1")
+    ['mlx5_0:queues=devx,gid_index=3', 'mlx5_1', 'emu:world=a,host=1']
+    """
+    found: list[str] = []
+    for part in filter(None, (piece.strip() for piece in text.split(","))):
+        option = "=" in part and ":" not in part.partition("=")[0]
+        if option and found and ":" in found[-1]:
+            found[-1] += f",{part}"
+        else:
+            found.append(part)
+    return found
 
 
 def _opener(prefix: str) -> Opener:

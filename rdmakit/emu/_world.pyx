@@ -572,6 +572,9 @@ cdef class World:
         m.ah.dlid = a.get("dlid", 0)
         m.ah.flow_label = a.get("flow_label", 0)
         m.ah.sgid_index = a.get("sgid_index", 0)
+        m.ah.hop_limit = a.get("hop_limit", 64)
+        m.ah.traffic_class = a.get("traffic_class", 0)
+        m.ah.sl = a.get("sl", 0)
         m.ah.port_num = a.get("ah_port_num", a.get("port_num", 1))
         accept(self.at(h).modify_qp(qpn, m, mask))
 
@@ -589,7 +592,8 @@ cdef class World:
             rq_consumed=i.rq_consumed, udp_source_port=i.udp_source_port, physical_port=i.physical_port,
             lag_affinity=i.lag_affinity, path_mtu=i.attr.path_mtu, qp_access_flags=i.attr.qp_access_flags,
             port_num=i.attr.port_num, dest_qp_num=i.attr.dest_qp_num, rnr_retry=i.attr.rnr_retry,
-            retry_cnt=i.attr.retry_cnt,
+            retry_cnt=i.attr.retry_cnt, flow_label=i.attr.ah.flow_label, sgid_index=i.attr.ah.sgid_index,
+            hop_limit=i.attr.ah.hop_limit, traffic_class=i.attr.ah.traffic_class, sl=i.attr.ah.sl,
             counters=dict(doorbells=i.counters.doorbells, doorbells_ignored=i.counters.doorbells_ignored,
                           send_wqes=i.counters.send_wqes, send_bbs=i.counters.send_bbs,
                           receive_wqes=i.counters.receive_wqes, cqes=i.counters.cqes, errors=i.counters.errors,

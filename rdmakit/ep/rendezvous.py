@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rdmakit.connect import MpiRendezvous, Rendezvous, StoreRendezvous
+from rdmakit.device import device_strings
 from rdmakit.ep import tensors
 from rdmakit.errors import BadArgument
 
@@ -108,5 +109,5 @@ def asked_ranks_per_host() -> int | None:
 
 
 def asked_devices() -> list[str]:
-    """Names of devices that the environment says, in its order; none where it says nothing."""
-    return [name for part in os.environ.get(DEVICES, "").split(",") if (name := part.strip())]
+    """Device strings that the environment says, in its order; none where it says nothing."""
+    return device_strings(os.environ.get(DEVICES, ""))

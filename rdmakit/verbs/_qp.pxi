@@ -1,5 +1,72 @@
 # A queue pair: its attributes, work requests from a NumPy array, which port it leaves by.
 
+cdef int _set_attribute(QpAttr* attr, str name, object value) except -1:
+    cdef bytes gid
+    if name == "qp_state":
+        attr.qp_state = value
+    elif name == "cur_qp_state":
+        attr.cur_qp_state = value
+    elif name == "path_mtu":
+        attr.path_mtu = value
+    elif name == "path_mig_state":
+        attr.path_mig_state = value
+    elif name == "qkey":
+        attr.qkey = value
+    elif name == "rq_psn":
+        attr.rq_psn = value
+    elif name == "sq_psn":
+        attr.sq_psn = value
+    elif name == "dest_qp_num":
+        attr.dest_qp_num = value
+    elif name == "qp_access_flags":
+        attr.qp_access_flags = value
+    elif name == "pkey_index":
+        attr.pkey_index = value
+    elif name == "en_sqd_async_notify":
+        attr.en_sqd_async_notify = value
+    elif name == "max_rd_atomic":
+        attr.max_rd_atomic = value
+    elif name == "max_dest_rd_atomic":
+        attr.max_dest_rd_atomic = value
+    elif name == "min_rnr_timer":
+        attr.min_rnr_timer = value
+    elif name == "port_num":
+        attr.port_num = value
+    elif name == "timeout":
+        attr.timeout = value
+    elif name == "retry_cnt":
+        attr.retry_cnt = value
+    elif name == "rnr_retry":
+        attr.rnr_retry = value
+    elif name == "rate_limit":
+        attr.rate_limit = value
+    elif name == "dgid":
+        gid = bytes(value)
+        if len(gid) != 16:
+            raise BadArgument("not a GID", value=value, rule="16 bytes",
+                              remedy="rdmakit.device.endpoint.gid_bytes makes them of text")
+        memcpy(attr.ah_attr.grh.dgid.raw, <const char*> gid, 16)
+        attr.ah_attr.is_global = 1
+    elif name == "dlid":
+        attr.ah_attr.dlid = value
+    elif name == "flow_label":
+        attr.ah_attr.grh.flow_label = value
+    elif name == "sgid_index":
+        attr.ah_attr.grh.sgid_index = value
+    elif name == "hop_limit":
+        attr.ah_attr.grh.hop_limit = value
+    elif name == "traffic_class":
+        attr.ah_attr.grh.traffic_class = value
+    elif name == "sl":
+        attr.ah_attr.sl = value
+    elif name == "ah_port_num":
+        attr.ah_attr.port_num = value
+    else:
+        raise BadArgument("unknown QP attribute", value=name, rule="names of ibv_qp_attr and ibv_ah_attr",
+                          remedy="see man ibv_modify_qp")
+    return 0
+
+
 cdef class Qp:
     """A queue pair, made by `Pd.create_qp`. `cap`: the sizes that it got."""
 
@@ -28,73 +95,15 @@ cdef class Qp:
         """ibv_modify_qp. Names of struct ibv_qp_attr and, flat, of its address vector (`dgid`: 16 bytes)."""
         cdef RawQp* raw = self._raw()
         cdef QpAttr attr
-        cdef bytes gid
         cdef int code
         memset(&attr, 0, sizeof(attr))
         attr.ah_attr.grh.hop_limit = 64
         for name, value in attributes.items():
-            if name == "qp_state":
-                attr.qp_state = value
-            elif name == "cur_qp_state":
-                attr.cur_qp_state = value
-            elif name == "path_mtu":
-                attr.path_mtu = value
-            elif name == "path_mig_state":
-                attr.path_mig_state = value
-            elif name == "qkey":
-                attr.qkey = value
-            elif name == "rq_psn":
-                attr.rq_psn = value
-            elif name == "sq_psn":
-                attr.sq_psn = value
-            elif name == "dest_qp_num":
-                attr.dest_qp_num = value
-            elif name == "qp_access_flags":
-                attr.qp_access_flags = value
-            elif name == "pkey_index":
-                attr.pkey_index = value
-            elif name == "en_sqd_async_notify":
-                attr.en_sqd_async_notify = value
-            elif name == "max_rd_atomic":
-                attr.max_rd_atomic = value
-            elif name == "max_dest_rd_atomic":
-                attr.max_dest_rd_atomic = value
-            elif name == "min_rnr_timer":
-                attr.min_rnr_timer = value
-            elif name == "port_num":
-                attr.port_num = value
-            elif name == "timeout":
-                attr.timeout = value
-            elif name == "retry_cnt":
-                attr.retry_cnt = value
-            elif name == "rnr_retry":
-                attr.rnr_retry = value
-            elif name == "rate_limit":
-                attr.rate_limit = value
-            elif name == "dgid":
-                gid = bytes(value)
-                if len(gid) != 16:
-                    raise BadArgument("not a GID", value=value, rule="16 bytes",
-                                      remedy="rdmakit.device.endpoint.gid_bytes makes them of text")
-                memcpy(attr.ah_attr.grh.dgid.raw, <const char*> gid, 16)
-                attr.ah_attr.is_global = 1
-            elif name == "dlid":
-                attr.ah_attr.dlid = value
-            elif name == "flow_label":
-                attr.ah_attr.grh.flow_label = value
-            elif name == "sgid_index":
-                attr.ah_attr.grh.sgid_index = value
-            elif name == "hop_limit":
-                attr.ah_attr.grh.hop_limit = value
-            elif name == "traffic_class":
-                attr.ah_attr.grh.traffic_class = value
-            elif name == "sl":
-                attr.ah_attr.sl = value
-            elif name == "ah_port_num":
-                attr.ah_attr.port_num = value
-            else:
-                raise BadArgument("unknown QP attribute", value=name, rule="names of ibv_qp_attr and ibv_ah_attr",
-                                  remedy="see man ibv_modify_qp")
+            try:
+                _set_attribute(&attr, name, value)
+            except (OverflowError, TypeError) as error:
+                raise BadArgument("not a value of that QP attribute", value=f"{name}={value!r}", rule=str(error),
+                                  remedy="man ibv_modify_qp has what each may be") from None
         with nogil:
             code = self._calls.modify_qp(raw, &attr, mask)
         if code:

@@ -206,6 +206,7 @@ class DevxHca(VerbsHca):
         if before is QPState.INIT and values.get("qp_state") == QPState.RTR:
             values.setdefault("ah_port_num", port)
             values.setdefault("sgid_index", self._gid_index.get(port, 0))
+            values.setdefault("traffic_class", self.traffic_class)
             if "dgid" in values and self.device.ports[port - 1].link_layer == "Ethernet":
                 pd = self._pds[self._pd_of[qpn]]
                 options["mac"] = pd.resolve(bytes(values["dgid"]), port, int(values["sgid_index"]))

@@ -85,6 +85,7 @@ class VerbsHca(ABC):
             for number in range(1, int(context.query_device()["phys_port_cnt"]) + 1)
         ]
         self._gid_index = {info.number: index for info, index in described}
+        self.traffic_class = 0  # of queue pairs that are connected without naming one
         ports = tuple(info for info, _ in described)
         net = self._root / "class/infiniband" / context.name / "device/net"
         bonded = any((net / name / "master").exists() for name in sysfs.names(net))
@@ -203,6 +204,7 @@ class VerbsHca(ABC):
             port = self._qp_ports.get(qpn, 1)
             values.setdefault("ah_port_num", port)
             values.setdefault("sgid_index", self._gid_index.get(port, 0))
+            values.setdefault("traffic_class", self.traffic_class)
         self._qps[qpn].modify(values, mask)
         if "port_num" in values:
             self._qp_ports[qpn] = int(values["port_num"])

@@ -15,6 +15,7 @@ __all__ = ["refused"]
 
 _MEMLOCK = "raise the limit of locked memory: ulimit -l unlimited, or /etc/security/limits.d (soft and hard memlock)"
 _ACCESS = "be in the group that owns /dev/infiniband/uverbs*, or in a container pass --device /dev/infiniband"
+_LACKS = "the device, its driver or the kernel lacks it: rdmakit doctor says what there is"
 _GONE = "the device has been unplugged or reset: close everything and open it again"
 
 _DEVX = (
@@ -29,6 +30,10 @@ _REMEDIES: dict[tuple[str, int], str] = {
     ("ibv_reg_mr", errno.EINVAL): "remote write and atomic rights need local write; the range must not wrap",
     ("ibv_reg_dmabuf_mr", errno.EOPNOTSUPP): "needs libibverbs ≥ 1.12 (rdma-core 34) and a driver with dma-buf; "
     "register a host buffer instead, or load nvidia-peermem",
+    ("ibv_reg_dmabuf_mr", errno.EPROTONOSUPPORT): "the device or its driver registers no dma-bufs (Linux 5.12, and "
+    "firmware with on-demand paging): register a host buffer instead, or load nvidia-peermem",
+    ("ibv_reg_dmabuf_mr", errno.EBADF): "an open descriptor of a dma-buf: that of cuMemGetHandleForAddressRange",
+    ("ibv_reg_dmabuf_mr", errno.EINVAL): "a descriptor of a dma-buf, with offset and size within it",
     ("ibv_create_cq", errno.ENOMEM): _MEMLOCK,
     ("ibv_create_cq", errno.EINVAL): "fewer entries: query_device()['max_cqe'] is the most",
     ("ibv_create_qp", errno.ENOMEM): _MEMLOCK,
@@ -53,7 +58,8 @@ _REMEDIES: dict[tuple[str, int], str] = {
     "devlink's lag_port_select_mode must be queue_affinity",
     ("mlx5dv_modify_qp_lag_port", errno.EOPNOTSUPP): "the device is not bonded, or its bond hashes packets over ports; "
     "set the UDP source port instead",
-    ("mlx5dv_modify_qp_udp_sport", errno.EOPNOTSUPP): "choose the port by flow_label when connecting: "
+    ("mlx5dv_modify_qp_udp_sport", errno.EOPNOTSUPP): "bring the queue pair to RTS first; where that does not help, "
+    "choose the port by flow_label when connecting: "
     "0xC000 | ((label & 0x3fff) ^ (label >> 14))",
     ("mlx5dv_modify_qp_udp_sport", errno.EINVAL): "RC or UC, in RTS, port 0xC000 … 0xFFFF",
     ("mlx5dv_open_device", errno.EOPNOTSUPP): _DEVX,
@@ -73,6 +79,13 @@ _REMEDIES: dict[tuple[str, int], str] = {
     ("ibv_get_device_list", errno.EPERM): _ACCESS,
     ("", errno.EACCES): _ACCESS,
     ("", errno.EPERM): _ACCESS,
+    ("", errno.EOPNOTSUPP): _LACKS,
+    ("", errno.EPROTONOSUPPORT): _LACKS,
+    ("", errno.ENOSYS): _LACKS,
+    ("", errno.ENOMEM): "close what is no longer used; " + _MEMLOCK,
+    ("", errno.EBUSY): "close what stands on it first",
+    ("", errno.EMFILE): "raise the limit of open files (ulimit -n), or close what is no longer used",
+    ("", errno.EAGAIN): "the kernel or the device had no room just now: try again, or make fewer objects",
     ("", errno.ENODEV): _GONE,
     ("", errno.EIO): _GONE,
 }
@@ -87,4 +100,5 @@ def refused(call: str, code: int, **facts: Any) -> Refused:
     said = ", ".join(f"{name} {value}" for name, value in facts.items() if value is not None)
     message = f"{call}: {os.strerror(code) if code else 'failed without an errno'}"
     remedy = _REMEDIES.get((call, code)) or _REMEDIES.get(("", code))
+    remedy = remedy or f"man {call} has its errors; the kernel's log (dmesg) may say more"
     return Refused(code or errno.EIO, f"{message} ({said})" if said else message, remedy)

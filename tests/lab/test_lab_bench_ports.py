@@ -36,20 +36,20 @@ def shaped(link, ports=two_hosts.PORTS):
 
 
 def test_two_links_are_twice_one(tmp_path, figure):
-    """100 Mbit/s each; slower where the emulated processors cannot carry both, as test_lab_ports does."""
+    """100 Mbit/s each; slower where the emulated processors cannot carry one or both, as test_lab_ports does."""
     for link, load in ((100, FEW_LARGE), (25, SMALL), (10, SMALL)):
         shaped(link)
         found = on_each(tmp_path / str(link), *load, "--seconds", "2", "--warm-up", "0.6", "--rounds", "2")
-        if found["figures"]["both_over_one"] >= 1.9:
+        figures = found["figures"]
+        alone = [8e3 * figures[f"port_{port}_gbs"] for port in (1, 2)]
+        if figures["both_over_one"] >= 1.9 and min(alone) > 0.9 * link:
             break
-        assert found["causes"], "less than that has a likely cause"
-    figures = found["figures"]
+        assert found["causes"] or figures["both_over_one"] >= 1.9, "less than that has a likely cause"
     figure("bench_ports_link_mbit_per_s", link)
     figure("both_over_one", figures["both_over_one"])
     assert found["ok"] and figures["both_over_one"] >= 1.9 and not found["causes"]
     assert figures["port_bytes_max_over_min"] <= 1.05 and 1.0 < figures["wire_over_payload"] < 1.1
-    for port in (1, 2):
-        assert 0.9 * link < 8e3 * figures[f"port_{port}_gbs"] < 1.05 * link, "payload of a shaped link"
+    assert 0.9 * link < min(alone) and max(alone) < 1.05 * link, "payload of a shaped link"
 
 
 def test_a_slower_link_is_named(tmp_path):

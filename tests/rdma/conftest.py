@@ -3,7 +3,10 @@
 RDMAKIT_DEVICES=mlx5_0,mlx5_1 chooses the two ends; by default the first two devices, or the only one twice.
 """
 
+import gc
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +93,32 @@ def devx_ends(devices, spelled):
     first, second = (spelled(device, "devx") for device in devices)
     with rdmakit.open(first) as here, rdmakit.open(second) as there:
         yield connected_pair(here, there, rq_wqes=8, cq_entries=16)
+
+
+def held() -> dict[str, int]:
+    """How many objects of each kind the kernel holds for this process; {} where nobody can tell (`rdma resource`)."""
+    found: dict[str, int] = {}
+    if not shutil.which("rdma") or "_uverbs" in os.environ.get("LD_PRELOAD", ""):
+        return found
+    for kind in ("pd", "cq", "qp", "mr"):
+        asked = subprocess.run(["rdma", "-j", "resource", "show", kind], capture_output=True, text=True)
+        rows = json.loads(asked.stdout or "[]") if asked.returncode == 0 else []
+        found[kind] = sum(row.get("pid") == os.getpid() for row in rows)
+    return {kind: count for kind, count in found.items() if count}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_left_behind():
+    """This process holds nothing of any device as a module begins: pytest keeps a last test's arguments until then."""
+    gc.collect()
+    assert not held(), "objects that outlive the tests of the module before"
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    gc.collect()
+    if left := held():
+        print(f"\nobjects that outlive the tests: {left}")
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")

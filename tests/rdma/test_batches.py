@@ -110,6 +110,13 @@ def test_rows_of_another_shape_are_refused(ends):
         near.cq.poll(np.zeros(47, np.uint8))
 
 
+def test_attributes_that_do_not_fit_are_refused_by_name(ends):
+    near, _ = ends
+    for name, value in (("timeout", 300), ("rq_psn", -1), ("retry_cnt", "many"), ("dgid", 7)):
+        with pytest.raises(BadArgument, match=f"{name}={value!r}|not a GID"):
+            near.qp.modify({name: value}, 1)
+
+
 def test_memory_that_is_not_there_cannot_be_registered(devices):
     pd = _verbs.Context(devices[0]).alloc_pd()
     with mmap.mmap(-1, 1 << 20) as mapped:
@@ -117,6 +124,42 @@ def test_memory_that_is_not_there_cannot_be_registered(devices):
     with pytest.raises(Refused, match="ibv_reg_mr") as caught:
         pd.reg_mr(address, 1 << 20, 1)
     assert caught.value.code in (errno.EFAULT, errno.ENOMEM) and "memory" in caught.value.remedy
+
+
+def test_a_region_of_a_descriptor_has_its_bytes_at_addresses_of_our_choice(ends, rng):
+    """ibv_reg_dmabuf_mr: packets name our address, bytes go to the descriptor's pages behind the offset."""
+    near, far = ends
+    offset, nbytes, iova = 2 * 4096 + 128, 5000, (1 << 45) + 128
+    fd = os.memfd_create("what a GPU exports")
+    try:
+        os.ftruncate(fd, 1 << 16)
+        with mmap.mmap(fd, 1 << 16) as pages:
+            pages[:] = b"\xa5" * (1 << 16)
+            try:
+                region = far.pd.reg_dmabuf_mr(offset, nbytes, iova, fd, RIGHTS)
+            except Refused as refused:
+                assert refused.code in (errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EINVAL, errno.EBADF), refused
+                pytest.skip(f"only a real dma-buf will do here: {refused}")
+            for past, length in ((1 << 16, 8), (offset, 1 << 16), (offset, 0)):
+                with pytest.raises(Refused, match="ibv_reg_dmabuf_mr") as caught:
+                    far.pd.reg_dmabuf_mr(past, length, iova, fd, RIGHTS)
+                assert caught.value.code == errno.EINVAL and "dma-buf" in caught.value.remedy
+            requests = np.zeros(2, SEND_WR)
+            requests["wr_id"], requests["flags"], requests["opcode"] = (7, 8), SIGNALLED, (WRITE, 4)  # and a READ
+            requests["address"], requests["lkey"] = near.mr.address + np.array([0, 8192]), near.mr.lkey
+            requests["length"], requests["remote_address"], requests["rkey"] = 4000, iova + 1000, region.rkey
+            near.qp.post_send(requests)
+            assert (near.poll(2)["status"] == 0).all()
+            expected = np.full(1 << 16, 0xA5, np.uint8)
+            expected[offset + 1000 :][:4000] = near.memory[:4000]
+            assert np.array_equal(np.frombuffer(pages[:], np.uint8), expected)
+            assert np.array_equal(near.memory[8192:][:4000], near.memory[:4000])
+            requests["remote_address"] = iova + 1001  # a byte too far
+            near.qp.post_send(requests[:1])
+            assert near.poll(1)["status"][0] != 0
+            region.close()
+    finally:
+        os.close(fd)
 
 
 def test_an_unknown_device_names_those_that_are_there(devices):

@@ -217,6 +217,9 @@ def test_heaps_lie_in_the_hosts_memory_where_a_nic_registers_none_of_a_gpus(devi
     monkeypatch.setattr(device_gpus, "GpuMemory", Page)
     monkeypatch.setattr(device_gpus, "dmabuf_of", no_dmabuf)
     paths = rdmakit.connect.open_paths(list(dict.fromkeys(devices)))
+    with pytest.raises(NotAvailable, match="peermem") as caught:
+        paths[0].pd.register_gpu(reserved, 4096)
+    assert "nvidia-peermem" in caught.value.remedy and "dmabuf=" in caught.value.remedy
     way = device_gpus.heap_way(paths)
     assert way.kind == "host" and "dma-buf: the driver exports no dma-buf" in way.why and "EFAULT" in way.why
     assert "page-locked memory of the host" in str(way)

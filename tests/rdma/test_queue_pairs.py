@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+import rdmakit
 from rdmakit.device import connected_pair
 from rdmakit.emu.outside import OutsideWorld
 from rdmakit.errors import BadArgument, BadState, CompletionError, ObjectBusy
@@ -145,6 +146,42 @@ def test_an_armed_cq_tells_once(ends, rng):
     assert near.context.events() == []
 
 
+def events_of(context, count):
+    """The next asynchronous events, which may take their time: (name, number)."""
+    found, deadline = [], time.monotonic() + 5
+    while len(found) < count and time.monotonic() < deadline:
+        found += [(event.name, event.number) for event in context.events()]
+        time.sleep(0.01)
+    return found
+
+
+def test_a_refused_request_is_an_event_at_the_one_who_refuses(ends, mlx5):
+    near, far = ends
+    if far.context.device.name not in mlx5:
+        pytest.skip("soft-RoCE tells the requester alone")
+    target = far.pd.register(np.zeros(64, np.uint8), "local_write|remote_read")
+    source = near.pd.register(np.zeros(64, np.uint8))
+    near.post_write(source, target.remote())
+    with pytest.raises(CompletionError, match="REMOTE_ACCESS"):
+        near.send_cq.wait()
+    assert events_of(far.context, 1) == [("qp_access_error", far.qpn)] and near.context.events() == []
+
+
+def test_an_overrun_cq_is_an_event_with_our_number_of_it(devices, mlx5):
+    """Of the device's own queues: of others the proxy and test_devx_queues tell."""
+    if devices[0] not in mlx5:
+        pytest.skip("of an mlx5 device's own queues")
+    with rdmakit.open(devices[0]) as here, rdmakit.open(devices[1]) as there:
+        small = here.create_cq(4)
+        near, far = here.alloc_pd().create_qp(small, sq_wqebbs=64), there.alloc_pd().create_qp(there.create_cq(64))
+        near.connect(far)
+        far.connect(near)
+        with near.batch():
+            for _ in range(20):
+                near.post_nop()
+        assert ("cq_error", small.cqn) in events_of(here, 2)
+
+
 def test_reset_and_connect_again(ends, rng):
     near, far = ends
     source, target = random_bytes(near, rng, 64), poisoned(far, 64)
@@ -168,6 +205,39 @@ def test_attributes_come_back(ends):
         assert 0xC000 <= near.udp_sport <= 0xFFFF
 
 
+def test_the_way_to_the_peer_is_as_it_was_asked_for(contexts, rng):
+    """Traffic class (DSCP) and flow label arrive at the device, and bytes at the peer.
+
+    Of an Ethernet port kernels take the hop limit from the route, and do not tell the service level.
+    """
+    asked = {"traffic_class": 4 * int(rng.integers(1, 64)), "flow_label": int(rng.integers(1, 1 << 20))}
+    taken = {"hop_limit": int(rng.integers(2, 256)), "sl": int(rng.integers(1, 8))}
+    near, far = connected_pair(*contexts)
+    if near.context.ib_port(1).link_layer != "Ethernet":
+        pytest.skip("an InfiniBand port has no global route unless asked for")
+    for qp, peer in ((near, far), (far, near)):
+        qp.modify("RESET").connect(peer, **asked, **taken)
+    answered = near.query()
+    assert {name: answered[name] for name in asked} == asked
+    source, target = near.pd.register(rng.integers(0, 256, 500, np.uint8)), far.pd.register(np.zeros(500, np.uint8))
+    near.post_write(source, target.remote())
+    near.send_cq.wait()
+    assert np.array_equal(source.bytes, target.bytes)
+
+
+@pytest.mark.parametrize("kind", ["own", "devx", "proxied"])
+def test_a_device_may_give_its_queue_pairs_a_traffic_class(devices, spelled, kind):
+    names = [spelled(name, kind) for name in devices]
+    with_class = [f"{name}{',' if ':' in name else ':'}traffic_class=104" for name in names]
+    with rdmakit.open(with_class[0]) as here, rdmakit.open(with_class[1]) as there:
+        near, far = connected_pair(here, there)
+        assert near.query()["traffic_class"] == far.query()["traffic_class"] == 104
+        near.modify("RESET").connect(far, traffic_class=32)
+        assert near.query()["traffic_class"] == 32
+    with pytest.raises(BadArgument, match="traffic_class=256"):
+        rdmakit.open(f"{devices[0]}:traffic_class=256")
+
+
 def test_what_cannot_be_is_refused_by_name(contexts):
     here, _ = contexts
     pd, cq = here.alloc_pd(), here.create_cq(16)
@@ -176,6 +246,11 @@ def test_what_cannot_be_is_refused_by_name(contexts):
         qp.modify("RTS", sq_psn=0, timeout=14, retry_cnt=7, rnr_retry=7, max_rd_atomic=1)
     with pytest.raises(BadArgument, match="port"):
         qp.modify("INIT", pkey_index=0, port_num=99, qp_access_flags=0)
+    for name, value in (("traffic_class", 256), ("sl", -1), ("timeout", 300), ("flow_label", 1 << 20), ("rnr_retry", 8),
+                        ("max_rd_atomic", "many"), ("rq_psn", 1 << 24)):  # fmt: skip
+        with pytest.raises(BadArgument, match=f"value {name}={value!r}"):
+            qp.connect(qp.endpoint(), **{name: value})
+        qp.modify("RESET")
     with pytest.raises(BadArgument, match="remote write"):
         pd.register(np.zeros(8, np.uint8), "remote_write")
     with pytest.raises(ObjectBusy, match=r"QP|MR"):
@@ -184,6 +259,9 @@ def test_what_cannot_be_is_refused_by_name(contexts):
         cq.close()
     with pytest.raises(BadState, match="ibv_post_send needs RTS"):
         qp.post_nop()
+    for option in ({"max_recv_sge": -1, "rq_wqes": 4}, {"max_inline": -1}, {"max_inline": 1 << 16}):
+        with pytest.raises(BadArgument, match="max_"):
+            pd.create_qp(cq, **option)
     qp.close()
     with pytest.raises(BadState, match="closed"):
         qp.query()

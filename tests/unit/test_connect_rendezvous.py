@@ -109,6 +109,26 @@ def test_one_rank_twice_and_leftovers_of_an_earlier_run(tmp_path):
     assert "emptied" in caught.value.remedy
 
 
+def test_who_serves_and_fails_lets_the_others_read_why():
+    code = (
+        "import sys, time; from rdmakit.connect.stores import TcpStore\n"
+        "store = TcpStore('127.0.0.1', 0, serve=True); store.put('why', 'numbers differ')\n"
+        "print(store.port, flush=True)\n"
+        "while store.get('here') is None: time.sleep(0.01)\n"
+        "sys.exit(2)"
+    )
+    for others in (1, 0):
+        server = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        store = TcpStore("127.0.0.1", int(server.stdout.readline()), serve=False)
+        store.put("here", "yes")
+        if others:
+            time.sleep(0.5)  # it would be gone by now
+            assert store.get("why") == "numbers differ"
+        store.close()
+        began = time.monotonic()
+        assert server.wait(10) == 2 and time.monotonic() - began < 2.5, "it waits for nobody who has left"
+
+
 def test_nobody_listens_and_who_served_has_gone():
     with pytest.raises(RankMissing, match="nobody listens") as caught:
         meet(f"tcp:127.0.0.1:{free_port()}", 1, 2, timeout_s=0.2)

@@ -325,6 +325,22 @@ def test_endpoints_travel_as_json(pair):
         near.endpoint(3)
 
 
+
+def test_attributes_that_connect_would_drop_are_refused(pair):
+    near, far = pair
+    near.modify("RESET")
+    for wrong, remedy in (({"path_mtu": 1024}, "mtu=…"), ({"port_num": 1}, "port=…"), ({"qkey": 7}, "QP.modify"),
+                          ({"cur_qp_state": "INIT"}, "QP.modify")):  # fmt: skip
+        with pytest.raises(BadArgument) as caught:
+            near.connect(far, **wrong)
+        assert remedy in caught.value.remedy and near.state.name == "RESET", wrong
+    near.connect(far, traffic_class=96, sl=3, hop_limit=9)
+    found = near.query()
+    assert (found["traffic_class"], found["sl"], found["hop_limit"]) == (96, 3, 9)
+    with pytest.raises(BadArgument, match="traffic_class=256"):
+        near.modify("RESET").connect(far, traffic_class=256)
+
+
 # ---- rings
 
 

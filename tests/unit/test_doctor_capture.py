@@ -52,6 +52,20 @@ def test_a_capture_can_be_moved(tmp_path):
     assert answers(tmp_path / "elsewhere") == expected
 
 
+def test_entries_of_gid_tables_that_are_not_set_are_left_out(tmp_path):
+    """soft-RoCE's tables have 1024 places."""
+    host, port = Host(tmp_path / "machine"), "class/infiniband/mlx5_0/ports/1"
+    for index in range(1, 400):
+        host.sys(f"{port}/gids/{index}", "0000" + 7 * ":0000")
+        host.sys(f"{port}/gid_attrs/types/{index}", "RoCE v2")
+    host.sys(f"{port}/gids/400", "fd00" + 6 * ":0000" + ":0001")
+    host.sys(f"{port}/gid_attrs/types/400", "RoCE v2")
+    assert capture(tmp_path / "copy", host.root) < 150
+    kept = sorted(path.name for path in (tmp_path / "copy/sys" / port / "gids").iterdir())
+    assert kept == sorted(path.name for path in (tmp_path / "copy/sys" / port / "gid_attrs/types").iterdir())
+    assert kept == ["0", "400"] and answers(tmp_path / "copy") == answers(host.root)
+
+
 def test_what_cannot_be_read_is_left_out(tmp_path):
     host = Host(tmp_path / "machine")
     odd = host.tree.root / "class/infiniband/mlx5_0/ports/1/gids/1"

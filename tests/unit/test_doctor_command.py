@@ -45,6 +45,16 @@ def test_json_of_a_captured_tree(host, capsys):
     assert found["config"]["root"] == str(host.root) and found["figures"]["fail"] == 0
 
 
+def test_one_device_alone(host, capsys):
+    host.sys("class/infiniband/mlx5_1/ports/1/state", "1: DOWN")
+    assert main(["doctor", "--root", str(host.root), "--device", "mlx5_0", "--json"]) == 0
+    by_name = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert by_name["devices"]["said"].startswith("mlx5_0") and "mlx5_1" not in by_name["devices"]["said"]
+    assert by_name["state"]["verdict"] == "PASS"
+    assert main(["doctor", "--root", str(host.root), "--device", "mlx5_9"]) == 2
+    assert "mlx5_9" in (said := capsys.readouterr().err) and "mlx5_0, mlx5_1" in said
+
+
 def test_a_failure_is_the_exit_status(host, capsys):
     host.memlock(65536)
     assert main(["doctor", "--root", str(host.root), "--json"]) == 1

@@ -2,6 +2,7 @@
 
 import ctypes.util
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -45,3 +46,21 @@ def test_importing_opens_no_library():
     code = "import rdmakit.verbs._verbs, rdmakit.verbs.backend; print('ibverbs' in open('/proc/self/maps').read())"
     done = python(code)
     assert done.stdout.strip() == "False", done.stdout + done.stderr
+
+
+def cpu_seconds(code):
+    """Of a fresh interpreter, the least of five: other work on the machine does not count, cold caches once."""
+    measured = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = python(code)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert done.returncode == 0, done.stderr
+        measured.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    return min(measured)
+
+
+def test_importing_is_quick():
+    """0.15 s for rdmakit; as much again where NumPy is there already for what opens devices."""
+    assert cpu_seconds("import rdmakit") - cpu_seconds("pass") < 0.15
+    assert cpu_seconds("import numpy, rdmakit.verbs.backend; rdmakit.open") - cpu_seconds("import numpy") < 0.15

@@ -133,6 +133,11 @@ def test_what_the_page_says_of_rdma_cores_own_tests(suite, module, lag, passes):
     assert result.passed >= passes, result.output
 
 
+def test_the_page_sums_up_what_its_table_says():
+    passed, total, others = rdma_core_suite.published_sum()
+    assert passed == sum(row[2] for row in rdma_core_suite.published()) and passed + others == total
+
+
 def test_a_number_of_nics_that_cannot_be():
     with pytest.raises(BadArgument, match="17"), preloaded(17):
         pass
@@ -147,6 +152,18 @@ def test_the_command_runs_a_program_and_returns_its_status():
     assert done.returncode == 41, done.stderr
     done = subprocess.run([sys.executable, "-m", "rdmakit", "connectx"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2 and "nothing to run" in done.stderr
+
+
+def test_a_command_that_is_terminated_leaves_nothing(tmp_path):
+    """As `timeout` and batch systems do: the tree of files goes, and so does what was started."""
+    code = "import os, sys, time; print(os.getpid(), os.environ['SYSFS_PATH'], flush=True); time.sleep(60)"
+    command = [sys.executable, "-m", "rdmakit", "connectx", "--", sys.executable, "-c", code]
+    started = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    pid, tree = started.stdout.readline().split()
+    assert Path(tree).is_dir()
+    started.terminate()
+    assert started.wait(20) == 143 and not Path(tree).exists()
+    assert not Path(f"/proc/{pid}").exists()
 
 
 def test_bonds_that_cannot_be():

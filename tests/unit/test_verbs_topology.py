@@ -1,17 +1,21 @@
 """Distances between GPUs and NICs, from trees of files.
 
-The trees are made here: `dgx` is reconstructed from the `nvidia-smi topo -m` of NVIDIA's DGX H100 user guide (each GPU
-one switch away from the ConnectX-7 of its own rail), the others are small cases of one thing each.
+`dgx` is reconstructed from the `nvidia-smi topo -m` of NVIDIA's DGX H100 user guide (each GPU one switch away from the
+ConnectX-7 of its own rail); topology_dumps has others, each with its source; fixtures/ has captured ones.
+What is left are small cases of one thing each.
 """
 
 import json
 import os
 
+import captured_trees
 import pytest
 from machine_tree import GPU, NIC, Tree
+from topology_dumps import BONDED_RAILS, DUMPS
 
 from rdmakit.cli import main
 from rdmakit.errors import BadArgument
+from rdmakit.verbs import sysfs
 from rdmakit.verbs.topology import DISTANCES, distance, read_topology
 
 
@@ -39,6 +43,49 @@ def test_each_gpu_of_a_dgx_has_its_rail(dgx):
         for i, nic in enumerate(dgx.nics):
             expected = "PIX" if i == gpu.index else "NODE" if i // 4 == gpu.index // 4 else "SYS"
             assert dgx.between(gpu, nic) == expected
+
+
+@pytest.mark.parametrize("dump", DUMPS, ids=lambda dump: dump.name)
+def test_distances_are_those_of_public_dumps(tmp_path, dump):
+    found = read_topology(dump.build(tmp_path).root)
+    nics = sorted(found.nics, key=lambda nic: int(nic.name.rpartition("_")[2]))
+    assert dump.rows and dump.source.startswith("https://") and dump.made == "reconstructed"
+    for gpu, row in dump.rows.items():
+        assert " ".join(found.between(found.gpus[gpu], nic) for nic in nics) == row, f"GPU{gpu}"
+
+
+def test_what_the_dumps_say_of_bonds_planes_and_virtual_functions(tmp_path):
+    rails, shared, planes, virtual = (read_topology(d.build(tmp_path / str(i)).root) for i, d in enumerate(DUMPS))
+    assert [nic.ports[0].bond for nic in rails.nics] == [f"bond{i}" for i in range(8)]
+    assert [[nic.name for nic in shared.nearest(gpu)] for gpu in (0, 1)] == [["mlx5_0"], ["mlx5_0", "mlx5_1"]]
+    assert {nic.name for nic in planes.nearest(1)} == {f"mlx5_{i}" for i in range(4)} and len(planes.nics) == 18
+    assert [nic.virtual_of for nic in virtual.nics] == ["", "", *["0000:58:00.0"] * 6]
+    assert [nic.address for nic in virtual.nics][2:] == [f"0000:58:{at}" for at in ("03.4", "03.5", "03.6", "03.7",
+                                                                                  "04.0", "04.1")]  # fmt: skip
+    assert all(len(found.draw().splitlines()) > 2 for found in (rails, shared, planes, virtual))
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in captured_trees.FIXTURES.glob("*.tree")))
+def test_captured_trees_say_so_and_can_be_read(tmp_path, name):
+    title = captured_trees.build(name, tmp_path)
+    assert title.startswith("captured: ")
+    assert captured_trees.text_of(tmp_path, title) == (captured_trees.FIXTURES / f"{name}.tree").read_text()
+    assert json.loads(json.dumps(read_topology(tmp_path / "sys").to_dict()))["nics"]
+
+
+def test_a_captured_host_in_a_network_namespace_of_its_own(tmp_path, capsys):
+    captured_trees.build("soft_roce_host", tmp_path)
+    found = read_topology(tmp_path / "sys")
+    assert found.draw().splitlines() == [
+        f"h0r{i}: software, no driver: port 1 Ethernet ACTIVE 10 Gb/sec (1X FDR10) on p{i}" for i in range(2)
+    ]
+    assert len(list((tmp_path / "dev/infiniband").iterdir())) == 4, "device files of the other host's, too"
+    assert [sysfs.choose_gid(sysfs.gid_table(nic.name, 1, tmp_path / "sys"), True).gid for nic in found.nics] == [
+        "::ffff:10.9.0.1", "::ffff:10.9.1.1"
+    ]  # fmt: skip
+    assert main(["doctor", "--root", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert "PASS  devices    h0r0, h0r1 (software)" in said and "PASS  state      2 ACTIVE, 10 Gb/sec" in said
 
 
 def test_the_drawing_and_the_json_say_the_same(dgx):
@@ -87,7 +134,10 @@ def test_virtual_functions_are_where_their_physical_function_is(tree):
 
 
 def test_a_container_sees_the_pci_tree_but_not_the_netdevs(tree):
-    """/sys/class/net is of the container's network namespace; gid_attrs/ndevs cannot be read (EINVAL) there."""
+    """/sys/class/net is of the container's network namespace; gid_attrs/ndevs cannot be read (EINVAL) there.
+
+    Pods show all RDMA devices and no network device but their own: Mellanox/k8s-rdma-sriov-dev-plugin, issue 3.
+    """
     at = tree.pci("pci0000:10/0000:10:01.0/0000:14:00.0", NIC, 0)
     tree.pci("pci0000:10/0000:10:02.0/0000:15:00.0", GPU, 0)
     tree.nic("mlx5_bond_0", at)
@@ -156,9 +206,32 @@ def test_info_draws_links_between_gpus_where_nvml_answers(dgx, monkeypatch, caps
     assert json.loads(capsys.readouterr().out)["gpu_links"]["peer"]["GPU0"] == {"GPU1": "nvlink"}
 
 
+def test_info_and_plan_look_at_another_machine_s_files(tmp_path, capsys):
+    BONDED_RAILS.build(tmp_path / "rails/sys")
+    root = str(tmp_path / "rails")
+    assert main(["info", "--topology", "--root", root]) == 0
+    assert "mlx5_bond_7" in (drawn := capsys.readouterr().out)
+    main(["info", "--root", root, "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["figures"]["rdma"] == 8 == len(found["topology"]["nics"]) and found["config"]["root"] == root
+    assert main(["plan", "--machine", root, "--tokens", "64", "--channels", "8"]) in (0, 1)
+    assert (said := capsys.readouterr().out).startswith(drawn)
+    assert "rails: 2 hosts of 8 GPUs, 8 NICs of 2 x 400 Gb/s roce, bonded (hash)" in said
+    main(["plan", "--machine", root, "--tokens", "64", "--ranks", "32", "--json"])
+    found = json.loads(capsys.readouterr().out)
+    assert "4 hosts of 8 GPUs" in found["config"]["cluster"] and len(found["topology"]["nics"]) == 8
+    for command in ("info", "plan"):
+        assert main([command, "--root" if command == "info" else "--machine", str(tmp_path / "nowhere")]) == 2
+        assert "--capture" in capsys.readouterr().err
+    (tmp_path / "none/sys").mkdir(parents=True)
+    assert main(["plan", "--machine", str(tmp_path / "none")]) == 2
+    assert "no RDMA device" in capsys.readouterr().err
+
+
 def test_info_draws_and_prints_json(dgx, monkeypatch, capsys):
     monkeypatch.setitem(os.environ, "SYSFS_PATH", dgx.where)
     main(["info", "--topology"])
     assert dgx.draw() in capsys.readouterr().out
     main(["info", "--json"])
-    assert json.loads(capsys.readouterr().out)["topology"] == json.loads(json.dumps(dgx.to_dict()))
+    found = json.loads(capsys.readouterr().out)
+    assert found["topology"] == json.loads(json.dumps(dgx.to_dict())) and found["figures"]["rdma"] == 8

@@ -102,8 +102,9 @@ def main(args: argparse.Namespace) -> int:
         return 0
     if args.capture is not None:
         return _capture(args)
-    machine = Machine.here(args.root, frozenset(args.need))
-    of = None if args.alone or machine.asked is None else launched(os.environ)
+    of = None if args.alone or args.root != "/" else launched(os.environ)
+    only = tuple(args.device) if of is None else ()  # among ranks each looks at all, and uses these for the rails
+    machine = Machine.here(args.root, frozenset(args.need), only)
     result = _alone(args, machine) if of is None else _together(args, machine, of)
     if of is None or of.rank == 0:
         figures = result["figures"]
@@ -127,7 +128,8 @@ def add_parser(subparsers: Any) -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--device", action="append", default=[], metavar="NAME",
-        help="among ranks: an RDMA device of each (default: those nearest to the rank's GPU); may be given again",
+        help="look at this RDMA device alone (default: all); among ranks: one that each uses (default: those nearest "
+        "to the rank's GPU); may be given again",
     )  # fmt: skip
     parser.add_argument("--alone", action="store_true", help="look at this machine only, whoever started the process")
     parser.add_argument("--json", action="store_true", help="print one JSON object")

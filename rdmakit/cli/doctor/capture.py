@@ -1,7 +1,7 @@
 """The files that checks read, copied from a machine into a folder: what `--root` looks at elsewhere, or later.
 
-Leans on errors. Links of sysfs stay links, so that the PCI tree, bonds and functions are told apart in the copy. What
-cannot be read is left out. The copy holds network addresses (GIDs), PCI addresses, versions and counters.
+Leans on errors and verbs.sysfs. Links of sysfs stay links, so that the PCI tree, bonds and functions are told apart in
+the copy. What cannot be read is left out. It holds network addresses (GIDs), PCI addresses, versions and counters.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import os
 from pathlib import Path
 
 from rdmakit.errors import BadArgument
+from rdmakit.verbs import sysfs
 
 __all__ = ["PATTERNS", "capture"]
 
@@ -71,6 +72,16 @@ def _place(root: Path, into: Path, path: Path) -> bool:
     return True
 
 
+def _unset(path: Path) -> bool:
+    """Of a GID table, or its attributes: an entry that is not set. There are up to 1024, few of them set."""
+    inside = path.parts[-3:]
+    if "gids" not in inside and "gid_attrs" not in inside:
+        return False
+    port = path.parents[2] if "gid_attrs" in inside else path.parents[1]
+    text = sysfs.read(port / "gids" / path.name)
+    return bool(text) and not text.strip("0:")
+
+
 def capture(into: str | Path, root: str | Path = "/") -> int:
     """Copy what checks read from the machine at `root` into the new folder `into`; returns how many files.
 
@@ -83,5 +94,5 @@ def capture(into: str | Path, root: str | Path = "/") -> int:
     found = 0
     for pattern in PATTERNS:
         for path in sorted(base.glob(pattern)):
-            found += _place(base, target, path)
+            found += not _unset(path) and _place(base, target, path)
     return found

@@ -11,6 +11,7 @@ from typing import Any
 
 from rdmakit.cli.doctor.check import Answer, failed, passed, skipped, warned, worst
 from rdmakit.cli.doctor.machine import Machine
+from rdmakit.cli.doctor.ports import counted
 from rdmakit.errors import CompletionError, NotAvailable, RdmakitError
 
 __all__ = ["loopback", "memory_registration", "register", "write_to_itself"]
@@ -72,7 +73,7 @@ def loopback(machine: Machine) -> Answer:
     found = worst(_loop(machine, name, ports) for name, ports in by_device.items())
     if found.verdict != "PASS":
         return found
-    return passed(f"{_BYTES} B written and compared on {len(machine.active)} ports", **found.facts)
+    return passed(f"{_BYTES} B written and compared on {counted(len(machine.active), 'port')}", **found.facts)
 
 
 def _queue(machine: Machine, name: str) -> tuple[Any, int, int]:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from rdmakit.cli.doctor.asked import Asked
-from rdmakit.errors import BadArgument
+from rdmakit.errors import BadArgument, UnknownDevice
 from rdmakit.verbs import sysfs
 from rdmakit.verbs.topology import Nic, NicPort, Topology, read_topology
 
@@ -36,14 +36,26 @@ class Machine:
     asked: Asked | None = None
     environment: Mapping[str, str] = field(default_factory=lambda: dict(os.environ))
     needed: frozenset[str] = frozenset()
+    only: tuple[str, ...] = ()
 
     @classmethod
-    def here(cls, root: str | Path = "/", needed: frozenset[str] = frozenset()) -> Machine:
-        """This machine, or the tree at `root`. BadArgument when there is neither a /sys nor a /proc."""
+    def here(
+        cls, root: str | Path = "/", needed: frozenset[str] = frozenset(), only: tuple[str, ...] = ()
+    ) -> Machine:
+        """This machine, or the tree at `root`; of its RDMA devices those of `only`, if any are named.
+
+        BadArgument when there is neither a /sys nor a /proc; UnknownDevice for a name that is not there.
+        """
         if not any((Path(root) / name).is_dir() for name in ("sys", "proc")):
             raise BadArgument("no machine's files", value=str(root), rule="a folder with sys, proc and dev in it",
                               remedy="rdmakit doctor --capture DIR makes one, on the machine in question")  # fmt: skip
-        return cls(Path(root), Asked() if Path(root) == Path("/") else None, needed=needed)
+        found = cls(Path(root), Asked() if Path(root) == Path("/") else None, needed=needed, only=only)
+        known = [nic.name for nic in found.topology.nics]
+        for name in only:
+            if name not in known:
+                raise UnknownDevice("no such RDMA device", value=name, rule=f"there are {', '.join(known) or 'none'}",
+                                    remedy="leave --device out for all, or name one of those")  # fmt: skip
+        return found
 
     @cached_property
     def sys(self) -> Path:
@@ -66,7 +78,7 @@ class Machine:
 
     @property
     def nics(self) -> tuple[Nic, ...]:
-        return self.topology.nics
+        return tuple(nic for nic in self.topology.nics if not self.only or nic.name in self.only)
 
     @cached_property
     def ports(self) -> list[tuple[Nic, NicPort]]:

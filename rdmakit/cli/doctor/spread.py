@@ -13,11 +13,11 @@ from typing import Any
 from rdmakit.cli.doctor.check import Answer, failed, passed, skipped, warned, worst
 from rdmakit.cli.doctor.machine import Machine
 from rdmakit.cli.doctor.ports import counted
-from rdmakit.errors import RdmakitError
+from rdmakit.errors import BadArgument, RdmakitError
 from rdmakit.verbs import sysfs
 from rdmakit.verbs.topology import Nic
 
-__all__ = ["LAYER4", "SPREADING", "Bond", "lag", "plan", "read_bond", "steering"]
+__all__ = ["LAYER4", "SPREADING", "Bond", "cluster_like", "lag", "plan", "read_bond", "steering"]
 
 SPREADING = ("balance-xor", "802.3ad")  # modes in which each flow takes one of several links
 LAYER4 = ("layer3+4", "encap3+4")  # policies that look at the UDP source port
@@ -113,6 +113,30 @@ def _mechanism(machine: Machine) -> tuple[int, str]:
     return max(1, min(share, _MOST_PORTS)), "none"
 
 
+def cluster_like(machine: Machine, *, hosts: int = 2, gpus: int = 1) -> Any:
+    """A preset of `hosts` such machines: link layer, ports that a GPU may use, their rate, and how a bond spreads.
+
+    Each has `gpus` GPUs; where it has fewer NICs than GPUs, several of the latter share one. What files do not tell
+    (latencies, the fabric) is that of the shipped preset of its link layer. BadArgument for a machine without an active
+    port, or one that makes no cluster.
+    """
+    from rdmakit.model import load
+
+    if not machine.active:
+        raise BadArgument("no ports to plan for", value=machine.no_rdma() or "no active port", rule="an RDMA device "
+                          "with an active port", remedy="rdmakit doctor says what is amiss; --preset plans for a "
+                          "described cluster")  # fmt: skip
+    base = load("ib" if machine.active[0][1].link_layer == "InfiniBand" else "roce")
+    ports, lag_mode = _mechanism(machine)
+    rates = [float(port.rate.split()[0]) for _, port in machine.active if port.rate[:1].isdigit()]
+    rate = {"port_rate": f"{min(rates):g} Gb/s"} if rates else {}  # of a bond the kernel tells one port's
+    nics_per_gpu = min(1.0, len({nic.name for nic, _ in machine.active}) / gpus)
+    return base.changed(
+        hosts=hosts, hosts_per_leaf=hosts, gpus_per_host=gpus, nics_per_gpu=nics_per_gpu, ports=ports,
+        device_ports=max(ports, base.count("device_ports")), lag=lag_mode, **rate,
+    )  # fmt: skip
+
+
 def plan(machine: Machine) -> Answer:
     """The planner's answer for this many ports, chosen as this device can: how even would queue pairs be?"""
     if not machine.active:
@@ -123,15 +147,10 @@ def plan(machine: Machine) -> Answer:
     ports, lag_mode = _mechanism(machine)
     if ports < 2:
         return skipped("one active port a GPU: nothing to spread")
-    from rdmakit.model import load
     from rdmakit.model.plan import make_plan, mechanism_of
 
-    ib = machine.active[0][1].link_layer == "InfiniBand"
-    device = max(ports, load("ib" if ib else "roce").count("device_ports"))
     try:
-        preset = load("ib" if ib else "roce").changed(
-            hosts=2, hosts_per_leaf=2, gpus_per_host=1, nics_per_gpu=1, ports=ports, device_ports=device, lag=lag_mode
-        )
+        preset = cluster_like(machine)
         planned, alone = (make_plan(preset, channels=_CHANNELS, policy=policy) for policy in ("planned", "hash"))
     except RdmakitError as error:
         return failed(f"no plan for {ports} ports ({lag_mode}): {error.what}", error.remedy or "")

@@ -40,6 +40,8 @@ Status Hca::check_attributes(const QueuePair& qp, const QpModify& attr, u32 mask
         if (config_.roce && !attr.ah.is_global)
             return refuse(EINVAL, "RoCE needs a global route: set ah.is_global and dgid");
         if (attr.ah.flow_label > 0xfffff) return refuse(EINVAL, "a flow label has 20 bits");
+        if (attr.ah.traffic_class > 0xff || attr.ah.hop_limit > 0xff || attr.ah.sl > 15)
+            return refuse(EINVAL, "traffic_class and hop_limit have 8 bits, sl has 4");
         if (attr.udp_source_port > 0xffff) return refuse(EINVAL, "a UDP port has 16 bits");
         // The kernel resolves a RoCE destination to a MAC address before RTR, and times out if nobody answers.
         if (config_.roce && !fabric_.find(attr.ah, true).hca)

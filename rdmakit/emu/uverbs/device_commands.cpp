@@ -107,6 +107,7 @@ int OpenDevice::query_device(Command& in, bool extended) {
     }
     ib_uverbs_ex_query_device_resp more = {};
     more.base = out;
+    more.max_dm_size = kDeviceMemory;
     more.response_length = static_cast<u32>(sizeof more);
     mlx5_ib_query_device_resp driver = {};
     driver.response_length = static_cast<u32>(std::min(sizeof driver, in.driver_response_size));

@@ -122,7 +122,7 @@ Devx::Verdict Devx::modify_qp(u32 qpn, const Box& in) {
             attr.ah.sgid_index = in.get32(path(prm::ads::kSrcAddrIndex));
             attr.ah.hop_limit = in.get32(path(prm::ads::kHopLimit));
             attr.ah.traffic_class = in.get32(path(prm::ads::kTclass));
-            attr.ah.sl = in.get32(path(prm::ads::kSl));
+            attr.ah.sl = in.get32(path(hca_->config().roce ? prm::ads::kEthPrio : prm::ads::kSl));
             attr.udp_source_port = in.get32(path(prm::ads::kUdpSport));
             mask |= kQpAttrAv | kQpAttrPathMtu | kQpAttrDestQpn | kQpAttrRqPsn | kQpAttrMaxDestRdAtomic | kQpAttrMinRnrTimer;
             break;
@@ -210,7 +210,7 @@ Devx::Verdict Devx::query_qp(u32 qpn, Box& out) const {
     out.set(path(prm::ads::kSrcAddrIndex), attr.ah.sgid_index);
     out.set(path(prm::ads::kHopLimit), attr.ah.hop_limit);
     out.set(path(prm::ads::kTclass), attr.ah.traffic_class);
-    out.set(path(prm::ads::kSl), attr.ah.sl);
+    out.set(path(hca_->config().roce ? prm::ads::kEthPrio : prm::ads::kSl), attr.ah.sl);
     for (u32 i = 0; i < sizeof attr.ah.dgid.raw; ++i) out.set(path({prm::ads::kRgid + 8 * i, 8}), attr.ah.dgid.raw[i]);
     const auto mac = macs_.find(qpn);
     if (mac != macs_.end()) out.set(path(prm::ads::kRmac), mac->second);

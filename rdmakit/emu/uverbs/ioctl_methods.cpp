@@ -5,6 +5,7 @@
 #include <rdma/ib_user_ioctl_verbs.h>
 #include <rdma/ib_user_verbs.h>
 #include <rdma/mlx5_user_ioctl_cmds.h>
+#include <rdma/mlx5_user_ioctl_verbs.h>
 
 #include <cerrno>
 
@@ -50,12 +51,18 @@ int OpenDevice::run(u32 object, u32 number, Attributes& attributes) {
         case method(UVERBS_OBJECT_DEVICE, UVERBS_METHOD_GET_CONTEXT): return ioctl_get_context(attributes);
         case method(UVERBS_OBJECT_DEVICE, UVERBS_METHOD_QUERY_CONTEXT): return query_context(attributes);
         case method(UVERBS_OBJECT_DEVICE, UVERBS_METHOD_QUERY_PORT): return ioctl_query_port(attributes);
+        case method(UVERBS_OBJECT_DEVICE, MLX5_IB_METHOD_QUERY_PORT): return query_steering(attributes);
         case method(UVERBS_OBJECT_DEVICE, UVERBS_METHOD_QUERY_GID_ENTRY): return query_gid_entry(attributes);
         case method(UVERBS_OBJECT_ASYNC_EVENT, UVERBS_METHOD_ASYNC_EVENT_ALLOC): return alloc_async(attributes);
         case method(UVERBS_OBJECT_PD, UVERBS_METHOD_PD_DESTROY): return ioctl_dealloc_pd(attributes);
         case method(UVERBS_OBJECT_PD, MLX5_IB_METHOD_PD_QUERY): return query_pd(attributes);
         case method(UVERBS_OBJECT_MR, UVERBS_METHOD_MR_DESTROY): return ioctl_dereg_mr(attributes);
         case method(UVERBS_OBJECT_MR, UVERBS_METHOD_QUERY_MR): return ioctl_query_mr(attributes);
+        case method(UVERBS_OBJECT_MR, UVERBS_METHOD_REG_DMABUF_MR): return reg_dmabuf_mr(attributes);
+        case method(UVERBS_OBJECT_MR, UVERBS_METHOD_DM_MR_REG): return reg_dm_mr(attributes);
+        case method(UVERBS_OBJECT_DM, UVERBS_METHOD_DM_ALLOC): return alloc_dm(attributes);
+        case method(UVERBS_OBJECT_DM, UVERBS_METHOD_DM_FREE): return free_dm(attributes);
+        case method(UVERBS_OBJECT_DM, MLX5_IB_METHOD_DM_QUERY): return query_dm(attributes);
         case method(UVERBS_OBJECT_CQ, UVERBS_METHOD_CQ_CREATE): return ioctl_create_cq(attributes);
         case method(UVERBS_OBJECT_CQ, UVERBS_METHOD_CQ_DESTROY): return ioctl_destroy_cq(attributes);
         case method(UVERBS_OBJECT_QP, UVERBS_METHOD_QP_CREATE): return ioctl_create_qp(attributes);
@@ -122,6 +129,15 @@ int OpenDevice::ioctl_query_port(Attributes& in) {
     Command command = wrap(request, &answer.legacy_resp);
     if (const int error = query_port(command)) return error;
     in.put(UVERBS_ATTR_QUERY_PORT_RESP, answer);
+    return 0;
+}
+
+// How an embedded switch steers to a port (mlx5dv_query_port). Out of switchdev mode the kernel answers without a flag.
+int OpenDevice::query_steering(Attributes& in) {
+    if (const int error = in.check({MLX5_IB_ATTR_QUERY_PORT_PORT_NUM, MLX5_IB_ATTR_QUERY_PORT})) return error;
+    const u32 port = in.get<u32>(MLX5_IB_ATTR_QUERY_PORT_PORT_NUM);
+    if (port < 1 || port > hca_->ib_ports()) return EINVAL;
+    in.put(MLX5_IB_ATTR_QUERY_PORT, mlx5_ib_uapi_query_port{});
     return 0;
 }
 

@@ -18,7 +18,6 @@ constexpr u32 kAccessMwBind = 1u << 4;  // allowed on a region; windows themselv
 
 // Bits that a device may take no notice of (IB_ACCESS_OPTIONAL), but for relaxed ordering, which this one knows.
 constexpr u32 kOptional = 0x3ff00000 & ~kAccessRelaxedOrdering;
-u32 allowed(u32 access_flags) { return access_flags & ~(kAccessMwBind | kOptional); }
 
 // mincore knows addresses that a GPU's driver has reserved, say, and nobody can read; the kernel would pin none of them.
 bool readable(u64 at) {
@@ -42,6 +41,8 @@ bool all_mapped(u64 start, u64 length) {
 }
 
 }  // namespace
+
+u32 allowed_access(u32 access_flags) { return access_flags & ~(kAccessMwBind | kOptional); }
 
 int OpenDevice::alloc_pd(Command& in) {
     u32 pd = 0;
@@ -71,7 +72,7 @@ int OpenDevice::reg_mr(Command& in) {
     if (asked.length != 0 && !all_mapped(asked.start, asked.length)) return EFAULT;
     u32 key = 0;
     const Status status = hca_->reg_mr_iova(asked.pd_handle, reinterpret_cast<void*>(asked.start), asked.length,
-                                            asked.hca_va, allowed(asked.access_flags), &key);
+                                            asked.hca_va, allowed_access(asked.access_flags), &key);
     if (!status.ok()) return status.code;
     mrs_[key] = key;
     ib_uverbs_reg_mr_resp out = {};
@@ -83,9 +84,11 @@ int OpenDevice::reg_mr(Command& in) {
 int OpenDevice::dereg_mr(Command& in) {
     const auto found = mrs_.find(in.take<ib_uverbs_dereg_mr>().mr_handle);
     if (found == mrs_.end()) return EINVAL;
-    const u32 key = found->second;
+    const u32 handle = found->first, key = found->second;
     mrs_.erase(found);
-    return hca_->dereg_mr(key).code;
+    const int error = hca_->dereg_mr(key).code;
+    forget_mapped(handle);
+    return error;
 }
 
 // The handle stays; the key stays unless it is for other memory (kernel mlx5_ib_rereg_user_mr).
@@ -107,7 +110,7 @@ int OpenDevice::rereg_mr(Command& in) {
         if (pds_.count(asked.pd_handle) == 0) return EINVAL;
         info.pd = asked.pd_handle;
     }
-    if (asked.flags & kAccess) info.access = allowed(asked.access_flags);
+    if (asked.flags & kAccess) info.access = allowed_access(asked.access_flags);
     u32 key = found->second;
     const Status status = asked.flags & kTranslation
                               ? hca_->rereg_mr_iova(key, info.pd, info.memory, info.length, info.iova, info.access, &key)

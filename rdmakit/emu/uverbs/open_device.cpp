@@ -2,6 +2,7 @@
 #include "open_device.hpp"
 
 #include <rdma/ib_user_verbs.h>
+#include <unistd.h>
 
 namespace rdmakit::uverbs {
 
@@ -25,6 +26,8 @@ OpenDevice::~OpenDevice() {
     }
     for (const auto& [srqn, record] : srqs_) hca_->destroy_srq(srqn);
     for (const auto& [handle, key] : mrs_) hca_->dereg_mr(key);
+    for (auto& [handle, memory] : mapped_) memory.forget();
+    for (const auto& [handle, memory] : device_memory_) close(memory.fd);
     for (const auto& [pd, live] : pds_) hca_->dealloc_pd(pd);
     uars_.close();
 }

@@ -23,6 +23,29 @@ inline u32 log2_ceil(u32 value) {
     return log;
 }
 
+constexpr u64 kDeviceMemory = 128 << 10;  // bytes of the NIC's own (max_dm_size)
+
+// Without what a device may take no notice of.
+u32 allowed_access(u32 access_flags);
+
+// Memory of a file, mapped for the HCA.
+struct Shared {
+    static Shared of(int fd, u64 offset, u64 length);
+    void forget();
+    u8* bytes = nullptr;
+    u32 device_memory = 0;  // its handle, if it is that
+
+  private:
+    void* base_ = nullptr;
+    std::size_t mapped_ = 0;
+};
+
+struct DeviceMemory {
+    int fd = -1;
+    u64 length = 0;
+    u32 regions = 0;
+};
+
 class OpenDevice final : public Listener {
   public:
     explicit OpenDevice(Hca* hca);
@@ -34,6 +57,8 @@ class OpenDevice final : public Listener {
     int ioctl(void* argument);
     // A UAR page for an mmap at this offset; null if there is none.
     void* map(u64 offset);
+    // The file behind an mmap of `bytes` of device memory at this offset; -1 if there is none.
+    int memory_file(u64 offset, std::size_t bytes);
     bool owns(const void* page) const { return uars_.owns(page); }
     void event(AsyncEvent event) override;
 
@@ -89,6 +114,7 @@ class OpenDevice final : public Listener {
     int query_context(Attributes& in);
     int alloc_async(Attributes& in);
     int ioctl_query_port(Attributes& in);
+    int query_steering(Attributes& in);
     int query_gid_entry(Attributes& in);
     int ioctl_dealloc_pd(Attributes& in);
     int query_pd(Attributes& in);
@@ -99,6 +125,15 @@ class OpenDevice final : public Listener {
     int ioctl_create_qp(Attributes& in);
     int ioctl_destroy_qp(Attributes& in);
 
+    // device_memory.cpp
+    int reg_mapped(u32 pd, Shared memory, u64 length, u64 iova, u32 access, u32* key);
+    void forget_mapped(u32 handle);
+    int reg_dmabuf_mr(Attributes& in);
+    int alloc_dm(Attributes& in);
+    int query_dm(Attributes& in);
+    int free_dm(Attributes& in);
+    int reg_dm_mr(Attributes& in);
+
     Hca* const hca_;
     std::shared_ptr<EventFile> async_;
     bool opened_ = false, dynamic_uars_ = false;
@@ -108,6 +143,9 @@ class OpenDevice final : public Listener {
     std::map<u32, bool> pds_, ahs_;
     u32 next_ah_ = 0;
     std::map<u32, u32> mrs_;  // handle → key, which changes when a region is registered anew
+    std::map<u32, Shared> mapped_;  // by handle: the memory of regions that a descriptor named
+    std::map<u32, DeviceMemory> device_memory_;
+    u32 next_dm_ = 0;
     std::map<u32, SrqRecord> srqs_;
     u32 bfregs_ = 0, next_bfreg_ = 0;
     UarPages uars_;

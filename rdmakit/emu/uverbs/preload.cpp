@@ -265,6 +265,8 @@ RDMAKIT_PRELOAD int ioctl(int fd, unsigned long request, ...) {
         const std::shared_ptr<OpenDevice> device = descriptors::device_of(fd);                                           \
         void* const page = device && size == 4096 ? device->map(static_cast<unsigned long long>(offset)) : nullptr; \
         if (page != nullptr) return page;                                                                   \
+        const int file = device ? device->memory_file(static_cast<unsigned long long>(offset), size) : -1;  \
+        if (file >= 0) return real(at, size, protection, flags, file, 0);                                   \
         errno = EINVAL;                                                                                     \
         return MAP_FAILED;                                                                                  \
     }

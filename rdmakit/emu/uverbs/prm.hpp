@@ -78,7 +78,7 @@ constexpr u32 kPath = 0xc0;
 namespace ads {
 constexpr Bits kPkeyIndex{0x10, 16}, kGrh{0x28, 1}, kRlid{0x30, 16}, kAckTimeout{0x40, 5}, kSrcAddrIndex{0x48, 8};
 constexpr Bits kHopLimit{0x58, 8}, kTclass{0x64, 8}, kFlowLabel{0x6c, 20}, kUdpSport{0x110, 16}, kSl{0x124, 4};
-constexpr Bits kVhcaPortNum{0x128, 8}, kRmac{0x130, 48};
+constexpr Bits kEthPrio{0x121, 3}, kVhcaPortNum{0x128, 8}, kRmac{0x130, 48};
 constexpr u32 kRgid = 0x80;  // 16 bytes
 }  // namespace ads
 // opt_param_mask: kernel include/linux/mlx5/qp.h MLX5_QP_OPTPAR_*; its upper part: MLX5_QPC_OPT_MASK_32_*
