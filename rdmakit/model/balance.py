@@ -1,8 +1,8 @@
 """Filling ports and paths evenly, with what is known: nothing but the pairs, or the bytes of each flow.
 
-Leans on fabric and hashes. Deterministic. Without bytes, ports follow a rule that splits the channels of each pair of
-ranks evenly, so that no skew between ranks can tip it. With bytes, flows are moved one by one for as long as that
-makes the sum of squares of the ports' shares smaller. Paths are filled greedily, the largest flow first.
+Leans on exchange, fabric and hashes. Deterministic. Without bytes, ports follow a rule that splits the channels of each
+pair of ranks evenly, so that no skew between ranks can tip it. With bytes, queue pairs are exchanged between ports for
+as long as that evens them out. Paths are filled greedily, the largest flow first, and then evened out likewise.
 """
 
 from __future__ import annotations
@@ -22,9 +22,6 @@ __all__ = ["even_ports", "spread_paths", "spread_ports"]
 
 _CANDIDATES = 128  # source ports that are tried for a flow, for each port of its device
 _BLOCK = 4096  # flows whose candidates are hashed at once
-_PASSES = 8  # over all flows; a few suffice
-
-_LEAST = 1e-9  # of a share squared: smaller gains are rounding
 
 _Ints = NDArray[np.int64]
 _Place = tuple[Any, Any]

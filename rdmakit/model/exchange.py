@@ -1,9 +1,8 @@
 """Evening out by exchange: things lie in parts (ports of a NIC, links of a leaf) and each loads several lines at once.
 
 Leans on NumPy. Deterministic. A line is what has parts that shall be equally full: what a NIC sends has its ports, what
-a leaf sends up has its links. As long as that makes the sum of squares of all loads smaller, a line's fullest part gives
-one thing to another part, or changes it for one of that: where parts hold few things, moving one alone makes the other
-part too full.
+a leaf sends up has its links. As long as the sum of squares of all loads falls, a line's fullest part gives one thing
+to another part, or changes it for one of that: where parts hold few things, moving one alone fills the other too much.
 """
 
 from __future__ import annotations

@@ -201,9 +201,12 @@ class Plan:
                 f"ports, as when QPs lie [port 1's | port 2's] and kernels index the first half (DeepEP issue 650)"
             )
         if not found and self.port_max_over_min > most:
+            ports = loads.shape[2]
+            divided = self.channels % ports == 0
+            others = "" if divided else f", {-(-self.channels // ports) * ports} channels, which {ports} ports divide"
             found.append(
                 f"busiest / idlest port of a NIC is {self.port_max_over_min:.3f}, more than {most:g}: a plan that "
-                f"knows the bytes (--know-traffic), or more tokens a call, evens it out"
+                f"knows the bytes (--know-traffic){others}, or more tokens a call, evens it out"
             )
         if self.nics_idle:
             found.append(f"{self.nics_idle} NICs carry nothing while others do: GPUs share NICs (DeepEP issue 466)")
