@@ -52,12 +52,13 @@ def spread_ports(
     line = np.stack([end[0] * preset.nics + end[1] + side * nics for side, end in enumerate((near, far))], axis=1)
     size = np.repeat(flows["bytes"].astype(np.float64)[:, None], 2, axis=1)
     share = size / np.maximum(np.bincount(line.ravel(), size.ravel(), 2 * nics), 1.0)[line]
+    found, one = begin.copy(), np.arange(len(flows))
     if preset.text("lag") != "none":
-        return 1 + even_out(begin - 1, line, share, preset.count("ports"))
-    back = _back(flows)
-    one = np.flatnonzero(np.arange(len(flows)) < back)
-    line, share = np.concatenate([line, line[back]], axis=1), np.concatenate([share, share[back]], axis=1)
-    found = begin.copy()
+        back = one
+    else:
+        back = _back(flows)
+        line, share = np.concatenate([line, line[back]], axis=1), np.concatenate([share, share[back]], axis=1)
+        one = np.flatnonzero(one < back)
     found[one] = found[back[one]] = 1 + even_out(begin[one] - 1, line[one], share[one], preset.count("ports"))
     return found
 

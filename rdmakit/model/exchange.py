@@ -29,20 +29,20 @@ def even_out(part: Any, line: Any, weight: Any, parts: int, allowed: Any = None)
     >>> even_out([0, 0, 0, 1], [[0], [0], [0], [0]], [[5], [3], [2], [4]], 2).tolist()
     [0, 1, 0, 1]
     """
-    part, line = np.array(part, np.int64), np.asarray(line, np.int64)
-    weight = np.asarray(weight, np.float64)
-    if not len(part) or not weight.any():
-        return part
+    found: _Ints = np.array(part, np.int64)
+    line, weight = np.asarray(line, np.int64), np.asarray(weight, np.float64)
+    if not len(found) or not weight.any():
+        return found
     load = np.zeros((int(line.max()) + 1, parts))
-    np.add.at(load, (line, part[:, None]), weight)
+    np.add.at(load, (line, found[:, None]), weight)
     weight, load = weight / load.mean(), load / load.mean()
     if allowed is None:
-        allowed = np.ones((len(part), parts), bool)
+        allowed = np.ones((len(found), parts), bool)
     members = [np.flatnonzero((line == number).any(axis=1)) for number in range(len(load))]
     for _ in range(_PASSES):
-        if not sum(_level(n, who, part, line, weight, load, allowed) for n, who in enumerate(members)):
+        if not sum(_level(n, who, found, line, weight, load, allowed) for n, who in enumerate(members)):
             break
-    return part
+    return found
 
 
 def _level(number: int, who: _Ints, part: _Ints, line: _Ints, weight: Any, load: Any, allowed: Any) -> int:
