@@ -52,10 +52,9 @@ def spread_ports(
     line = np.stack([end[0] * preset.nics + end[1] + side * nics for side, end in enumerate((near, far))], axis=1)
     size = np.repeat(flows["bytes"].astype(np.float64)[:, None], 2, axis=1)
     share = size / np.maximum(np.bincount(line.ravel(), size.ravel(), 2 * nics), 1.0)[line]
-    found, one = begin.copy(), np.arange(len(flows))
-    if preset.text("lag") != "none":
-        back = one
-    else:
+    found: _Ints = begin.copy()
+    one = back = np.arange(len(flows))
+    if preset.text("lag") == "none":
         back = _back(flows)
         line, share = np.concatenate([line, line[back]], axis=1), np.concatenate([share, share[back]], axis=1)
         one = np.flatnonzero(one < back)

@@ -61,8 +61,7 @@ def test_bands_that_are_none(rows):
 def test_all_splits_and_a_table(plans):
     found = list(plans["splits"](tuple(range(6)), 2))
     assert len(set(found)) == len(found) == 15 and all(sorted(sum(split, ())) == list(range(6)) for split in found)
-    preset = load("h800-cx7-roce-4plane").changed(hosts=3)
-    shares = plans["share_above"](preset.changed(gpus_per_host=8), 4)  # 8 flows, 2 a port
+    shares = plans["share_above"](load("h800-cx7-roce-4plane").for_ranks(16), 8)  # 8 flows, 2 a port
     assert shares["splits"] == 105 and shares["least"] <= shares["rule"] and shares["least"] <= shares["median"]
     row = plans["row"](load("roce"), 4)
     assert 1 <= row["least"] <= min(row["known"], row["planned"]) and row["ports_counted"] == 1
