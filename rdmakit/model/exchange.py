@@ -29,60 +29,63 @@ def even_out(part: Any, line: Any, weight: Any, parts: int, allowed: Any = None)
     >>> even_out([0, 0, 0, 1], [[0], [0], [0], [0]], [[5], [3], [2], [4]], 2).tolist()
     [0, 1, 0, 1]
     """
-    found: _Ints = np.array(part, np.int64)
     line, weight = np.asarray(line, np.int64), np.asarray(weight, np.float64)
-    if not len(found) or not weight.any():
-        return found
-    load = np.zeros((int(line.max()) + 1, parts))
-    np.add.at(load, (line, found[:, None]), weight)
-    weight, load = weight / load.mean(), load / load.mean()
-    if allowed is None:
-        allowed = np.ones((len(found), parts), bool)
-    members = [np.flatnonzero((line == number).any(axis=1)) for number in range(len(load))]
-    for _ in range(_PASSES):
-        if not sum(_level(n, who, found, line, weight, load, allowed) for n, who in enumerate(members)):
-            break
-    return found
-
-
-def _level(number: int, who: _Ints, part: _Ints, line: _Ints, weight: Any, load: Any, allowed: Any) -> int:
-    """Relieves a line's fullest part; how often. `part` and `load` change."""
-    for done in range(_PASSES):
-        order = load[number].argsort(kind="stable").tolist()
-        full = order.pop()
-        for other in order:
-            found = _exchange(full, other, who, part, line, weight, load, allowed)
-            if found:
+    shares = _Shares(np.array(part, np.int64), line, weight, parts, allowed)
+    if len(shares.part) and shares.weight.any():
+        members = [np.flatnonzero((shares.line == number).any(axis=1)) for number in range(len(shares.load))]
+        for _ in range(_PASSES):
+            if not sum(shares.level(number, who) for number, who in enumerate(members)):
                 break
-        else:
-            return done
-        for thing, to in zip(found, (other, full), strict=True):
-            if thing >= 0:
-                load[line[thing], part[thing]] -= weight[thing]
-                load[line[thing], to] += weight[thing]
-                part[thing] = to
-    return _PASSES
+    return shares.part
 
 
-def _exchange(
-    full: int, other: int, who: _Ints, part: _Ints, line: _Ints, weight: Any, load: Any, allowed: Any
-) -> tuple[int, int] | None:
-    """The thing that goes from `full` to `other` and the one that comes back, -1 for none, that lower the sum of
-    squares most; None where none do."""
-    gives = who[(part[who] == full) & allowed[who, other]]
-    takes = np.append(who[(part[who] == other) & allowed[who, full]], -1)
-    if not len(gives):
-        return None
-    w, v = weight[gives], weight[takes] * (takes >= 0)[:, None]
-    ahead = load[:, other] - load[:, full]
-    # Half of what the sum of squares changes by: what goes, and what comes, less where both load one line.
-    goes = (w * (w + ahead[line[gives]])).sum(axis=1)
-    comes = (v * (v - ahead[line[takes]])).sum(axis=1)
-    lines = range(line.shape[1])
-    both = sum((line[gives, i][:, None] == line[takes, j]) * w[:, i][:, None] * v[:, j] for i in lines for j in lines)
-    change = goes[:, None] + comes - 2 * both
-    best = int(change.argmin())
-    if change.flat[best] > -_LEAST:
-        return None
-    a, b = divmod(best, len(takes))
-    return int(gives[a]), int(takes[b])
+class _Shares:
+    """What lies where, and what each part of each line carries then."""
+
+    def __init__(self, part: _Ints, line: _Ints, weight: Any, parts: int, allowed: Any) -> None:
+        self.part, self.line = part, line
+        self.allowed = np.ones((len(part), parts), bool) if allowed is None else np.asarray(allowed, bool)
+        self.load = np.zeros((int(line.max(initial=-1)) + 1, parts))
+        np.add.at(self.load, (line, part[:, None]), weight)
+        mean = self.load.mean() if self.load.any() else 1.0
+        self.weight, self.load = weight / mean, self.load / mean
+
+    def level(self, number: int, who: _Ints) -> int:
+        """Relieves a line's fullest part, of those `who` load it; how often."""
+        for done in range(_PASSES):
+            order = self.load[number].argsort(kind="stable").tolist()
+            full = order.pop()
+            for other in order:
+                found = self._exchange(full, other, who)
+                if found:
+                    break
+            else:
+                return done
+            for thing, to in zip(found, (other, full), strict=True):
+                if thing >= 0:
+                    self.load[self.line[thing], self.part[thing]] -= self.weight[thing]
+                    self.load[self.line[thing], to] += self.weight[thing]
+                    self.part[thing] = to
+        return _PASSES
+
+    def _exchange(self, full: int, other: int, who: _Ints) -> tuple[int, int] | None:
+        """The thing that goes from `full` to `other` and the one that comes back, -1 for none, that lower the sum of
+        squares most; None where none do."""
+        line = self.line
+        gives = who[(self.part[who] == full) & self.allowed[who, other]]
+        takes = np.append(who[(self.part[who] == other) & self.allowed[who, full]], -1)
+        if not len(gives):
+            return None
+        w, v = self.weight[gives], self.weight[takes] * (takes >= 0)[:, None]
+        ahead = self.load[:, other] - self.load[:, full]
+        # Half of what the sum of squares changes by: what goes, and what comes, less where both load one line.
+        goes = (w * (w + ahead[line[gives]])).sum(axis=1)
+        comes = (v * (v - ahead[line[takes]])).sum(axis=1)
+        each = range(line.shape[1])
+        both = sum((line[gives, i][:, None] == line[takes, j]) * w[:, i][:, None] * v[:, j] for i in each for j in each)
+        change = goes[:, None] + comes - 2 * both
+        best = int(change.argmin())
+        if change.flat[best] > -_LEAST:
+            return None
+        a, b = divmod(best, len(takes))
+        return int(gives[a]), int(takes[b])
