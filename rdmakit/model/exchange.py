@@ -23,8 +23,8 @@ _Ints = NDArray[np.int64]
 def even_out(part: Any, line: Any, weight: Any, parts: int, allowed: Any = None) -> _Ints:
     """A part `[things]` for each thing, of 0 … `parts` - 1, no less even than the `part` that it begins with.
 
-    `line` `[things, n]`: the lines that each loads, no line twice, by `weight` `[things, n]`. `allowed` `[things, parts]`: where it
-    may lie; anywhere without it.
+    `line` `[things, n]`: the lines that each loads, none twice, by `weight` `[things, n]`. `allowed` `[things, parts]`:
+    where it may lie; anywhere without it.
 
     >>> even_out([0, 0, 0, 1], [[0], [0], [0], [0]], [[5], [3], [2], [4]], 2).tolist()
     [0, 1, 0, 1]
