@@ -101,7 +101,7 @@ def _no_garbage() -> Iterator[None]:
 
 def _plan(preset: Preset, work: Workload, step: Step, choices: list[Any], qps: int, total: int) -> tuple[Plan, Plan]:
     """The plan that steers, made before the routing is known; and the same under this routing."""
-    plan = make_plan(preset, work.kernel, channels=total, policy=step.policy)
+    plan = make_plan(preset, work.kernel, channels=total, data=qps, policy=step.policy)
     traffic = np.zeros((work.ranks, work.ranks, total), np.int64)
     by_channel = work.traffic(choices)
     for channel in range(work.channels):

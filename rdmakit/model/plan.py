@@ -201,9 +201,12 @@ class Plan:
                 f"ports, as when QPs lie [port 1's | port 2's] and kernels index the first half (DeepEP issue 650)"
             )
         if not found and self.port_max_over_min > most:
+            ports = loads.shape[2]
+            divided = self.channels % ports == 0
+            others = "" if divided else f", {-(-self.channels // ports) * ports} channels, which {ports} ports divide"
             found.append(
                 f"busiest / idlest port of a NIC is {self.port_max_over_min:.3f}, more than {most:g}: a plan that "
-                f"knows the bytes (--know-traffic), or more tokens a call, evens it out"
+                f"knows the bytes (--know-traffic){others}, or more tokens a call, evens it out"
             )
         if self.nics_idle:
             found.append(f"{self.nics_idle} NICs carry nothing while others do: GPUs share NICs (DeepEP issue 466)")
@@ -227,12 +230,15 @@ def make_plan(
     kernel: str = "normal",
     *,
     channels: int = 10,
+    data: int | None = None,
     traffic: Any = None,
     policy: str = "planned",
     seed: int = 0,
 ) -> Plan:
     """A plan for all queue pairs that `kernel` ("normal", "ll") needs, `channels` for each pair of ranks.
 
+    `data`: so many channels carry payload, the first; those behind carry credits and take the ways of the first in
+    turn. Without it, all carry payload.
     `traffic`: payload bytes `[rank, peer, channel]` to balance, see traffic.py; without it all flows count alike.
     `policy`: "planned" (both ports and all paths filled evenly), "hash" (what devices do by themselves: source ports
     of QP numbers, affinity in turn), "fixed" (NVSHMEM: one source port for all), "first-half" (a pool that lies
@@ -244,12 +250,24 @@ def make_plan(
         raise BadArgument(
             "channels make no plan", value=channels, rule="1 … 1024", remedy="10 is the kernels' default"
         )
+    data = channels if data is None else data
+    if not isinstance(data, int) or not 1 <= data <= channels:
+        raise BadArgument(
+            "channels of payload make no plan", value=data, rule=f"1 … {channels} channels", remedy="leave it out"
+        )
     check_one_nic(preset)
     flows = _places(preset, connected_pairs(preset, kernel), channels)
     flows["bytes"] = 1
     if traffic is not None:
         flows["bytes"] = _bytes_of(preset, flows, channels, kernel, traffic)
-    _steer(preset, flows, policy, channels, seed, traffic is not None)
+    if policy == "planned":
+        rows = flows.reshape(-1, channels)
+        steered = rows[:, :data].reshape(-1)
+        _steer(preset, steered, policy, data, seed, traffic is not None)
+        for name in ("port", "source_port", "spine"):
+            rows[name] = steered[name].reshape(-1, data)[:, np.arange(channels) % data]
+    else:
+        _steer(preset, flows, policy, channels, seed, traffic is not None)
     index = {
         key: i for i, key in enumerate(zip(*(flows[n].tolist() for n in ("rank", "peer", "channel")), strict=True))
     }

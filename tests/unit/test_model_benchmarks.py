@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from rdmakit import show
+from rdmakit.model import load
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -20,6 +21,11 @@ def claims():
 @pytest.fixture
 def cost():
     return runpy.run_path(str(ROOT / "benchmarks" / "cost.py"))
+
+
+@pytest.fixture
+def plans():
+    return runpy.run_path(str(ROOT / "benchmarks" / "plans.py"))
 
 
 def row(cluster, parameter, value, gains):
@@ -52,7 +58,17 @@ def test_bands_that_are_none(rows):
         show.band_rows(rows)
 
 
-def test_records_are_what_they_say(claims, cost):
+def test_all_splits_and_a_table(plans):
+    found = list(plans["splits"](tuple(range(6)), 2))
+    assert len(set(found)) == len(found) == 15 and all(sorted(sum(split, ())) == list(range(6)) for split in found)
+    shares = plans["share_above"](load("h800-cx7-roce-4plane").for_ranks(16), 8)  # 8 flows, 2 a port
+    assert shares["splits"] == 105 and shares["least"] <= shares["rule"] and shares["least"] <= shares["median"]
+    row = plans["row"](load("roce"), 4)
+    assert 1 <= row["least"] <= min(row["known"], row["planned"]) and row["ports_counted"] == 1
+    assert plans["table"]([row]).splitlines()[-1].startswith("| `h800-cx7-roce-hash` | 32 | 4 | ")
+
+
+def test_records_are_what_they_say(claims, cost, plans):
     kept = sorted(RESULTS.glob("*-model-*.json"))
     assert kept
     for path in kept:
@@ -63,6 +79,11 @@ def test_records_are_what_they_say(claims, cost):
             for each in record["rows"]:
                 pairs = zip(each["step5_gbs"], each["step0_gbs"], strict=True)
                 assert each["gains"] == pytest.approx([last / first for last, first in pairs])
+        elif path.stem.endswith("plans"):
+            assert plans["figures_of"](record["rows"]).items() <= record["figures"].items()
+            assert record["figures"]["spine_max_over_mean"] <= 1.25
+            for each in record["rows"]:
+                assert each["least"] <= min(each["planned"], each["known"]) and each["ports_known"] <= 1.15
         else:
             for what, rows in (
                 ("cpu_exponent", "cpu_seconds"),
