@@ -302,6 +302,26 @@ def test_viewers_lose_nothing(tmp_path):
     assert any("overlaps" in problem for problem in check_trace(json.dumps(whole)))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        # Many warps share a queue pair: the NIC reads a doorbell record that another warp has moved on.
+        ["--kernel", "ll", "--set", "gpus_per_host=2"],
+        # Four ranks share two NICs: messages that touch in picoseconds must not overlap in nanoseconds.
+        ["--kernel", "ll", "--set", "gpus_per_host=4", "--set", "nics_per_gpu=0.5"],
+    ],
+)
+def test_arrows_follow_a_wqe_in_time(tmp_path, options):
+    out = tmp_path / "trace.json"
+    small = ["--set", "hosts=2", "--tokens", "16", "--channels", "2"]
+    assert main(["trace", *small, *options, "--out", str(out)]) == 0
+    arrows = {}
+    for event in json.loads(out.read_text())["traceEvents"]:
+        if event["ph"] in "stf":
+            arrows.setdefault(event["id"], []).append(event["ts"])
+    assert arrows and all(len(times) == 3 and times == sorted(times) for times in arrows.values())
+
+
 def test_a_wqe_lives_in_order():
     preset = load("ib").changed(hosts=2, gpus_per_host=2)
     got = measure(preset, sized_for(preset, "normal", "dispatch", tokens=24, channels=2), STEPS[5], timeline=True)
