@@ -39,9 +39,12 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """The plan with `ok`, `figures`, `config` and `findings`."""
+    from rdmakit.errors import BadArgument
     from rdmakit.model.plan import make_plan
 
     preset = cluster_of(args)
+    if not 0 <= args.rank < preset.ranks:
+        raise BadArgument("no such rank", value=args.rank, rule=f"0 … {preset.ranks - 1}", remedy="leave --rank out")
     work = work_of(args, preset)
     traffic = work.traffic()
 
@@ -69,7 +72,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
     config = {k: v for k, v in vars(args).items() if k not in ("func", "command", "json")}
     config |= {"cluster": str(preset), "tokens": work.tokens, "mechanism": plan.mechanism, "bytes": "modelled"}
-    return {"ok": not findings, "figures": figures, "config": config, "findings": findings, "plan": plan}
+    return {"ok": not findings, "figures": figures, "config": config, "findings": findings, "plan": plan, "blind": blind}
 
 
 def _finite(plan: Any) -> float:
@@ -122,7 +125,7 @@ def _write(args: argparse.Namespace, plan: Any) -> None:
 
 
 def _show(result: dict[str, Any], args: argparse.Namespace) -> None:
-    from rdmakit.model.drawing import link_map, plan_ports, rank_routes
+    from rdmakit.model.drawing import link_map, plan_ports, rank_routes, ratio
 
     plan, figures, config = result["plan"], result["figures"], result["config"]
     print(config["cluster"])
@@ -136,11 +139,9 @@ def _show(result: dict[str, Any], args: argparse.Namespace) -> None:
     for picture in pictures:
         if picture is not None:
             print(f"{picture}\n")
-    for name, what in (
-        ("port_max_over_min", "busiest / idlest port"),
-        ("spine_max_over_mean", "busiest link / mean"),
-    ):
-        print(f"{what} {figures[name]:.3f} (by hash {figures[name + '_hash']:.3f})")
+    blind = result["blind"]
+    print(f"busiest / idlest port {ratio(plan.port_max_over_min)} (by hash {ratio(blind.port_max_over_min)})")
+    print(f"busiest link / mean {plan.spine_max_over_mean:.3f} (by hash {blind.spine_max_over_mean:.3f})")
     print("bytes are counted from the routing, not measured")
     for finding in result["findings"]:
         print(f"  PROBLEM {finding}")
