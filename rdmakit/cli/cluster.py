@@ -76,13 +76,8 @@ def with_unit(name: str, value: str) -> str:
 
 def work_of(args: argparse.Namespace, preset: Any) -> Any:
     """The workload that the arguments name."""
-    from rdmakit.errors import BadArgument
     from rdmakit.model.workload import sized_for
 
-    if args.seed < 0:
-        raise BadArgument(
-            "seed does not fit", value=args.seed, rule="at least 0", remedy="any whole number from 0 on"
-        )
     options = {} if args.tokens is None else {"tokens": args.tokens}
     return sized_for(
         preset, args.kernel, args.op, routing=args.routing, channels=args.channels, seed=args.seed, **options
