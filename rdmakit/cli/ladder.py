@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from rdmakit.cli.cluster import add_cluster, add_work, cluster_of, work_of
-from rdmakit.cli.files import writing
+from rdmakit.cli.files import writable, writing
 from rdmakit.cli.progress import Progress
 
 __all__ = ["add_parser", "run"]
@@ -80,6 +80,7 @@ def main(args: argparse.Namespace) -> int:
     """Entry of the subcommand."""
     from rdmakit.model.drawing import ladder_waterfall
 
+    writable(args.svg)
     result = run(args)
     if args.svg:
         with writing():

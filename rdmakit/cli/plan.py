@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 from rdmakit.cli.cluster import add_cluster, add_work, cluster_of, work_of
-from rdmakit.cli.files import writing
+from rdmakit.cli.files import writable, writing
 
 __all__ = ["add_parser", "run"]
 
@@ -85,6 +85,7 @@ def main(args: argparse.Namespace) -> int:
     """Entry of the subcommand."""
     if args.presets or args.parameters:
         return _list(args)
+    writable(args.svg, args.flows)
     result = run(args)
     plan = result["plan"]
     _write(args, plan)

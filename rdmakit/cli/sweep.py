@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from rdmakit.cli.cluster import add_cluster, add_work, cluster_of, work_of
-from rdmakit.cli.files import writing
+from rdmakit.cli.files import writable, writing
 from rdmakit.cli.progress import Progress
 
 __all__ = ["add_parser", "run"]
@@ -109,6 +109,7 @@ def main(args: argparse.Namespace) -> int:
     """Entry of the subcommand."""
     from rdmakit import show
 
+    writable(args.csv, args.svg)
     result = run(args)
     swept, name = result["swept"], result["name"]
     gained = args.against is not None

@@ -3,6 +3,9 @@
 import csv
 import json
 import math
+import multiprocessing
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +15,7 @@ from rdmakit.cli import main
 from rdmakit.errors import BadArgument, BadState
 from rdmakit.model import load, sensitivity
 from rdmakit.model.calibrate import FREE, Free, _offset, fit
-from rdmakit.model.ladder import Ladder, climb, run_all
+from rdmakit.model.ladder import Ladder, Run, climb, run_all
 from rdmakit.model.measure import measure
 from rdmakit.model.published import POINTS, point_of
 from rdmakit.model.steps import STEPS
@@ -101,6 +104,66 @@ def test_runs_on_processes_give_what_one_gives():
     assert [m.microseconds for m in run_all([run, run], jobs=2)] == [
         m.microseconds for m in run_all([run, run], jobs=1)
     ]
+
+
+def test_whoever_is_interrupted_waits_for_no_process():
+    preset = load("ib").changed(hosts=2, gpus_per_host=2)
+    small, large = (sized_for(preset, "normal", "dispatch", tokens=n, channels=2) for n in (16, 16384))
+    before = set(multiprocessing.active_children())
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_all([Run(preset, w, STEPS[5]) for w in (small, large, large, large)], jobs=2, done=interrupted)
+    for child in set(multiprocessing.active_children()) - before:
+        child.join(5)
+        assert not child.is_alive()
+
+
+def test_a_process_that_died_is_named():
+    preset = load("ib").changed(hosts=2, gpus_per_host=2)
+    run = Run(preset, sized_for(preset, "normal", "dispatch", tokens=4096, channels=2), STEPS[5])
+    before = set(multiprocessing.active_children())
+
+    def kill():
+        while not (born := set(multiprocessing.active_children()) - before):
+            time.sleep(0.01)
+        born.pop().kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(BadState, match="has died") as caught:
+        run_all([run, run, run], jobs=2)
+    killer.join()
+    assert "memory" in caught.value.remedy
+
+
+def test_what_no_world_can_be_is_refused_before_any_runs(monkeypatch):
+    monkeypatch.setattr("rdmakit.model.ladder._one", lambda run: pytest.fail("ran"))
+    preset = load("ib").changed(hosts=2, gpus_per_host=2)
+    work = sized_for(preset, "normal", "dispatch", tokens=16, channels=2)
+    for name, values, says in (
+        ("channels", ["2", "600"], "1200 queue pairs"),
+        ("slots", ["64", "3"], "power of two"),
+        ("hidden", ["128", "100"], "multiple of 128"),
+        ("nics_per_gpu", ["1 count", "2 count"], "post to one NIC"),
+    ):
+        with pytest.raises(BadArgument, match=says):
+            sweep(preset, work, STEPS[5], name, values, jobs=1)
+    with pytest.raises(BadArgument, match="seed does not fit"):
+        run_of(preset, "ll", "dispatch", 4, seed=-1)
+
+
+@pytest.mark.parametrize("path", ["{}/no/x", "{}", "{}/file/x", "/proc/x/y"])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(path, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("rdmakit.model.measure._normal", lambda *_: pytest.fail("ran"))
+    (tmp_path / "file").write_text("")
+    path = path.format(tmp_path)
+    for command in (["ladder", "--svg"], ["sweep", "chunk=8", "--csv"], ["sweep", "chunk=8", "--svg"], ["trace", "--out"]):
+        assert main([command[0], *command[1:], path, *SMALL]) == 2
+        said = capsys.readouterr()
+        assert path in said.err and "remedy" in said.err and not said.out
 
 
 # ---- validate
