@@ -157,13 +157,23 @@ class Preset:
             return self.changed(hosts=1, gpus_per_host=ranks)
         return self.changed(hosts=ranks // each)
 
-    def __str__(self) -> str:
-        rate = self.settings["port_rate"].shown
+    @property
+    def host(self) -> str:
+        """What one host has, in words.
+
+        >>> load("ib").host
+        '8 GPUs, 8 NICs of 1 x 400 Gb/s ib'
+        """
+        rate, gpus = self.settings["port_rate"].shown, self.count("gpus_per_host")
         bond = {"none": "", "hash": ", bonded (hash)", "affinity": ", bonded (affinity)"}[self.text("lag")]
         return (
-            f"{self.name}: {self.count('hosts')} hosts of {self.count('gpus_per_host')} GPUs, "
-            f"{self.nics} NICs of {self.count('ports')} x {rate} {self.text('link_layer')}{bond}"
+            f"{gpus} GPU{'s' * (gpus != 1)}, {self.nics} NIC{'s' * (self.nics != 1)} of {self.count('ports')} x {rate} "
+            f"{self.text('link_layer')}{bond}"
         )
+
+    def __str__(self) -> str:
+        hosts = self.count("hosts")
+        return f"{self.name}: {hosts} host{'s' * (hosts != 1)} of {self.host}"
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------

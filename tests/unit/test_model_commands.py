@@ -212,11 +212,43 @@ def test_validate(capsys):
         ["--ep", "31", "--kernel", "ll", "--op", "dispatch"],
         ["--step", "9"],
         ["--ep", "24", "--kernel", "ll", "--op", "dispatch"],
+        ["--ep", "8", "--kernel", "ll", "--op", "dispatch", "--seed", "-1"],
+        ["--ep", "512", "--kernel", "ll", "--op", "dispatch"],
+        ["--ep", "0", "--kernel", "ll", "--op", "dispatch"],
+        ["--ep", "8", "--kernel", "ll", "--op", "dispatch", "--set", "hosts=2"],
+        ["--most-ranks", "0"],
+        ["--most-ranks", "8", "--kernel", "normal"],
+        ["--step", "3"],
+        ["--step", "0", "--kernel", "ll"],
     ],
 )
 def test_validate_refuses(bad, capsys):
     assert main(["validate", "--jobs", "1", *bad]) == 2
     assert "remedy" in capsys.readouterr().err
+
+
+def test_validate_says_whose_the_published_figures_are(capsys):
+    point = ["--kernel", "ll", "--op", "dispatch", "--jobs", "1"]
+    assert main(["validate", *point, "--ep", "8", "--set", "nvlink_rate=20GB/s", "--json"]) == 0  # fitted: no verdict
+    assert main(["validate", *point, "--ep", "16", "--set", "pcie_rate=5GB/s", "--json"]) == 1  # a worse model of it
+    capsys.readouterr()
+    assert main(["validate", *point, "--ep", "16", "--preset", "roce", "--set", "pcie_rate=5GB/s"]) == 0
+    out = capsys.readouterr().out
+    assert "2 hosts of 8 GPUs" in out and "another cluster's" in out and "difference" in out and "error  " not in out
+    assert main(["validate", *point, "--ep", "4"]) == 0
+    out = capsys.readouterr().out
+    assert "1 host of 4 GPUs" in out and "prediction" in out and "held out" not in out
+
+
+def test_one_host_counts_rows_as_the_test_of_one_host_does():
+    """DeepEP's intranode test counts rows that ranks receive; between hosts, a token counts once for each host."""
+    run = run_of(load("ib"), "normal", "dispatch", 8, tokens=64)
+    rows = sum(len({int(e) // 32 for e in token}) for choices in run.work.choices() for token in choices)
+    got = measure(run.preset, run.work, run.step)
+    assert got.logical_bytes == pytest.approx(rows * run.work.row_bytes / 8) and got.wire_bytes == 0
+    two = run_of(load("ib"), "normal", "dispatch", 16, tokens=64)
+    hosts = sum(len({int(e) // 128 for e in token}) for choices in two.work.choices() for token in choices)
+    assert measure(two.preset, two.work, two.step).logical_bytes == pytest.approx(hosts * two.work.row_bytes / 16)
 
 
 def test_validate_normal_prints_json(capsys, monkeypatch):
