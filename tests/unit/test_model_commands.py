@@ -417,6 +417,18 @@ def test_arrows_follow_a_wqe_in_time(tmp_path, options):
     assert arrows and all(len(times) == 3 and times == sorted(times) for times in arrows.values())
 
 
+@pytest.mark.parametrize("op", ["dispatch", "combine"])
+def test_receivers_see_signals_in_low_latency_too(op):
+    preset = load("ib").changed(hosts=2, gpus_per_host=2)
+    work = sized_for(preset, "ll", op, tokens=8, channels=2)
+    got = measure(preset, work, STEPS[5], timeline=True)
+    seen = got.timeline.of("signal seen")
+    assert got.microseconds == measure(preset, work, STEPS[5]).microseconds  # looking costs nothing
+    assert set(seen["unit"].tolist()) == set(range(4)) and len(seen) >= work.experts * (4 if op == "dispatch" else 1)
+    if op == "dispatch":  # an expert's tokens from each rank: their number is the signal
+        assert int(seen["index"].sum()) == work.ranks * work.tokens * work.topk
+
+
 def test_a_wqe_lives_in_order():
     preset = load("ib").changed(hosts=2, gpus_per_host=2)
     got = measure(preset, sized_for(preset, "normal", "dispatch", tokens=24, channels=2), STEPS[5], timeline=True)
