@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 from rdmakit.errors import BadArgument
 
-__all__ = ["writable", "writing"]
+__all__ = ["drawable", "writable", "writing"]
 
 
 def writable(*paths: str | None) -> None:
@@ -30,6 +30,15 @@ def writable(*paths: str | None) -> None:
             else:
                 continue
             raise OSError(problem, os.strerror(problem), path)
+
+
+def drawable(path: str | None) -> None:
+    """As `writable`, for a picture; and BadArgument or NotAvailable for a name that says how nothing here draws."""
+    from rdmakit.show.raster import check_format
+
+    writable(path)
+    if path is not None:
+        check_format(path)
 
 
 @contextmanager

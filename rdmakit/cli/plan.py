@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 from rdmakit.cli.cluster import add_cluster, add_work, cluster_of, work_of
-from rdmakit.cli.files import writable, writing
+from rdmakit.cli.files import drawable, writable, writing
 
 __all__ = ["add_parser", "run"]
 
@@ -27,7 +27,7 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument("--policy", choices=("planned", "hash", "fixed", "first-half"), default="planned", help=how)
     p.add_argument("--know-traffic", action="store_true", help="plan for the very bytes of this routing")
     p.add_argument("--rank", type=int, default=0, help="whose queue pairs are listed and drawn (default 0)")
-    p.add_argument("--svg", metavar="FILE", help="write the drawing of that rank's routes to FILE")
+    p.add_argument("--svg", metavar="FILE", help="write the drawing of that rank's routes to FILE, .svg or .png")
     p.add_argument("--flows", metavar="FILE", help="write all flows to FILE as CSV")
     p.add_argument("--presets", action="store_true", help="list the presets and end")
     p.add_argument(
@@ -85,7 +85,8 @@ def main(args: argparse.Namespace) -> int:
     """Entry of the subcommand."""
     if args.presets or args.parameters:
         return _list(args)
-    writable(args.svg, args.flows)
+    writable(args.flows)
+    drawable(args.svg)
     result = run(args)
     plan = result["plan"]
     _write(args, plan)

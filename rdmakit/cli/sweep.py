@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from rdmakit.cli.cluster import add_cluster, add_work, cluster_of, work_of
-from rdmakit.cli.files import writable, writing
+from rdmakit.cli.files import drawable, writable, writing
 from rdmakit.cli.progress import Progress
 
 __all__ = ["add_parser", "run"]
@@ -41,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument("--seeds", type=int, default=1, help="for medians and bands (default 1)")
     p.add_argument("--jobs", type=int, help="processes (default: all cores)")
     p.add_argument("--csv", metavar="FILE", help="write the table to FILE")
-    p.add_argument("--svg", metavar="FILE", help="write a picture to FILE")
+    p.add_argument("--svg", metavar="FILE", help="write a picture to FILE, .svg or .png")
     p.add_argument("--json", action="store_true", help="print one JSON object only")
     p.set_defaults(func=main)
 
@@ -109,7 +109,8 @@ def main(args: argparse.Namespace) -> int:
     """Entry of the subcommand."""
     from rdmakit import show
 
-    writable(args.csv, args.svg)
+    writable(args.csv)
+    drawable(args.svg)
     result = run(args)
     swept, name = result["swept"], result["name"]
     gained = args.against is not None

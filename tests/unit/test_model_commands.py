@@ -166,6 +166,13 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(path, tmp
         assert path in said.err and "remedy" in said.err and not said.out
 
 
+@pytest.mark.parametrize("command", [["ladder"], ["sweep", "chunk=8"], ["plan"]])
+def test_a_picture_of_no_format_is_refused_before_anything_runs(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("rdmakit.model.measure._normal", lambda *_: pytest.fail("ran"))
+    assert main([*command, "--svg", str(tmp_path / "x.pdf"), *SMALL]) == 2
+    assert ".svg or .png" in capsys.readouterr().err
+
+
 # ---- validate
 def test_points_and_what_is_fitted():
     assert len({p.name for p in POINTS}) == len(POINTS) == 19
