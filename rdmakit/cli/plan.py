@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
     config = {k: v for k, v in vars(args).items() if k not in ("func", "command", "json")}
     config |= {"cluster": str(preset), "tokens": work.tokens, "mechanism": plan.mechanism, "bytes": "modelled"}
-    return {"ok": not findings, "figures": figures, "config": config, "findings": findings, "plan": plan, "blind": blind}
+    plans = {"plan": plan, "blind": blind}
+    return {"ok": not findings, "figures": figures, "config": config, "findings": findings} | plans
 
 
 def _finite(plan: Any) -> float:

@@ -152,7 +152,8 @@ def _show(result: dict[str, Any]) -> None:
                 "-" if most is None else f"{most[0]} ({most[1]:+.0%})",
             ]
         )
-    heads = ["what", "unit", "predicted", "published", "difference" if other else "error", "ruler", "role", "rests most on (a quarter worse)"]
+    apart = "difference" if other else "error"
+    heads = ["what", "unit", "predicted", "published", apart, "ruler", "role", "rests most on (a quarter worse)"]
     print(
         show.data_table(
             rows, heads, title=f"{result['config']['cluster']}: predictions (modelled) and published figures"

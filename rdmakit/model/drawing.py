@@ -32,7 +32,8 @@ def rank_routes(plan: Plan, rank: int = 0) -> show.Figure:
     heads = ["peer", "queue pair" if single else "channel", "port", "spine"]
     local = plan.preset.count("gpus_per_host")
     by_host = len({f.peer for f in mine}) > _MOST_LINES
-    hosts, channels = _stations("host", {f.peer // local for f in mine}), _stations("channel", {f.channel for f in mine})
+    hosts = _stations("host", {f.peer // local for f in mine})
+    channels = _stations("channel", {f.channel for f in mine})
     spines = _stations("spine", {f.spine for f in mine}) | {DIRECT: "same leaf"}
     routes = [
         (

@@ -42,9 +42,10 @@ LL_QPS = 8  # the most queue pairs between two ranks in low latency
 class Measured:
     """`microseconds`: mean over ranks of the operation's kernels, launch included. `logical_gbs`: as DeepEP counts,
     a token once for each host that it goes to, its own too; on one host once for each rank, its own too (the normal
-    kernels' tests, internode and intranode), and low latency once for each expert. `wire_gbs`: payload that left by ports, of the mean rank.
-    `port_payload_fraction`: that over its ports' line rate. `logical_bytes`, `wire_bytes`: of the mean rank.
-    `setup_cpu_s`: what this process worked on routing, plan, heaps and queue pairs before the operation began.
+    kernels' tests, internode and intranode), and low latency once for each expert. `wire_gbs`: payload that left by
+    ports, of the mean rank. `port_payload_fraction`: that over its ports' line rate.
+    `logical_bytes`, `wire_bytes`: of the mean rank. `setup_cpu_s`: what this process worked on routing, plan, heaps
+    and queue pairs before the operation began.
     """
 
     step: int

@@ -160,8 +160,8 @@ def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(path, tmp
     monkeypatch.setattr("rdmakit.model.measure._normal", lambda *_: pytest.fail("ran"))
     (tmp_path / "file").write_text("")
     path = path.format(tmp_path)
-    for command in (["ladder", "--svg"], ["sweep", "chunk=8", "--csv"], ["sweep", "chunk=8", "--svg"], ["trace", "--out"]):
-        assert main([command[0], *command[1:], path, *SMALL]) == 2
+    for command in ("ladder --svg", "sweep chunk=8 --csv", "sweep chunk=8 --svg", "trace --out"):
+        assert main([*command.split(), path, *SMALL]) == 2
         said = capsys.readouterr()
         assert path in said.err and "remedy" in said.err and not said.out
 
@@ -483,13 +483,18 @@ def test_sweep(capsys, tmp_path):
     table, svg = tmp_path / "s.csv", tmp_path / "s.svg"
     options = ["--preset", "ib", *SMALL, "--jobs", "1", "--csv", str(table), "--svg", str(svg)]
     assert main(["sweep", "port_rate=20Gb/s,400Gb/s", "--seeds", "2", "--json", *options]) == 0
-    figures = one_object(capsys.readouterr().out)["figures"]
+    found = one_object(capsys.readouterr().out)
+    figures = found["figures"]
+    assert found["config"]["values"] == ["20 Gb/s", "400 Gb/s"]
     assert figures["value0_gbs"] < figures["value1_gbs"] and figures["value0_gbs_least"] <= figures["value0_gbs_most"]
     rows = list(csv.DictReader(table.open()))
     assert [r["port_rate"] for r in rows] == ["20 Gb/s", "400 Gb/s"]
     assert float(rows[0]["logical_gbs"]) == pytest.approx(figures["value0_gbs"]) and svg.read_text().startswith("<svg")
     assert main(["sweep", "chunk=2,8", "--preset", "ib", *SMALL, "--jobs", "1"]) == 0
     assert "band" in capsys.readouterr().out
+    assert main(["sweep", "spines=4,8", "--preset", "ib", *SMALL, "--jobs", "1", "--csv", str(table)]) == 0
+    assert [r["spines"] for r in csv.DictReader(table.open())] == ["4", "8"]
+    assert "step 5, 1 seed (modelled)" in capsys.readouterr().out
 
 
 def test_sweep_against_another_step(capsys, tmp_path):

@@ -303,5 +303,6 @@ def test_command_lists_and_refuses(capsys, tmp_path):
 
 def test_command_says_that_a_port_is_idle(capsys):
     small = ["--set", "hosts=2", "--set", "gpus_per_host=1", "--tokens", "64", "--channels", "1"]
-    assert main(["plan", *small]) == 1 and "port ∞, a port is idle (by hash ∞, a port is idle)" in capsys.readouterr().out
+    assert main(["plan", *small]) == 1
+    assert "port ∞, a port is idle (by hash ∞, a port is idle)" in capsys.readouterr().out
     assert main(["plan", *small, "--channels", "100"]) == 0 and "channels" in capsys.readouterr().out

@@ -142,7 +142,8 @@ def test_a_file_of_the_same_name_hides_no_shipped_preset(tmp_path, monkeypatch):
 def test_changes_are_checked_as_files_are():
     ib = load("ib")
     assert ib.changed(port_rate="25 GB/s")["port_rate"] == 25e9
-    for own in (100, 100.0, np.float64(100), np.int64(100), "100Gb/s", "1e2 Gb/s", "12.5GB/s"):  # or the parameter's unit
+    # Numbers are in the parameter's own unit.
+    for own in (100, 100.0, np.float64(100), np.int64(100), "100Gb/s", "1e2 Gb/s", "12.5GB/s"):
         assert ib.changed(port_rate=own)["port_rate"] == 100e9 / 8
     assert ib["port_rate"] == 400e9 / 8
     for bad in ({"port_rate": 0}, {"lag": "hash"}, {"no_such": 1}, {"port_rate": "1 ns"}, {"hosts": True}):
