@@ -31,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument(
         "--ep", type=int, metavar="N", help="one EP size; needs --kernel and --op, any size that fills hosts"
     )
-    p.add_argument("--step", type=int, help="of the ladder: with --ep (default 5), else only points of that step")
+    p.add_argument("--step", type=int, help="of the ladder: with --ep (default 5), else all points of it")
     p.add_argument(
         "--most-ranks", type=int, default=64, help="leave out larger sizes (default 64; 256 takes minutes)"
     )
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _points(args: argparse.Namespace) -> list[Any]:
     """The point that is asked for, published or not; else the published ones that fit. BadArgument where none does."""
     from rdmakit.errors import BadArgument
-    from rdmakit.model.published import POINTS, Point, point_of
+    from rdmakit.model.published import EARLIER, POINTS, Point, point_of
     from rdmakit.model.steps import step_of
 
     step = step_of(5 if args.step is None else args.step).number
@@ -107,7 +107,8 @@ def _points(args: argparse.Namespace) -> list[Any]:
         known = point_of(args.kernel, args.op, args.ep, step)
         return [known or Point(args.kernel, args.op, args.ep, step, float("nan"), unit, "asked for")]
     wanted = {"kernel": args.kernel, "op": args.op, "step": args.step}
-    alike = [p for p in POINTS if all(v is None or getattr(p, name) == v for name, v in wanted.items())]
+    table = POINTS if args.step is None else (*POINTS, *EARLIER)
+    alike = [p for p in table if all(v is None or getattr(p, name) == v for name, v in wanted.items())]
     points = [p for p in alike if p.ranks <= args.most_ranks]
     if not points:
         sizes = ", ".join(str(n) for n in sorted({p.ranks for p in alike})) or "none"

@@ -17,7 +17,7 @@ from rdmakit.model import load, sensitivity
 from rdmakit.model.calibrate import FREE, Free, _offset, fit
 from rdmakit.model.ladder import Ladder, Run, climb, run_all
 from rdmakit.model.measure import measure
-from rdmakit.model.published import POINTS, point_of
+from rdmakit.model.published import EARLIER, POINTS, point_of
 from rdmakit.model.steps import STEPS
 from rdmakit.model.sweep import sweep
 from rdmakit.model.trace import KINDS, record
@@ -188,6 +188,9 @@ def test_points_and_what_is_fitted():
     assert {name for free in FREE for name in free.points} <= fitted and len(FREE) <= 4
     marked = {name for name, setting in load("ib").settings.items() if setting.mark == "fitted"}
     assert marked == {free.parameter for free in FREE}
+    both = {p.name for p in (*POINTS, *EARLIER)}
+    assert len(both) == 24 and not any(p.fitted for p in EARLIER) and {p.step for p in EARLIER} == {0}
+    assert point_of("normal", "combine", 32, 0).value == 47 and point_of("normal", "combine", 32).value == 57
     assert point_of("ll", "combine", 128).value == 369 and point_of("normal", "dispatch", 128) is None
     with pytest.raises(BadArgument):
         point_of("ll", "sideways", 8)
@@ -256,6 +259,16 @@ def test_one_host_counts_rows_as_the_test_of_one_host_does():
     two = run_of(load("ib"), "normal", "dispatch", 16, tokens=64)
     hosts = sum(len({int(e) // 128 for e in token}) for choices in two.work.choices() for token in choices)
     assert measure(two.preset, two.work, two.step).logical_bytes == pytest.approx(hosts * two.work.row_bytes / 16)
+
+
+def test_validate_knows_what_was_published_of_a_step(capsys, monkeypatch):
+    from rdmakit.model import validate
+
+    short = run_of
+    monkeypatch.setattr(validate, "run_of", lambda *a, **k: short(*a, **{**k, "tokens": 16}))
+    main(["validate", "--step", "0", "--op", "combine", "--most-ranks", "16", "--jobs", "1", "--json"])
+    figures = one_object(capsys.readouterr().out)["figures"]
+    assert figures["pairs"] == figures["points"] == 1 and figures["normal_combine_ep16_step0_published"] == 43
 
 
 def test_validate_normal_prints_json(capsys, monkeypatch):
