@@ -98,6 +98,7 @@ def _on_processes(runs: Sequence[Run], jobs: int, done: Callable[[str], None] | 
             if isinstance(error, BrokenProcessPool):
                 raise BadState(
                     "a process that ran the model has died",
+                    value=f"one of {jobs}",
                     rule=str(error),
                     remedy="was it out of memory? fewer jobs: EP256 takes 3.3 GB each",
                 ) from error

@@ -66,8 +66,8 @@ POINTS: tuple[Point, ...] = (
 )
 
 
-# The rest of the table before multi-QP and IBGDA. It came to light when the third fit had long been frozen: nothing here
-# was made with it in view (docs/model.md, Misses).
+# The rest of the table before multi-QP and IBGDA. It came to light when the third fit had long been frozen: nothing
+# here was made with it in view (docs/model.md, Misses).
 EARLIER: tuple[Point, ...] = tuple(
     Point("normal", op, ranks, 0, value, "GB/s", _BEFORE)
     for op, ranks, value in (

@@ -67,6 +67,7 @@ def _options(resvg: Any) -> dict[str, Any]:
     if resvg.svg_to_bytes(svg_string=_LETTER.format("x")) == resvg.svg_to_bytes(svg_string=_LETTER.format("")):
         raise NotAvailable(
             "no font to draw PNG with",
+            value="resvg leaves all text out",
             rule="a font of the system, or matplotlib's",
             remedy="apt-get install fonts-dejavu-core, or a name that ends in .svg",
         )
