@@ -1,6 +1,7 @@
 """Preset files: what is shipped is whole and sourced; whatever is wrong with one names its line."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -30,6 +31,12 @@ def test_a_title_is_the_files_own_where_it_has_one():
     assert parse("include: ib").title == load("ib").title
     titles = {load(name).title for name in shipped()}
     assert len(titles) == len(shipped()) - 2 and all(title[:3] in ("H20", "H80") for title in titles)
+
+
+def test_the_example_of_the_page():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "model.md").read_text(encoding="utf-8")
+    found = re.findall(r"```text\n(title: .*?)```", page, re.DOTALL)
+    assert len(found) == 1 and parse(found[0])["port_rate"] == 100e9 / 8
 
 
 def test_the_reference_presets():
