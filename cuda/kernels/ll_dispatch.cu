@@ -158,6 +158,7 @@ RDMAKIT_KERNEL ll_dispatch_receive(const rdmakit::LlRank* rank, rdmakit::LlRecei
                 status = wait_until<Scope::sys>(word, arrived, ll.watch,
                                                 Subject{"the number of an expert's tokens from a rank", epoch, 0, s, e}, &seen);
                 if (e == 0 && s == source && out.waits != nullptr) out.waits[s] += clock_cycles() - began;
+                if (s == source && status == Status::ok) RDMAKIT_MARK(kMarkSeen, 0, seen & 0xffffffffu);
                 (s == source ? own : before) += static_cast<u32>(seen & 0xffffffffu);
             }
         }

@@ -75,27 +75,18 @@ def with_unit(name: str, value: str) -> str:
     ('200 Gb/s', '4 count', 'hash')
     """
     from rdmakit.model.parameters import PARAMETERS
-    from rdmakit.model.units import DIMENSIONS
+    from rdmakit.model.units import split_unit
 
-    text = value.strip()
-    for unit in sorted((u for units in DIMENSIONS.values() for u in units), key=len, reverse=True):
-        number = text.removesuffix(unit).strip()
-        if text.endswith(unit) and number.replace(".", "", 1).isdigit():
-            return f"{number} {unit}"
-    if name in PARAMETERS and PARAMETERS[name].unit == "count":
-        return f"{text} count"
-    return text
+    number, unit = split_unit(value)
+    if not unit and name in PARAMETERS and PARAMETERS[name].unit == "count":
+        unit = "count"
+    return f"{number} {unit}".rstrip()
 
 
 def work_of(args: argparse.Namespace, preset: Any) -> Any:
     """The workload that the arguments name."""
-    from rdmakit.errors import BadArgument
     from rdmakit.model.workload import sized_for
 
-    if args.seed < 0:
-        raise BadArgument(
-            "seed does not fit", value=args.seed, rule="at least 0", remedy="any whole number from 0 on"
-        )
     options = {} if args.tokens is None else {"tokens": args.tokens}
     return sized_for(
         preset, args.kernel, args.op, routing=args.routing, channels=args.channels, seed=args.seed, **options

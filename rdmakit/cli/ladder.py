@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from rdmakit.cli.cluster import add_cluster, add_work, cluster_of, work_of
-from rdmakit.cli.files import writing
+from rdmakit.cli.files import drawable, writing
 from rdmakit.cli.progress import Progress
 
 __all__ = ["add_parser", "run"]
@@ -23,7 +23,7 @@ def add_parser(subparsers: Any) -> None:
     add_work(p, tokens=1024)
     p.add_argument("--seeds", type=int, default=1, help="run so many seeds and show the band (default 1)")
     p.add_argument("--jobs", type=int, help="processes (default: all cores)")
-    p.add_argument("--svg", metavar="FILE", help="write the waterfall to FILE")
+    p.add_argument("--svg", metavar="FILE", help="write the waterfall to FILE, .svg or .png")
     p.add_argument("--json", action="store_true", help="print one JSON object only")
     p.set_defaults(func=main)
 
@@ -80,6 +80,7 @@ def main(args: argparse.Namespace) -> int:
     """Entry of the subcommand."""
     from rdmakit.model.drawing import ladder_waterfall
 
+    drawable(args.svg)
     result = run(args)
     if args.svg:
         with writing():

@@ -12,7 +12,7 @@ import json
 from typing import Any
 
 from rdmakit.cli.cluster import add_cluster, add_work, cluster_of, work_of
-from rdmakit.cli.files import writing
+from rdmakit.cli.files import drawable, writable, writing
 
 __all__ = ["add_parser", "run"]
 
@@ -32,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument("--policy", choices=("planned", "hash", "fixed", "first-half"), default="planned", help=how)
     p.add_argument("--know-traffic", action="store_true", help="plan for the very bytes of this routing")
     p.add_argument("--rank", type=int, default=0, help="whose queue pairs are listed and drawn (default 0)")
-    p.add_argument("--svg", metavar="FILE", help="write the drawing of that rank's routes to FILE")
+    p.add_argument("--svg", metavar="FILE", help="write the drawing of that rank's routes to FILE, .svg or .png")
     p.add_argument("--flows", metavar="FILE", help="write all flows to FILE as CSV")
     p.add_argument("--presets", action="store_true", help="list the presets and end")
     p.add_argument(
@@ -53,10 +53,13 @@ def machine_of(args: argparse.Namespace) -> Any:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """The plan with `ok`, `figures`, `config` and `findings`."""
+    from rdmakit.errors import BadArgument
     from rdmakit.model.plan import make_plan
 
     machine = machine_of(args)
     preset = cluster_of(args, machine)
+    if not 0 <= args.rank < preset.ranks:
+        raise BadArgument("no such rank", value=args.rank, rule=f"0 … {preset.ranks - 1}", remedy="leave --rank out")
     work = work_of(args, preset)
     traffic = work.traffic()
 
@@ -84,8 +87,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
     config = {k: v for k, v in vars(args).items() if k not in ("func", "command", "json")}
     config |= {"cluster": str(preset), "tokens": work.tokens, "mechanism": plan.mechanism, "bytes": "modelled"}
-    return {"ok": not findings, "figures": figures, "config": config, "findings": findings, "plan": plan,
-            "topology": machine.topology if machine is not None else None}  # fmt: skip
+    shown = {"plan": plan, "blind": blind, "topology": machine.topology if machine is not None else None}
+    return {"ok": not findings, "figures": figures, "config": config, "findings": findings} | shown
 
 
 def _finite(plan: Any) -> float:
@@ -98,6 +101,8 @@ def main(args: argparse.Namespace) -> int:
     """Entry of the subcommand."""
     if args.presets or args.parameters:
         return _list(args)
+    writable(args.flows)
+    drawable(args.svg)
     result = run(args)
     plan = result["plan"]
     _write(args, plan)
@@ -141,7 +146,7 @@ def _write(args: argparse.Namespace, plan: Any) -> None:
 
 
 def _show(result: dict[str, Any], args: argparse.Namespace) -> None:
-    from rdmakit.model.drawing import link_map, plan_ports, rank_routes
+    from rdmakit.model.drawing import link_map, plan_ports, rank_routes, ratio
 
     plan, figures, config = result["plan"], result["figures"], result["config"]
     if result["topology"] is not None:
@@ -157,11 +162,9 @@ def _show(result: dict[str, Any], args: argparse.Namespace) -> None:
     for picture in pictures:
         if picture is not None:
             print(f"{picture}\n")
-    for name, what in (
-        ("port_max_over_min", "busiest / idlest port"),
-        ("spine_max_over_mean", "busiest link / mean"),
-    ):
-        print(f"{what} {figures[name]:.3f} (by hash {figures[name + '_hash']:.3f})")
+    blind = result["blind"]
+    print(f"busiest / idlest port {ratio(plan.port_max_over_min)} (by hash {ratio(blind.port_max_over_min)})")
+    print(f"busiest link / mean {plan.spine_max_over_mean:.3f} (by hash {blind.spine_max_over_mean:.3f})")
     print("bytes are counted from the routing, not measured")
     for finding in result["findings"]:
         print(f"  PROBLEM {finding}")

@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from rdmakit.cli.cluster import add_cluster, add_work, cluster_of, work_of
-from rdmakit.cli.files import writing
+from rdmakit.cli.files import drawable, writable, writing
 from rdmakit.cli.progress import Progress
 
 __all__ = ["add_parser", "run"]
@@ -41,7 +41,7 @@ def add_parser(subparsers: Any) -> None:
     p.add_argument("--seeds", type=int, default=1, help="for medians and bands (default 1)")
     p.add_argument("--jobs", type=int, help="processes (default: all cores)")
     p.add_argument("--csv", metavar="FILE", help="write the table to FILE")
-    p.add_argument("--svg", metavar="FILE", help="write a picture to FILE")
+    p.add_argument("--svg", metavar="FILE", help="write a picture to FILE, .svg or .png")
     p.add_argument("--json", action="store_true", help="print one JSON object only")
     p.set_defaults(func=main)
 
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "ok": True,
         "figures": figures,
-        "config": config | {"cluster": str(preset), "time": "modelled"},
+        "config": config | {"cluster": str(preset), "values": [_shown(s) for s in swept], "time": "modelled"},
         "swept": swept,
         "name": name,
     }
@@ -109,16 +109,18 @@ def main(args: argparse.Namespace) -> int:
     """Entry of the subcommand."""
     from rdmakit import show
 
+    writable(args.csv)
+    drawable(args.svg)
     result = run(args)
     swept, name = result["swept"], result["name"]
     gained = args.against is not None
     if gained:
         title = f"gain of step {args.step} over step {args.against}, by {name} (modelled)"
-        bars = show.band_rows([(s.value, min(s.gains), s.gain, max(s.gains)) for s in swept], "times", title=title)
+        bars = show.band_rows([(_shown(s), min(s.gains), s.gain, max(s.gains)) for s in swept], "times", title=title)
     else:
         title = f"logical GB/s over {name} (modelled, step {args.step})"
         bars = show.band_rows(
-            [(s.value, *_banded(s.median("logical_gbs"), s.band("logical_gbs"))) for s in swept], "GB/s", title=title
+            [(_shown(s), *_banded(s.median("logical_gbs"), s.band("logical_gbs"))) for s in swept], "GB/s", title=title
         )
     with writing():
         if args.csv:
@@ -130,15 +132,22 @@ def main(args: argparse.Namespace) -> int:
         return 0
     rows = []
     for s in swept:
-        cells = [s.value, *(f"{s.median(f):.4g}" for f in FIELDS), "{:.4g} … {:.4g}".format(*s.band("logical_gbs"))]
+        cells = [_shown(s), *(f"{s.median(f):.4g}" for f in FIELDS), "{:.4g} … {:.4g}".format(*s.band("logical_gbs"))]
         if gained:
             cells.append(f"{s.gain:.2f} ({min(s.gains):.2f} … {max(s.gains):.2f})")
         rows.append(cells)
     heads = [name, *FIELDS, "GB/s, band"] + [f"gain over step {args.against}"] * gained
     print(f"{result['config']['cluster']}\n")
-    print(show.data_table(rows, heads, title=f"step {args.step}, {args.seeds} seeds (modelled)"))
+    seeds = f"{args.seeds} seed{'s' * (args.seeds != 1)}"
+    print(show.data_table(rows, heads, title=f"step {args.step}, {seeds} (modelled)"))
     print(f"\n{bars}")
     return 0
+
+
+def _shown(swept: Any) -> str:
+    """A value as it is read: counts are bare."""
+    value: str = swept.value
+    return value.removesuffix(" count")
 
 
 def _banded(median: float, band: tuple[float, float]) -> tuple[float, float, float]:
@@ -154,4 +163,4 @@ def _csv(path: str, name: str, swept: list[Any]) -> None:
         for s in swept:
             numbers = [*(s.median(f) for f in FIELDS), *s.band("logical_gbs")]
             numbers += [s.gain, min(s.gains), max(s.gains)] if gained else []
-            file.write(",".join([s.value, *map(repr, numbers)]) + "\n")
+            file.write(",".join([_shown(s), *map(repr, numbers)]) + "\n")

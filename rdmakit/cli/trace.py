@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 from rdmakit.cli.cluster import add_cluster, add_work, cluster_of, work_of
-from rdmakit.cli.files import writing
+from rdmakit.cli.files import writable, writing
 
 __all__ = ["add_parser", "run"]
 
@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def main(args: argparse.Namespace) -> int:
     """Entry of the subcommand."""
+    writable(args.out)
     result = run(args)
     if args.json:
         print(json.dumps(result))

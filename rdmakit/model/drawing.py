@@ -12,7 +12,7 @@ from rdmakit.model.ladder import Ladder
 from rdmakit.model.plan import Plan
 from rdmakit.model.steps import STEPS
 
-__all__ = ["ladder_usage", "ladder_waterfall", "link_map", "plan_ports", "rank_routes"]
+__all__ = ["ladder_usage", "ladder_waterfall", "link_map", "plan_ports", "rank_routes", "ratio"]
 
 _MOST_BARS = 64
 _MOST_LINES = 64
@@ -30,22 +30,33 @@ def rank_routes(plan: Plan, rank: int = 0) -> show.Figure:
         )
     single = len(mine) <= _MOST_LINES
     heads = ["peer", "queue pair" if single else "channel", "port", "spine"]
+    local = plan.preset.count("gpus_per_host")
+    by_host = len({f.peer for f in mine}) > _MOST_LINES
+    hosts = _stations("host", {f.peer // local for f in mine})
+    channels = _stations("channel", {f.channel for f in mine})
+    spines = _stations("spine", {f.spine for f in mine}) | {DIRECT: "same leaf"}
     routes = [
         (
-            f"rank {f.peer}",
-            f"QP {f.qp} (channel {f.channel})" if single else f"channel {f.channel}",
+            hosts[f.peer // local] if by_host else f"rank {f.peer}",
+            f"QP {f.qp} (channel {f.channel})" if single else channels[f.channel],
             f"port {f.port}",
-            "same leaf" if f.spine == DIRECT else f"spine {f.spine}",
+            spines[f.spine],
             f.bytes,
         )
         for f in mine
     ]
-    if len({r[0] for r in routes}) > _MOST_LINES:
-        local = plan.preset.count("gpus_per_host")
-        routes = [(f"host {f.peer // local}", *route[1:]) for f, route in zip(mine, routes, strict=True)]
     return show.route_map(
         heads, routes, title=f"rank {rank}: {len(mine)} queue pairs by {plan.mechanism}, {plan.policy}", colour_by=2
     )
+
+
+def _stations(name: str, numbers: set[int]) -> dict[int, str]:
+    """What each number is called, neighbours together where a column would have too many."""
+    last = max(numbers)
+    width = 1 if len(numbers) <= _MOST_LINES else -(-(last + 1) // (_MOST_LINES - 1))
+    if width == 1:
+        return {n: f"{name} {n}" for n in numbers}
+    return {n: f"{name}s {n - n % width} … {min(n - n % width + width - 1, last)}" for n in numbers}
 
 
 def plan_ports(plan: Plan) -> show.Figure:
@@ -63,7 +74,7 @@ def plan_ports(plan: Plan) -> show.Figure:
     ]
     where = "" if len(shown) == len(nics) else f" (the {len(shown)} most uneven NICs of {len(nics)})"
     return show.port_bars(
-        bars, title=f"busiest / idlest port of a NIC, at worst: {_ratio(plan.port_max_over_min)}{where}"
+        bars, title=f"busiest / idlest port of a NIC, at worst: {ratio(plan.port_max_over_min)}{where}"
     )
 
 
@@ -84,8 +95,9 @@ def link_map(plan: Plan) -> show.Figure | None:
     )
 
 
-def _ratio(value: float) -> str:
-    return "a port is idle" if value == float("inf") else f"{value:.3f}"
+def ratio(value: float) -> str:
+    """The busiest port over the idlest, in words where it is endless."""
+    return "∞, a port is idle" if value == float("inf") else f"{value:.3f}"
 
 
 def ladder_waterfall(ladder: Ladder) -> show.Figure:

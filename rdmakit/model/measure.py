@@ -41,9 +41,11 @@ LL_QPS = 8  # the most queue pairs between two ranks in low latency
 @dataclass(frozen=True)
 class Measured:
     """`microseconds`: mean over ranks of the operation's kernels, launch included. `logical_gbs`: as DeepEP counts,
-    tokens that stay on their own host too. `wire_gbs`: payload that left by ports, of the mean rank.
-    `port_payload_fraction`: that over its ports' line rate. `logical_bytes`, `wire_bytes`: of the mean rank.
-    `setup_cpu_s`: what this process worked on routing, plan, heaps and queue pairs before the operation began.
+    a token once for each host that it goes to, its own too; on one host once for each rank, its own too (the normal
+    kernels' tests, internode and intranode), and low latency once for each expert. `wire_gbs`: payload that left by
+    ports, of the mean rank. `port_payload_fraction`: that over its ports' line rate.
+    `logical_bytes`, `wire_bytes`: of the mean rank. `setup_cpu_s`: what this process worked on routing, plan, heaps
+    and queue pairs before the operation began.
     """
 
     step: int
@@ -178,7 +180,8 @@ def _normal(
                 remedy="report this: the device code, or the model, is wrong",
             )
     _conserves(begin, after, loaded)
-    visits = sum(int(remote_tokens(c, work.experts, work.hosts).sum()) for c in choices)
+    places = work.hosts if work.hosts > 1 else work.ranks
+    visits = sum(int(remote_tokens(c, work.experts, places).sum()) for c in choices)
     logical = visits * work.row_bytes / work.ranks
     kernel = "ep_dispatch" if work.op == "dispatch" else "ep_combine"
     times = [t for t in world.launches if t.kernel == kernel]

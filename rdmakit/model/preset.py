@@ -3,7 +3,7 @@
 A preset is text, a statement a line:
 
     title: H800 with ConnectX-7, InfiniBand          what it is, in one line
-    include: cx7                                     another preset; what follows overrides it
+    include: cx7                                     another preset; what follows overrides it, so it comes first
     port_rate = 400 Gb/s [published] ConnectX-7 user manual, "Single-port 400Gb/s"
 
 Marks: `published` (a datasheet or paper says so), `measured` (on hardware, by whom), `assumed` (plausible),
@@ -15,15 +15,18 @@ from __future__ import annotations
 
 import difflib
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from rdmakit.errors import BadArgument, CorruptFile
 from rdmakit.model.cluster_rules import check_cluster
 from rdmakit.model.parameters import PARAMETERS, Parameter
-from rdmakit.model.units import DIMENSIONS, dimension_of, in_base, in_unit
+from rdmakit.model.units import DIMENSIONS, dimension_of, in_base, in_unit, split_unit
 
 __all__ = ["ALIASES", "Preset", "Setting", "load", "parse", "shipped"]
 
@@ -124,6 +127,8 @@ class Preset:
             if name not in PARAMETERS:
                 raise _as_argument(_unknown(name, "the change"))
             parameter = PARAMETERS[name]
+            if isinstance(given, np.generic):
+                given = given.item()  # as Python writes it
             written = f"{given!r} {parameter.unit}" if not isinstance(given, str) and parameter.unit else str(given)
             where = f"{self.name} with {name} changed"
             try:
@@ -152,13 +157,23 @@ class Preset:
             return self.changed(hosts=1, gpus_per_host=ranks)
         return self.changed(hosts=ranks // each)
 
-    def __str__(self) -> str:
-        rate = self.settings["port_rate"].shown
+    @property
+    def host(self) -> str:
+        """What one host has, in words.
+
+        >>> load("ib").host
+        '8 GPUs, 8 NICs of 1 x 400 Gb/s ib'
+        """
+        rate, gpus = self.settings["port_rate"].shown, self.count("gpus_per_host")
         bond = {"none": "", "hash": ", bonded (hash)", "affinity": ", bonded (affinity)"}[self.text("lag")]
         return (
-            f"{self.name}: {self.count('hosts')} hosts of {self.count('gpus_per_host')} GPUs, "
-            f"{self.nics} NICs of {self.count('ports')} x {rate} {self.text('link_layer')}{bond}"
+            f"{gpus} GPU{'s' * (gpus != 1)}, {self.nics} NIC{'s' * (self.nics != 1)} of {self.count('ports')} x {rate} "
+            f"{self.text('link_layer')}{bond}"
         )
+
+    def __str__(self) -> str:
+        hosts = self.count("hosts")
+        return f"{self.name}: {hosts} host{'s' * (hosts != 1)} of {self.host}"
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------
@@ -174,10 +189,12 @@ def shipped() -> tuple[str, ...]:
 
 def load(name: str | Path) -> Preset:
     """A preset by its shipped name or alias, or by the path of a file. BadArgument, or CorruptFile with the line."""
-    path = Path(name)
-    if path.suffix == SUFFIX or (path.exists() and path.is_file()):
+    if not isinstance(name, str | Path):
+        raise BadArgument("no name of a preset", value=name, rule="text, or a path", remedy='for example load("ib")')
+    if str(name) not in shipped() and (Path(name).suffix == SUFFIX or os.path.isfile(name)):
+        path = Path(name)
         try:
-            text = path.read_text(encoding="utf-8")
+            text = path.read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise BadArgument(
                 "the preset cannot be read",
@@ -212,7 +229,7 @@ def parse(text: str, name: str = "preset", where: str = "") -> Preset:
             f"{where} leaves out {len(missing)} parameters",
             value=", ".join(missing[:6]),
             rule="every parameter has a value",
-            remedy="include: part-cx7 has most of them",
+            remedy="include: h800-cx7-ib, or another whole preset, and set what is different",
         )
     found = Preset(name, title or name, settings)
     check_cluster(found)
@@ -227,26 +244,34 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 
 def _read(text: str, where: str, settings: dict[str, Setting], above: tuple[str, ...]) -> str:
     """Statements into `settings`; returns the title. `above`: presets that include this one."""
-    title, here = "", dict[str, str]()
+    title, included, seen = "", "", dict[str, str]()
     for number, line in _lines(text):
         place = f"{where}:{number}"
         header = _HEADER.match(line)
-        if header and header[1] == "title":
-            title = header[2]
-        elif header:
-            title = _include(header[2], place, settings, above) or title
+        if header and header[1] == "include":
+            if seen.keys() - {"title"}:
+                raise CorruptFile(
+                    f"{place}: an include behind statements, which it would override",
+                    value=header[2],
+                    rule="includes come first",
+                    remedy="move this line up",
+                )
+            included = _include(header[2], place, settings, above) or included
+            continue
+        if header:
+            name, title = "title", header[2]
         else:
             setting = _statement(line, place)
             name = setting.parameter.name
-            if name in here:
-                raise CorruptFile(
-                    f"{place}: {name} is set twice",
-                    rule=f"once a file; first at {here[name]}",
-                    remedy="take one of them out",
-                )
-            here[name] = place
             settings[name] = setting
-    return title
+        if name in seen:
+            raise CorruptFile(
+                f"{place}: {name} is set twice",
+                rule=f"once a file; first at {seen[name]}",
+                remedy="take one of them out",
+            )
+        seen[name] = place
+    return title or included
 
 
 def _include(name: str, place: str, settings: dict[str, Setting], above: tuple[str, ...]) -> str:
@@ -305,14 +330,14 @@ def _value(parameter: Parameter, written: str, place: str) -> float | str:
                 f"{place}: {name} cannot be that", value=written, rule=parameter.rule, remedy="choose one"
             )
         return written
-    number, _, unit = written.partition(" ")
-    unit = unit.strip()
+    number, unit = split_unit(written)
     if not unit:
+        digits = re.match(r"[\d.]+", number, re.ASCII)
         raise CorruptFile(
             f"{place}: {name} has no unit",
             value=written,
             rule=_units(parameter),
-            remedy=f"for example {name} = {number} {parameter.unit}",
+            remedy=f"for example {name} = {digits[0] if digits else 1} {parameter.unit}",
         )
     if dimension_of(unit) != dimension_of(parameter.unit):
         raise CorruptFile(

@@ -7,7 +7,7 @@ Leans on show.perfetto. Messages that leave by one port while another still wait
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ KINDS: Mapping[int, str] = {
 _NUMBER = {0: "wqe", 1: "up_to_wqe", 2: "up_to_wqe", 3: "up_to_wqe", 4: "value", 16: "up_to_wqe", 18: "wqe", 19: "wqe"}
 _BELL, _NIC, _WIRE, _CQE = 3, 16, 17, 19
 _WARPS, _QPS = 1000, 100_000  # tracks below them: a GPU's kernels, a NIC's ports
-_LANES = 10  # of a port
+_LANES = 10_000  # of a port
 # Viewers show numbers behind names: "GPU 8 10008", "warp 3 1003".
 _GPUS, _NICS = 10_000, 20_000
 
@@ -104,11 +104,12 @@ def _wires(timeline: Timeline, nics: set[int] | None, tracks: _Tracks) -> dict[_
     for (nic, port), sent in by_port.items():
         sent.sort()
         nanoseconds = [(round(begin / 1e3), round(end / 1e3)) for begin, end, *_ in sent]
-        for (begin, end, index, size, qpn), lane in zip(sent, lanes(nanoseconds), strict=True):
+        taken = zip(sent, nanoseconds, lanes(nanoseconds), strict=True)
+        for (_, _, index, size, qpn), (begin, end), lane in taken:
             name = f"port {port}" + (f", lane {lane + 1}" if lane else "")
             place = tracks.nic(nic, port * _LANES + min(lane, _LANES - 1), name)
             facts = {"wqe": index, "bytes": size}
-            found[nic, qpn, index] = slice_(f"QP {qpn:#x}", begin / 1e6, (end - begin) / 1e6, *place, **facts)
+            found[nic, qpn, index] = slice_(f"QP {qpn:#x}", begin / 1e3, (end - begin) / 1e3, *place, **facts)
     return found
 
 
@@ -120,14 +121,28 @@ def _flows(
     """Doorbell, wire, CQE of each WQE, of what is there."""
     found: list[_Event] = []
     numbers = count(1)
-    rung = {key: sorted(events, key=lambda e: e[0]) for key, events in bells.items()}
+    covers = {key: sorted(events, key=lambda e: e[0]) for key, events in bells.items()}
+    order = {key: sorted((event for _, event in events), key=lambda e: e["ts"]) for key, events in bells.items()}
     for (nic, qpn, index), wire in wires.items():
-        covering = rung.get((nic, qpn), [])
-        first = bisect_right([up_to for up_to, _ in covering], index)
-        places = [covering[first][1]] if first < len(covering) else []
+        bell = _bell(covers.get((nic, qpn), []), order.get((nic, qpn), []), index, wire["ts"])
+        places = [] if bell is None else [bell]
         places.append(wire)
         if (nic, qpn, index) in ends:
             places.append(ends[nic, qpn, index])
         if len(places) > 1:
             found += flow("WQE", next(numbers), places)
     return found
+
+
+def _bell(
+    covers: Sequence[tuple[int, _Event]], order: Sequence[_Event], index: int, begin: float
+) -> _Event | None:
+    """The doorbell that sent a WQE on its way: the first that covers it, `covers` being by what they cover; where that
+    is rung only after `begin`, the last before (`order`, by time): it had the NIC read a doorbell record that another
+    warp had moved on.
+    """
+    first = bisect_right([up_to for up_to, _ in covers], index)
+    if first < len(covers) and covers[first][1]["ts"] <= begin:
+        return covers[first][1]
+    last = bisect_right([event["ts"] for event in order], begin)
+    return order[last - 1] if last else None

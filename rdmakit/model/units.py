@@ -5,7 +5,9 @@ Leans on nothing. A dimension has one base; every unit of it is a factor.
 
 from __future__ import annotations
 
-__all__ = ["DIMENSIONS", "dimension_of", "in_base", "in_unit"]
+import re
+
+__all__ = ["DIMENSIONS", "dimension_of", "in_base", "in_unit", "split_unit"]
 
 # dimension → unit → how many of the base (the first unit with factor 1)
 DIMENSIONS: dict[str, dict[str, float]] = {
@@ -25,6 +27,25 @@ def dimension_of(unit: str) -> str | None:
     ('rate', None)
     """
     return next((name for name, units in DIMENSIONS.items() if unit in units), None)
+
+
+_NUMBER = r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|nan|inf)"
+_UNIT = "|".join(sorted((re.escape(unit) for units in DIMENSIONS.values() for unit in units), key=len, reverse=True))
+_WRITTEN = re.compile(rf"((?i:{_NUMBER}))\s*({_UNIT})?", re.ASCII)
+
+
+def split_unit(text: str) -> tuple[str, str]:
+    """The number and the unit of a value, with or without a space between them; no unit where there is none that is
+    known, and the first word of what is no number.
+
+    >>> split_unit("200Gb/s"), split_unit("1e3 ns"), split_unit("4"), split_unit("200gb/s"), split_unit("many Gb/s")
+    (('200', 'Gb/s'), ('1e3', 'ns'), ('4', ''), ('200gb/s', ''), ('many', 'Gb/s'))
+    """
+    found = _WRITTEN.fullmatch(text.strip())
+    if found:
+        return found[1], found[2] or ""
+    number, _, unit = text.strip().partition(" ")
+    return number, unit.strip()
 
 
 def in_base(value: float, unit: str) -> float:

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 
 from rdmakit.model.ladder import Run, run_all
 from rdmakit.model.measure import LL_QPS, Measured
-from rdmakit.model.preset import Preset
+from rdmakit.model.preset import Preset, load
 from rdmakit.model.published import POINTS, Point
 from rdmakit.model.steps import step_of
 from rdmakit.model.workload import sized_for
 
-__all__ = ["Comparison", "compare", "predict", "ruler", "run_of"]
+__all__ = ["PUBLISHED", "Comparison", "compare", "is_published", "predict", "ruler", "run_of"]
 
+PUBLISHED = "h800-cx7-ib"
 CHANNELS = 10  # of the normal kernels: 20 SMs, as DeepEP's table
 
 
@@ -48,6 +49,15 @@ def run_of(
     chosen = step_of(step)
     channels = CHANNELS if kernel == "normal" else chosen.qps or min(LL_QPS, max(1, 256 // ranks))
     return Run(cluster, sized_for(cluster, kernel, op, channels=channels, seed=seed, **options), chosen, seed)
+
+
+def is_published(preset: Preset) -> bool:
+    """Is it the cluster that the published points were measured on, as far as they say? What nobody has published of it
+    may be anything.
+    """
+    facts = ("gpus_per_host", "nics_per_gpu", "ports", "lag", "link_layer", "port_rate")
+    ours, theirs = ([p.settings[name].value for name in facts] for p in (preset, load(PUBLISHED)))
+    return ours == theirs
 
 
 def predict(measured: Measured, unit: str) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rdmakit.ep import recording, routing
+from rdmakit.ep.layout import check_sizes
 from rdmakit.ep.normal_memory import NormalShape
 from rdmakit.errors import BadArgument
 from rdmakit.model.preset import Preset
@@ -67,6 +68,14 @@ class Workload:
                 rule="ranks divide experts",
                 remedy="other hosts or GPUs, or another routing",
             )
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise BadArgument(
+                "seed does not fit", value=self.seed, rule="at least 0", remedy="any whole number from 0 on"
+            )
+        if self.kernel == "normal":
+            self.shape()
+        else:
+            check_sizes(self.hidden, channels=self.channels)
 
     @property
     def ranks(self) -> int:

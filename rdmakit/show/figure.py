@@ -1,6 +1,6 @@
 """What every function of `rdmakit.show` returns: a picture with a title, as SVG, as HTML and as plain text.
 
-Leans on `svg` and `text`. Inline HTML takes its ink from the page (``currentColor``); a stand-alone SVG file
+Leans on `svg`, `text` and `raster`. Inline HTML takes its ink from the page (``currentColor``); a stand-alone SVG file
 asks the viewer with ``prefers-color-scheme``. The plain text is what a terminal and a screen reader get.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rdmakit.show.palette import VEIL, VEIL_OPACITY
+from rdmakit.show.raster import check_format, png_of
 from rdmakit.show.svg import SANS, Markup, box, element, join, label
 from rdmakit.show.text import BOLD, text_width, wrap
 
@@ -62,8 +63,11 @@ class Figure:
         return str(self._svg("", style=f"max-width:100%;height:auto;display:block;width:{self.width:g}px"))
 
     def save(self, path: str | Path) -> None:
-        """Write the stand-alone SVG to ``path``."""
-        Path(path).write_text(self.svg, encoding="utf-8")
+        """Write the picture to ``path``, whose name ends in .svg or .png (`raster`). BadArgument for another end."""
+        if check_format(path) == ".png":
+            Path(path).write_bytes(png_of(self.svg))
+        else:
+            Path(path).write_text(self.svg, encoding="utf-8")
 
     def __str__(self) -> str:
         return f"{self.title}\n{self.text}"

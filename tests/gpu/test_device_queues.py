@@ -210,6 +210,7 @@ def test_a_peer_that_is_late_is_reported(ends, seed, rng):
 
 
 def test_pages_are_given_back(names, seed):
+    gc.collect()  # what the tests before this one left
     before = len(host_pages())
     with rdmakit.open(names[0]) as here, rdmakit.open(names[-1]) as there:
         ways = [reach(context) for context in (here, there)]

@@ -115,6 +115,36 @@ def test_progress_keeps_to_one_line_of_a_terminal(monkeypatch):
     assert stream.getvalue() == "".join(f"\r\033[Kcopying: {n}, {3 * n} s" for n in (1, 2, 3)) + "\r\033[K"
 
 
+def test_progress_of_a_known_length_has_a_bar(monkeypatch):
+    now = time.monotonic()
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    with Progress("sweep", total=4, stream=stream) as progress:
+        for _ in range(4):
+            now += 3
+            progress.step("x")
+    drawn = stream.getvalue().split("\r\033[K")
+    assert drawn[1] == f"sweep: {'█' * 5}{'░' * 15} 1/4 x, 3 s" and drawn[4] == f"sweep: {'█' * 20} 4/4 x, 12 s"
+    assert drawn[-1] == ""
+
+
+def test_a_terminal_sees_that_there_is_something_to_wait_for(monkeypatch):
+    monkeypatch.setattr("rdmakit.cli.progress.PATIENCE", 0.01)
+    stream = io.StringIO()
+    stream.isatty = lambda: True
+    with Progress("sweep", total=4, stream=stream):
+        until = time.monotonic() + 10
+        while not stream.getvalue() and time.monotonic() < until:
+            time.sleep(0.01)
+    assert f"sweep: {'░' * 20} 0/4, " in stream.getvalue()
+    quiet = io.StringIO()
+    quiet.isatty = lambda: True
+    with Progress("sweep", total=4, stream=quiet, quiet=True):
+        time.sleep(0.1)
+    assert quiet.getvalue() == ""
+
+
 def test_make_names_the_packages_that_are_missing():
     root = Path(__file__).resolve().parents[2]
     command = ["make", "--no-print-directory", "check", "PYTHON=no-such-python"]

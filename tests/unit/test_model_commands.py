@@ -3,6 +3,9 @@
 import csv
 import json
 import math
+import multiprocessing
+import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -12,9 +15,9 @@ from rdmakit.cli import main
 from rdmakit.errors import BadArgument, BadState
 from rdmakit.model import load, sensitivity
 from rdmakit.model.calibrate import FREE, Free, _offset, fit
-from rdmakit.model.ladder import Ladder, climb, run_all
+from rdmakit.model.ladder import Ladder, Run, climb, run_all
 from rdmakit.model.measure import measure
-from rdmakit.model.published import POINTS, point_of
+from rdmakit.model.published import EARLIER, POINTS, point_of
 from rdmakit.model.steps import STEPS
 from rdmakit.model.sweep import sweep
 from rdmakit.model.trace import KINDS, record
@@ -103,6 +106,73 @@ def test_runs_on_processes_give_what_one_gives():
     ]
 
 
+def test_whoever_is_interrupted_waits_for_no_process():
+    preset = load("ib").changed(hosts=2, gpus_per_host=2)
+    small, large = (sized_for(preset, "normal", "dispatch", tokens=n, channels=2) for n in (16, 16384))
+    before = set(multiprocessing.active_children())
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_all([Run(preset, w, STEPS[5]) for w in (small, large, large, large)], jobs=2, done=interrupted)
+    for child in set(multiprocessing.active_children()) - before:
+        child.join(5)
+        assert not child.is_alive()
+
+
+def test_a_process_that_died_is_named():
+    preset = load("ib").changed(hosts=2, gpus_per_host=2)
+    run = Run(preset, sized_for(preset, "normal", "dispatch", tokens=4096, channels=2), STEPS[5])
+    before = set(multiprocessing.active_children())
+
+    def kill():
+        while not (born := set(multiprocessing.active_children()) - before):
+            time.sleep(0.01)
+        born.pop().kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pytest.raises(BadState, match="has died") as caught:
+        run_all([run, run, run], jobs=2)
+    killer.join()
+    assert "memory" in caught.value.remedy
+
+
+def test_what_no_world_can_be_is_refused_before_any_runs(monkeypatch):
+    monkeypatch.setattr("rdmakit.model.ladder._one", lambda run: pytest.fail("ran"))
+    preset = load("ib").changed(hosts=2, gpus_per_host=2)
+    work = sized_for(preset, "normal", "dispatch", tokens=16, channels=2)
+    for name, values, says in (
+        ("channels", ["2", "600"], "1200 queue pairs"),
+        ("slots", ["64", "3"], "power of two"),
+        ("hidden", ["128", "100"], "multiple of 128"),
+        ("nics_per_gpu", ["1 count", "2 count"], "post to one NIC"),
+    ):
+        with pytest.raises(BadArgument, match=says):
+            sweep(preset, work, STEPS[5], name, values, jobs=1)
+    with pytest.raises(BadArgument, match="seed does not fit"):
+        run_of(preset, "ll", "dispatch", 4, seed=-1)
+
+
+@pytest.mark.parametrize("path", ["{}/no/x", "{}", "{}/file/x", "/proc/x/y"])
+def test_a_file_that_cannot_be_written_is_refused_before_anything_runs(path, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("rdmakit.model.measure._normal", lambda *_: pytest.fail("ran"))
+    (tmp_path / "file").write_text("")
+    path = path.format(tmp_path)
+    for command in ("ladder --svg", "sweep chunk=8 --csv", "sweep chunk=8 --svg", "trace --out"):
+        assert main([*command.split(), path, *SMALL]) == 2
+        said = capsys.readouterr()
+        assert path in said.err and "remedy" in said.err and not said.out
+
+
+@pytest.mark.parametrize("command", [["ladder"], ["sweep", "chunk=8"], ["plan"]])
+def test_a_picture_of_no_format_is_refused_before_anything_runs(command, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("rdmakit.model.measure._normal", lambda *_: pytest.fail("ran"))
+    assert main([*command, "--svg", str(tmp_path / "x.pdf"), *SMALL]) == 2
+    assert ".svg or .png" in capsys.readouterr().err
+
+
 # ---- validate
 def test_points_and_what_is_fitted():
     assert len({p.name for p in POINTS}) == len(POINTS) == 19
@@ -118,6 +188,9 @@ def test_points_and_what_is_fitted():
     assert {name for free in FREE for name in free.points} <= fitted and len(FREE) <= 4
     marked = {name for name, setting in load("ib").settings.items() if setting.mark == "fitted"}
     assert marked == {free.parameter for free in FREE}
+    both = {p.name for p in (*POINTS, *EARLIER)}
+    assert len(both) == 24 and not any(p.fitted for p in EARLIER) and {p.step for p in EARLIER} == {0}
+    assert point_of("normal", "combine", 32, 0).value == 47 and point_of("normal", "combine", 32).value == 57
     assert point_of("ll", "combine", 128).value == 369 and point_of("normal", "dispatch", 128) is None
     with pytest.raises(BadArgument):
         point_of("ll", "sideways", 8)
@@ -149,11 +222,53 @@ def test_validate(capsys):
         ["--ep", "31", "--kernel", "ll", "--op", "dispatch"],
         ["--step", "9"],
         ["--ep", "24", "--kernel", "ll", "--op", "dispatch"],
+        ["--ep", "8", "--kernel", "ll", "--op", "dispatch", "--seed", "-1"],
+        ["--ep", "512", "--kernel", "ll", "--op", "dispatch"],
+        ["--ep", "0", "--kernel", "ll", "--op", "dispatch"],
+        ["--ep", "8", "--kernel", "ll", "--op", "dispatch", "--set", "hosts=2"],
+        ["--most-ranks", "0"],
+        ["--most-ranks", "8", "--kernel", "normal"],
+        ["--step", "3"],
+        ["--step", "0", "--kernel", "ll"],
     ],
 )
 def test_validate_refuses(bad, capsys):
     assert main(["validate", "--jobs", "1", *bad]) == 2
     assert "remedy" in capsys.readouterr().err
+
+
+def test_validate_says_whose_the_published_figures_are(capsys):
+    point = ["--kernel", "ll", "--op", "dispatch", "--jobs", "1"]
+    assert main(["validate", *point, "--ep", "8", "--set", "nvlink_rate=20GB/s", "--json"]) == 0  # fitted: no verdict
+    assert main(["validate", *point, "--ep", "16", "--set", "pcie_rate=5GB/s", "--json"]) == 1  # a worse model of it
+    capsys.readouterr()
+    assert main(["validate", *point, "--ep", "16", "--preset", "roce", "--set", "pcie_rate=5GB/s"]) == 0
+    out = capsys.readouterr().out
+    assert "2 hosts of 8 GPUs" in out and "another cluster's" in out and "difference" in out and "error  " not in out
+    assert main(["validate", *point, "--ep", "4"]) == 0
+    out = capsys.readouterr().out
+    assert "1 host of 4 GPUs" in out and "prediction" in out and "held out" not in out
+
+
+def test_one_host_counts_rows_as_the_test_of_one_host_does():
+    """DeepEP's intranode test counts rows that ranks receive; between hosts, a token counts once for each host."""
+    run = run_of(load("ib"), "normal", "dispatch", 8, tokens=64)
+    rows = sum(len({int(e) // 32 for e in token}) for choices in run.work.choices() for token in choices)
+    got = measure(run.preset, run.work, run.step)
+    assert got.logical_bytes == pytest.approx(rows * run.work.row_bytes / 8) and got.wire_bytes == 0
+    two = run_of(load("ib"), "normal", "dispatch", 16, tokens=64)
+    hosts = sum(len({int(e) // 128 for e in token}) for choices in two.work.choices() for token in choices)
+    assert measure(two.preset, two.work, two.step).logical_bytes == pytest.approx(hosts * two.work.row_bytes / 16)
+
+
+def test_validate_knows_what_was_published_of_a_step(capsys, monkeypatch):
+    from rdmakit.model import validate
+
+    short = run_of
+    monkeypatch.setattr(validate, "run_of", lambda *a, **k: short(*a, **{**k, "tokens": 16}))
+    main(["validate", "--step", "0", "--op", "combine", "--most-ranks", "16", "--jobs", "1", "--json"])
+    figures = one_object(capsys.readouterr().out)["figures"]
+    assert figures["pairs"] == figures["points"] == 1 and figures["normal_combine_ep16_step0_published"] == 43
 
 
 def test_validate_normal_prints_json(capsys, monkeypatch):
@@ -302,6 +417,38 @@ def test_viewers_lose_nothing(tmp_path):
     assert any("overlaps" in problem for problem in check_trace(json.dumps(whole)))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        # Many warps share a queue pair: the NIC reads a doorbell record that another warp has moved on.
+        ["--kernel", "ll", "--set", "gpus_per_host=2"],
+        # Four ranks share two NICs: messages that touch in picoseconds must not overlap in nanoseconds.
+        ["--kernel", "ll", "--set", "gpus_per_host=4", "--set", "nics_per_gpu=0.5"],
+    ],
+)
+def test_arrows_follow_a_wqe_in_time(tmp_path, options):
+    out = tmp_path / "trace.json"
+    small = ["--set", "hosts=2", "--tokens", "16", "--channels", "2"]
+    assert main(["trace", *small, *options, "--out", str(out)]) == 0
+    arrows = {}
+    for event in json.loads(out.read_text())["traceEvents"]:
+        if event["ph"] in "stf":
+            arrows.setdefault(event["id"], []).append(event["ts"])
+    assert arrows and all(len(times) == 3 and times == sorted(times) for times in arrows.values())
+
+
+@pytest.mark.parametrize("op", ["dispatch", "combine"])
+def test_receivers_see_signals_in_low_latency_too(op):
+    preset = load("ib").changed(hosts=2, gpus_per_host=2)
+    work = sized_for(preset, "ll", op, tokens=8, channels=2)
+    got = measure(preset, work, STEPS[5], timeline=True)
+    seen = got.timeline.of("signal seen")
+    assert got.microseconds == measure(preset, work, STEPS[5]).microseconds  # looking costs nothing
+    assert set(seen["unit"].tolist()) == set(range(4)) and len(seen) >= work.experts * (4 if op == "dispatch" else 1)
+    if op == "dispatch":  # an expert's tokens from each rank: their number is the signal
+        assert int(seen["index"].sum()) == work.ranks * work.tokens * work.topk
+
+
 def test_a_wqe_lives_in_order():
     preset = load("ib").changed(hosts=2, gpus_per_host=2)
     got = measure(preset, sized_for(preset, "normal", "dispatch", tokens=24, channels=2), STEPS[5], timeline=True)
@@ -349,13 +496,18 @@ def test_sweep(capsys, tmp_path):
     table, svg = tmp_path / "s.csv", tmp_path / "s.svg"
     options = ["--preset", "ib", *SMALL, "--jobs", "1", "--csv", str(table), "--svg", str(svg)]
     assert main(["sweep", "port_rate=20Gb/s,400Gb/s", "--seeds", "2", "--json", *options]) == 0
-    figures = one_object(capsys.readouterr().out)["figures"]
+    found = one_object(capsys.readouterr().out)
+    figures = found["figures"]
+    assert found["config"]["values"] == ["20 Gb/s", "400 Gb/s"]
     assert figures["value0_gbs"] < figures["value1_gbs"] and figures["value0_gbs_least"] <= figures["value0_gbs_most"]
     rows = list(csv.DictReader(table.open()))
     assert [r["port_rate"] for r in rows] == ["20 Gb/s", "400 Gb/s"]
     assert float(rows[0]["logical_gbs"]) == pytest.approx(figures["value0_gbs"]) and svg.read_text().startswith("<svg")
     assert main(["sweep", "chunk=2,8", "--preset", "ib", *SMALL, "--jobs", "1"]) == 0
     assert "band" in capsys.readouterr().out
+    assert main(["sweep", "spines=4,8", "--preset", "ib", *SMALL, "--jobs", "1", "--csv", str(table)]) == 0
+    assert [r["spines"] for r in csv.DictReader(table.open())] == ["4", "8"]
+    assert "step 5, 1 seed (modelled)" in capsys.readouterr().out
 
 
 def test_sweep_against_another_step(capsys, tmp_path):

@@ -252,6 +252,19 @@ def test_drawings():
     assert link_map(make_plan(load("ib"))) is None
 
 
+@pytest.mark.parametrize(
+    "kernel, channels, changes, says",
+    [
+        ("normal", 1000, {"hosts": 2}, "channels 16 … 31"),
+        ("ll", 1, {"hosts": 128, "gpus_per_host": 2}, "hosts 126 … 127"),
+        ("normal", 80, {"hosts": 4, "spines": 64, "rails": "no"}, "channels 78 … 79"),
+    ],
+)
+def test_what_is_too_many_to_draw_is_drawn_together(kernel, channels, changes, says):
+    drawn = rank_routes(make_plan(load("roce").changed(**changes), kernel, channels=channels))
+    assert says in str(drawn) and drawn.svg.startswith("<svg")
+
+
 @pytest.mark.parametrize("policy", POLICIES)
 def test_command(policy, capsys, tmp_path):
     flows, svg = tmp_path / "flows.csv", tmp_path / "plan.svg"
@@ -280,6 +293,16 @@ def test_command_lists_and_refuses(capsys, tmp_path):
         ["--seed", "-1"],
         ["--svg", str(tmp_path / "no" / "file.svg")],
         ["--set", "ports=9"],
+        ["--rank", "99"],
+        ["--rank", "-1"],
     ):
         assert main(["plan", "--tokens", "64", *bad]) == 2, bad
-        assert "remedy" in capsys.readouterr().err
+        said = capsys.readouterr()
+        assert "remedy" in said.err and not said.out
+
+
+def test_command_says_that_a_port_is_idle(capsys):
+    small = ["--set", "hosts=2", "--set", "gpus_per_host=1", "--tokens", "64", "--channels", "1"]
+    assert main(["plan", *small]) == 1
+    assert "port ∞, a port is idle (by hash ∞, a port is idle)" in capsys.readouterr().out
+    assert main(["plan", *small, "--channels", "100"]) == 0 and "channels" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Preset files: what is shipped is whole and sourced; whatever is wrong with one names its line."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,20 @@ def test_shipped_presets_are_whole_and_sourced(name):
     for setting in preset.settings.values():
         assert setting.mark in MARKS and len(setting.source) > 3, setting
         assert re.fullmatch(r"[\w-]+\.preset:\d+", setting.where)
+
+
+def test_a_title_is_the_files_own_where_it_has_one():
+    assert parse(BASE).title == "mine"
+    assert parse("include: ib\ntitle: mine").title == "mine"
+    assert parse("include: ib").title == load("ib").title
+    titles = {load(name).title for name in shipped()}
+    assert len(titles) == len(shipped()) - 2 and all(title[:3] in ("H20", "H80") for title in titles)
+
+
+def test_the_example_of_the_page():
+    page = (Path(__file__).resolve().parents[2] / "docs" / "model.md").read_text(encoding="utf-8")
+    found = re.findall(r"```text\n(title: .*?)```", page, re.DOTALL)
+    assert len(found) == 1 and parse(found[0])["port_rate"] == 100e9 / 8
 
 
 def test_the_reference_presets():
@@ -73,6 +88,10 @@ def test_sizes_that_fill_no_hosts(ranks):
         (BASE + "nics_per_gpu = 0.3 count [assumed] x", 3, "share NICs evenly"),
         (BASE + "hosts = 6 count [assumed] x\nhosts_per_leaf = 4 count [assumed] x", 4, "leaves of unequal size"),
         (BASE + "gibberish", 3, "no statement"),
+        (BASE + "port_rate = 100gb/s [assumed] x", 3, "has no unit"),
+        (BASE + "port_rate = 1e99Gb/s [assumed] x", 3, "makes no cluster"),
+        (BASE + "title: again", 3, "title is set twice"),
+        (BASE + "hosts = 2 count [assumed] x\ninclude: ib", 4, "an include behind statements"),
         (BASE + "include: nowhere", 3, "no preset to include"),
         (BASE + "hosts = 2 count [assumed] x\nhosts = 4 count [assumed] x", 4, "set twice"),
     ],
@@ -108,12 +127,31 @@ def test_files(tmp_path):
         load(path)
     with pytest.raises(BadArgument, match="cannot be read"):
         load(tmp_path / "none.preset")
+    path.write_text(BASE, encoding="utf-8-sig")  # as some editors save
+    assert load(path).title == "mine"
+
+
+@pytest.mark.parametrize("name", ["", ".", "x" * 5000, "a\0b", "/dev/null", "part-nothing", None, 3, b"ib"])
+def test_what_names_no_preset(name):
+    with pytest.raises(BadArgument) as caught:
+        load(name)
+    assert caught.value.rule and caught.value.remedy
+
+
+def test_a_file_of_the_same_name_hides_no_shipped_preset(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ib").write_text("not a preset")
+    assert load("ib").title == load("h800-cx7-ib").title
+    (tmp_path / "mine").write_text(BASE)
+    assert load("mine").title == "mine"
 
 
 def test_changes_are_checked_as_files_are():
     ib = load("ib")
     assert ib.changed(port_rate="25 GB/s")["port_rate"] == 25e9
-    assert ib.changed(port_rate=100)["port_rate"] == 100e9 / 8  # the parameter's own unit
+    # Numbers are in the parameter's own unit.
+    for own in (100, 100.0, np.float64(100), np.int64(100), "100Gb/s", "1e2 Gb/s", "12.5GB/s"):
+        assert ib.changed(port_rate=own)["port_rate"] == 100e9 / 8
     assert ib["port_rate"] == 400e9 / 8
     for bad in ({"port_rate": 0}, {"lag": "hash"}, {"no_such": 1}, {"port_rate": "1 ns"}, {"hosts": True}):
         with pytest.raises(BadArgument):

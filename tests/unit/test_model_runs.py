@@ -128,6 +128,33 @@ def test_what_is_slow_is_busy_and_named(change, resource):
     )
 
 
+NOISE = 0.015  # another order of events moves a run by up to 0.8 %
+
+
+@pytest.mark.parametrize("kernel, op", [("normal", "dispatch"), ("ll", "combine")])
+def test_what_is_faster_never_costs_time(kernel, op):
+    """A rate doubled, a latency taken away, a second port: no slower; a rate halved, a latency tripled: no faster."""
+    preset = small("h800-cx7-roce-unbonded")
+    work = sized_for(preset, kernel, op, tokens=64 if kernel == "normal" else 16, channels=4)
+    took = {}
+
+    def us(step=5, **changes):
+        key = step, *changes.items()
+        if key not in took:
+            took[key] = measure(preset.changed(**changes), work, STEPS[step]).microseconds
+        return took[key]
+
+    for name in ("port_rate", "pcie_rate", "uplink_rate", "nvlink_rate"):
+        shown = preset[name] / 1e9
+        slow, fast = (us(**{name: f"{shown * factor} GB/s"}) for factor in (0.5, 2))
+        assert slow >= us() * (1 - NOISE) and fast <= us() * (1 + NOISE), name
+    for name in ("kernel_launch", "hop_latency", "placement", "gpu_load"):
+        more, none = us(**{name: f"{3 * preset[name]} ps"}), us(**{name: "0 ps"})
+        assert more >= us() * (1 - NOISE) and none <= us() * (1 + NOISE), name
+    assert us(port_rate="50 GB/s") < us() < us(port_rate="5 GB/s") and us(ports=1) > us()
+    assert us(0) <= us(0, ports=1) * (1 + NOISE) and us(0) < us(0, proxy_post="3 us")
+
+
 def test_incast_pauses_whoever_feeds_it():
     preset = small(pfc_threshold="16 KiB")
     work = sized_for(preset, "ll", "dispatch", tokens=128, channels=2, routing="zipf")

@@ -4,6 +4,7 @@ and is the same each time, for examples a reader would see and for whatever hypo
 from __future__ import annotations
 
 import re
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rdmakit import show
+from rdmakit.errors import BadArgument, NotAvailable
 from rdmakit.show.palette import SERIES, blend, ink_on, luminance
 from rdmakit.show.statemachine import STATES, allowed
 from rdmakit.show.svg import element, escape
@@ -362,6 +364,42 @@ def test_numbers_read_well():
 def test_a_figure_saves_itself(tmp_path):
     show.port_bars([("a", 1)]).save(tmp_path / "a.svg")
     assert ElementTree.parse(tmp_path / "a.svg").getroot().tag == f"{SVG}svg"
+
+
+def test_a_figure_is_saved_as_its_name_ends(tmp_path, monkeypatch):
+    figure = show.port_bars([("a", 1)])
+    for name in ("a.pdf", "a", "a.svg.gz"):
+        with pytest.raises(BadArgument, match="no format") as caught:
+            figure.save(tmp_path / name)
+        assert ".png" in caught.value.rule and caught.value.remedy.endswith(".svg")
+    monkeypatch.setitem(sys.modules, "resvg_py", None)  # not installed
+    with pytest.raises(NotAvailable, match="draws PNG") as missing:
+        figure.save(tmp_path / "a.png")
+    assert "rdmakit[png]" in missing.value.remedy and not list(tmp_path.iterdir())
+
+
+def test_without_a_font_no_png_is_drawn(monkeypatch):
+    class Blank:
+        @staticmethod
+        def svg_to_bytes(**_):
+            return b"white"
+
+    monkeypatch.setitem(sys.modules, "resvg_py", Blank)
+    monkeypatch.setattr("rdmakit.show.raster.find_spec", lambda name: None)
+    with pytest.raises(NotAvailable, match="no font"):
+        show.port_bars([("a", 1)]).save("a.png")
+
+
+def test_a_png_is_the_picture(tmp_path):
+    """Its size, white behind it, ink of the bars and of the words on it."""
+    pytest.importorskip("resvg_py", reason="pip install 'rdmakit[png]'")
+    image = pytest.importorskip("PIL.Image")
+    figure = show.port_bars([("a", 1), ("b", 3)], title="as PNG")
+    figure.save(tmp_path / "a.PNG")
+    drawn = np.asarray(image.open(tmp_path / "a.PNG").convert("RGB")).astype(int)
+    assert drawn.shape[:2] == (2 * figure.height, 2 * figure.width) and (drawn[0] == 255).all()
+    dark, colour = drawn.max(axis=2) < 100, np.ptp(drawn, axis=2) > 80
+    assert 200 < dark.sum() < drawn.size / 30 and colour.sum() > 1000
 
 
 @few
