@@ -41,6 +41,7 @@ cdef extern from "run/world.hpp" namespace "rdmakit::emu" nogil:
         u64 qp_bytes_per_second, qp_window_bytes, pcie_bytes_per_second, atomic_gap_ps
         u32 proxy_threads
         u64 proxy_poll_ps, proxy_post_ps, proxy_doorbell_ps
+        bint proxy_fences
     cdef cppclass NetworkConfig:
         u32 hosts, nics, ports, planes, hosts_per_leaf, spines, hash_seed
         cbool rails, bonded, roce, adaptive
@@ -397,6 +398,7 @@ cdef class World:
         c.timing.proxy_poll_ps = config.get("proxy_poll_ps", 0)
         c.timing.proxy_post_ps = config.get("proxy_post_ps", 0)
         c.timing.proxy_doorbell_ps = config.get("proxy_doorbell_ps", 0)
+        c.timing.proxy_fences = config.get("proxy_fences", 0) != 0
         self.world.add_hca(c)
         return self.world.hca_count() - 1
 

@@ -44,6 +44,7 @@ HCA_NUMBERS = (
     "proxy_poll_ps",
     "proxy_post_ps",
     "proxy_doorbell_ps",
+    "proxy_fences",
 )
 # struct NetworkConfig, rdmakit/emu/hca/network.hpp, but for what the topology says
 NETWORK_NUMBERS = (

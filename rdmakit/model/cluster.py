@@ -41,6 +41,7 @@ def clock_of(preset: Preset, *, proxy: bool = False) -> Clock:
         "proxy_poll_ps": round(p["proxy_poll"]),
         "proxy_post_ps": round(p["proxy_post"]),
         "proxy_doorbell_ps": round(p["proxy_doorbell"]),
+        "proxy_fences": int(proxy and p.text("proxy_fence") == "thread"),
     }
     network = {
         "planes": p.count("planes"),

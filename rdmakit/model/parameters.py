@@ -97,6 +97,11 @@ PROXY = (
     _time("proxy_poll", "from the GPU's request to the thread that has read it: PCIe write and polling loop"),
     _time("proxy_post", "of the thread, for each WQE: read the request, write the WQE"),
     _time("proxy_doorbell", "of the thread, for each time it rings"),
+    _choice(
+        "proxy_fence",
+        ("thread", "gpu"),
+        "who waits for a fence: the GPU's warp alone, or the thread, which posts no payload to that queue pair meanwhile",
+    ),
 )
 GPU = (
     _time("gpu_load", "an ordered load that hits L2"),

@@ -174,5 +174,32 @@ TEST(a_proxy_does_not_post_what_it_has_not_read) {
     CHECK_EQ(rig.a.hca->counters().proxy_busy_ps, 80'000'000);
 }
 
+// Behind a fence, a WQE whose completion is asked for, payload waits for that completion; a signal carries none, and does not.
+TEST(a_proxy_that_keeps_fences_posts_payload_one_fence_after_the_other) {
+    const auto span = [](bool fences, Opcode between) {
+        RigOptions options = with_clock();
+        HcaTiming& t = options.config.timing;
+        t.proxy_threads = 1, t.proxy_poll_ps = 1'000'000, t.proxy_post_ps = 10'000, t.proxy_doorbell_ps = 0;
+        t.proxy_fences = fences;
+        Rig rig(options);
+        for (u32 i = 0; i < 6; ++i) {
+            if (i % 2 != 0 && between == Opcode::fetch_add)
+                rig.a.sender.post(Opcode::fetch_add, {rig.remote(0), atomic_segment(1, 0), rig.local(0, 8)});
+            else
+                rig.a.sender.post(Opcode::write, {rig.remote(64), rig.local(64, 8)}, kCqUpdate);
+        }
+        rig.a.sender.ring();
+        CHECK(rig.world.run());
+        CHECK_EQ(rig.a.hca->counters().doorbells_no_progress, 0);
+        return rig.world.now_ps();
+    };
+    HcaTiming plain = with_clock().config.timing;
+    const u64 trip = 2 * plain.wire_latency_ps + plain.placement_ps + plain.completion_ps + plain.payload_fetch_ps + plain.doorbell_to_fetch_ps;
+    const u64 free = span(false, Opcode::write), all = span(true, Opcode::write);
+    CHECK(all > free + 5 * trip - 500'000 && all < free + 5 * trip + 500'000);  // six payloads: five wait
+    const u64 some = span(true, Opcode::fetch_add), signals = span(false, Opcode::fetch_add);
+    CHECK(some > signals + 2 * trip - 500'000 && some < signals + 2 * trip + 500'000);  // three: two wait
+}
+
 }  // namespace
 }  // namespace rdmakit::test

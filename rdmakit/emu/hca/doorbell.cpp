@@ -100,6 +100,31 @@ u64 Hca::proxy_rings_at(QueuePair& qp, u64 value) {
     return free_ps;
 }
 
+// What it has been asked for, as far as fences let it: payload that stands behind one waits.
+void Hca::proxy_posts(QueuePair& qp) {
+    TimedQueue& timed = *qp.timed;
+    while (timed.given < timed.asked) {
+        const DecodedWqe wqe = decode_wqe(qp.sq, timed.given, timed.asked - timed.given, qp.info.qpn);
+        const bool payload = wqe.fault == Syndrome::none && wqe.bytes != 0 && wqe.atomic_width == 0;
+        if (payload && timed.heard < timed.fence) break;
+        timed.given = smaller(timed.asked, timed.given + larger(1u, wqe.bbs));
+        if (payload && (wqe.fm_ce_se & kCqUpdate) != 0) timed.fence = timed.given;
+    }
+    if (timed.given > qp.producer) ring_send(qp, doorbell_next(qp.info.qpn, timed.given), true);
+}
+
+// It will have seen at `seen_ps` that all before `through` is complete, and rings then for what has waited for that.
+void Hca::proxy_goes_on(QueuePair& qp, u64 through, u64 seen_ps) {
+    TimedQueue& timed = *qp.timed;
+    if (timed.proxy_pending || timed.heard >= timed.fence || through < timed.fence) return;
+    timed.proxy_pending = true;
+    const u64 work = config_.timing.proxy_doorbell_ps;
+    counters_.proxy_busy_ps += work;
+    u64& free_ps = proxy_free_ps_[qp.info.qpn % config_.timing.proxy_threads];
+    free_ps = larger(free_ps, seen_ps) + work;
+    schedule(free_ps + config_.timing.doorbell_to_fetch_ps, EventKind::proxy, qp.info.qpn, through, qp.epoch, 0);
+}
+
 // Untimed: late is some calls of work() later.
 void Hca::ring_late_doorbells() {
     std::vector<LateDoorbell> waiting;

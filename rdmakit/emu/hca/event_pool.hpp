@@ -8,7 +8,8 @@
 namespace rdmakit::emu {
 
 enum class EventKind : u32 {
-    doorbell,     // value: what was written
+    doorbell,     // value: what was written; index: 1 if the host's thread is to ring
+    proxy,        // the host's thread goes on behind a fence
     egress,       // index: a WQE whose request is in front of the receiver's port; value: when its last byte will be
     turn,         // a queue pair slower than its port may send again
     tick,         // index: a port that may take more

@@ -163,6 +163,8 @@ class Hca {
     // doorbell.cpp, hca.cpp
     void ring_send(QueuePair& qp, u64 value, bool register_alone = false);
     u64 proxy_rings_at(QueuePair& qp, u64 value);
+    void proxy_posts(QueuePair& qp);
+    void proxy_goes_on(QueuePair& qp, u64 through, u64 seen_ps);
     void ring_late_doorbells();
     void enqueue(QueuePair& qp);
     void announce();

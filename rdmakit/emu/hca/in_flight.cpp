@@ -66,6 +66,8 @@ void Hca::answer(QueuePair& qp, u64 index, const Outcome& outcome) {
     executed(qp, index);
     // It acknowledges all that the responder has executed in order, and nothing behind a gap.
     schedule(timed.last_ack_ps, EventKind::response, qp.info.qpn, index, qp.epoch, timed.arrived);
+    // The thread sees a CQE before the GPU does, whom it tells.
+    if (config_.timing.proxy_fences) proxy_goes_on(qp, timed.arrived, timed.last_ack_ps - config_.timing.proxy_poll_ps);
     admit_held(qp);
 }
 

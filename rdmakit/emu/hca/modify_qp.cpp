@@ -100,7 +100,7 @@ void Hca::reset_queues(QueuePair& qp) {
     qp.peer = {};
     qp.info.udp_source_port = qp.info.lag_affinity = 0;
     ++qp.epoch;
-    if (qp.timed) qp.timed->restart(0), qp.timed->proxied = 0;
+    if (qp.timed) qp.timed->restart(0), qp.timed->forget_proxy();
     if (qp.flight) qp.flight->clear();
     // As the driver does (libmlx5 mlx5_modify_qp): a record left over would post the old WQEs again.
     qp.info.create.dbrec[kDbrecReceive] = qp.info.create.dbrec[kDbrecSend] = 0;

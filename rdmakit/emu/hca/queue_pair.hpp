@@ -74,10 +74,17 @@ struct TimedQueue {
     u32 acknowledged_psn = 0;   // by completions, and within the first message that is not complete by a NAK
     u32 reads_in_flight = 0;    // READs and atomics
     u64 bytes_in_flight = 0;    // of payload that is sent and not acknowledged
-    u64 proxied = 0;            // basic block index before which the host's thread has taken requests
+    u64 proxied = 0;            // basic block index before which the host's thread has taken requests,
+    u64 asked = 0, given = 0;   // is ready to post, and has posted,
+    u64 fence = 0, heard = 0;   // and that has to be complete before it posts more payload; is complete, as far as it has seen
+    bool proxy_pending = false; // an event will let it go on
     bool blocked = false;       // no issue until a completion: fence, too many READs, or a local error
     bool turn_pending = false;  // slower than its port: an event will say when it may send again
     bool local_error = false;   // the last WQE issued failed before it was sent
+    void forget_proxy() {
+        proxied = asked = given = fence = heard = 0;
+        proxy_pending = false;
+    }
     void restart(u64 at) {
         arrived = at;
         reads_in_flight = 0;

@@ -76,6 +76,7 @@ void Hca::advance(QueuePair& qp) {
     }
     timed.blocked = false;
     drained(qp);
+    if (config_.timing.proxy_fences) proxy_goes_on(qp, qp.completed, environment_.now_ps());  // after a response was lost
     if (qp.has_work()) enqueue(qp);
 }
 

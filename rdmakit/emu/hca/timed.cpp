@@ -30,7 +30,13 @@ void Hca::on_event(void* object, u64 slot) {
     QueuePair* qp = hca.find_qp(event.qpn);
     if (!qp) return;
     if (event.kind == EventKind::doorbell) {
-        hca.ring_send(*qp, event.value, event.index != 0);
+        if (event.index == 0 || !hca.config_.timing.proxy_fences) {
+            hca.ring_send(*qp, event.value, event.index != 0);
+        } else {
+            TimedQueue& timed = *qp->timed;
+            timed.asked = larger(timed.asked, widen_index(timed.asked, doorbell_next_index(decode_doorbell(event.value))));
+            hca.proxy_posts(*qp);
+        }
         return;
     }
     if (event.epoch != qp->epoch) return;
@@ -40,6 +46,10 @@ void Hca::on_event(void* object, u64 slot) {
             qp->timed->turn_pending = false;
             if (qp->has_work()) hca.enqueue(*qp);
             return;
+        case EventKind::proxy:
+            qp->timed->proxy_pending = false;
+            qp->timed->heard = larger(qp->timed->heard, event.index);
+            return hca.proxy_posts(*qp);
         case EventKind::arrival: return hca.arrive(*qp, event.index);
         case EventKind::duplicate: return hca.arrive_again(*qp, event.index);
         case EventKind::response: return hca.acknowledge(*qp, event.index, event.value);

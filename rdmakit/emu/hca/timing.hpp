@@ -37,6 +37,9 @@ struct HcaTiming {
     // ring by themselves. From the request, or back from a CQE, until the other side has read it; for each WQE; for each bell.
     u32 proxy_threads = 0;
     u64 proxy_poll_ps = 0, proxy_post_ps = 0, proxy_doorbell_ps = 0;
+    // The thread keeps fences by waiting: behind a WQE whose completion was asked for, it posts no other payload to that queue
+    // pair before all there is complete. Signals, which carry none, do not wait.
+    bool proxy_fences = false;
     // How far ahead of the clock a port may be given work, so that a batch of small WQEs needs one event [assumed].
     u64 port_lookahead_ps = 200'000;
 };
