@@ -100,7 +100,7 @@ PROXY = (
     _choice(
         "proxy_fence",
         ("thread", "gpu"),
-        "who waits for a fence: the GPU's warp alone, or the thread, which posts no payload to that queue pair meanwhile",
+        "who waits for a fence: the GPU's warp alone, or the thread, which posts no payload there meanwhile",
     ),
 )
 GPU = (
