@@ -97,10 +97,14 @@ def _emulator() -> Finding:
 
 
 def _gpu(root: Path) -> Finding:
+    models: dict[str, list[str]] = {}
     for gpu in _entries(root / "proc/driver/nvidia/gpus"):
         lines = (line.split(":", 1) for line in _read(gpu / "information").splitlines() if ":" in line)
-        facts = {key.strip(): value.strip() for key, value in lines}
-        return Finding("gpu", True, f"{facts.get('Model', 'NVIDIA GPU')} at {gpu.name}")
+        facts = {name.strip(): value.strip() for name, value in lines}
+        models.setdefault(facts.get("Model", "NVIDIA GPU"), []).append(gpu.name)
+    if models:
+        each = (f"{model} at {', '.join(places)}" for model, places in models.items())
+        return Finding("gpu", True, "; ".join(each))
     if (root / "dev/nvidia0").exists() or (root / "dev/dxg").exists():
         return Finding("gpu", True, "an NVIDIA device file (/dev/nvidia0 or WSL2's /dev/dxg)")
     return Finding("gpu", False, "no NVIDIA GPU", "emu: devices need none; on a GPU host install its driver")

@@ -70,7 +70,21 @@ def test_captured_trees_say_so_and_can_be_read(tmp_path, name):
     title = captured_trees.build(name, tmp_path)
     assert title.startswith("captured: ")
     assert captured_trees.text_of(tmp_path, title) == (captured_trees.FIXTURES / f"{name}.tree").read_text()
-    assert json.loads(json.dumps(read_topology(tmp_path / "sys").to_dict()))["nics"]
+    found = json.loads(json.dumps(read_topology(tmp_path / "sys").to_dict()))
+    assert found["nics"] or found["gpus"]
+
+
+def test_a_captured_host_of_gpus_alone(tmp_path, capsys):
+    captured_trees.build("h200_pair", tmp_path)
+    found = read_topology(tmp_path / "sys")
+    assert [gpu.address for gpu in found.gpus] == ["0000:00:06.0", "0000:00:07.0"] and not found.nics
+    assert "yes gpu         NVIDIA H200 at 0000:00:06.0, 0000:00:07.0" in said_by(capsys, "info", tmp_path)
+    assert "PASS  driver     580.159.04, open kernel modules, 2 GPUs" in said_by(capsys, "doctor", tmp_path)
+
+
+def said_by(capsys, command, root):
+    assert main([command, "--root", str(root)]) == 0
+    return capsys.readouterr().out
 
 
 def test_a_captured_host_in_a_network_namespace_of_its_own(tmp_path, capsys):
