@@ -85,20 +85,20 @@ def spread_paths(preset: Preset, flows: NDArray[Any], near: _Place, far: _Place)
     climbs = [[0] * spines for _ in range(net.leaves)]
     falls = [[0] * spines for _ in range(net.leaves)]
     up_, down_, size = up.tolist(), down.tolist(), flows["bytes"].tolist()
-    # Who shares a link: of those that are equally full, one that the same hosts use least, so that none that has more
-    # to send or receive than others, which nobody may know yet, fills links by itself. Nor shall the channels of one
-    # number that all hosts send to a rank: each takes the same part of a batch, and batches are alike.
-    ends = (up, far[0]), (down, near[0]), (flows["peer"], flows["channel"])
+    # Who shares a link: of those that are equally full, one that the same hosts and ranks use least, so that none that
+    # has more to send or receive than others, which nobody may know yet, fills links by itself. Nor shall the channels
+    # of one number that all hosts send to a rank: each takes the same part of a batch, and batches are alike.
+    ends = (up, far[0]), (down, near[0]), (flows["rank"],), (flows["peer"],), (flows["peer"], flows["channel"])
     shared = [_spines_of(end, spines) for end in ends]
     order = _in_rounds(preset, flows)
     for flow in order[climbing[order]].tolist():
         a, b = climbs[up_[flow]], falls[down_[flow]]
-        to, by, alike = (counts[of[flow]] for counts, of in shared)
+        to, by, out, back, alike = (counts[of[flow]] for counts, of in shared)
         best = min(
             np.flatnonzero(leading[flow]).tolist(),
-            key=lambda s: (max(a[s], b[s]), a[s] + b[s], to[s] + by[s] + alike[s]),
+            key=lambda s: (max(a[s], b[s]), a[s] + b[s], to[s] + by[s] + out[s] + back[s] + 2 * alike[s]),
         )
-        for loads in (a, b, to, by, alike):
+        for loads in (a, b, to, by, out, back, alike):
             loads[best] += size[flow]
         flows["spine"][flow] = best
     line = np.stack([up, down + net.leaves], axis=1)[climbing]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+_LEAST = 1e-300  # a span whose parts are numbers with all their digits
+
 
 def ticks(low: float, high: float, about: int = 6) -> list[float]:
     """Round values (1, 2 or 5 times a power of ten) from ``low`` to ``high``, roughly ``about`` of them.
@@ -12,7 +14,7 @@ def ticks(low: float, high: float, about: int = 6) -> list[float]:
     ([0.0, 20.0, 40.0, 60.0, 80.0, 100.0], [0.0])
     """
     span = high - low
-    if not math.isfinite(span) or span <= 0:
+    if not math.isfinite(span) or span < _LEAST:
         return [float(low)]
     raw = span / about
     power = 10.0 ** math.floor(math.log10(raw))
