@@ -11,7 +11,6 @@ calls with other `--only` and `--out` give the same rows.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, nothing need be installed
 
 from rdmakit import show
-from rdmakit.cli.bench_record import record
+from rdmakit.cli.bench_record import keep_of_script
 from rdmakit.cli.progress import Progress
 from rdmakit.model import Preset, load
 from rdmakit.model.steps import STEPS
@@ -143,9 +142,7 @@ def main(arguments: list[str]) -> int:
         "config": {"seeds": args.seeds, "tokens": TOKENS, "claims": CLAIMS, "kernel": "normal", "op": "dispatch"},
         "rows": rows,
     }
-    kept = record("claims", arguments, result, measured=False)
-    kept["what"], kept["command"] = "benchmarks/claims.py", " ".join(["python benchmarks/claims.py", *arguments])
-    args.out.write_text(json.dumps(kept) + "\n", encoding="utf-8")
+    kept = keep_of_script("benchmarks/claims.py", arguments, result, args.out, measured=False)
     for name in sorted({row["cluster"] for row in rows}):
         drawn = picture(kept, name)
         drawn.save(args.out.with_name(f"{args.out.stem}-{name}.svg"))

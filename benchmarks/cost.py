@@ -11,7 +11,6 @@ many of from EP32 on as at EP16) is told apart from the run itself. Takes about 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import multiprocessing
 import os
@@ -24,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, nothing need be installed
 
 from rdmakit import show
-from rdmakit.cli.bench_record import record
+from rdmakit.cli.bench_record import keep_of_script
 from rdmakit.cli.progress import Progress
 
 RANKS = (8, 16, 32, 64, 128, 256)
@@ -105,9 +104,7 @@ def main(arguments: list[str]) -> int:
         **{f"ep{row['ranks']}_cpu_seconds": row["cpu_seconds"] for row in rows},
     }
     result = {"ok": True, "figures": figures, "config": {"tokens": TOKENS}, "rows": rows}
-    kept = record("cost", arguments, result, measured=True)
-    kept["what"], kept["command"] = "benchmarks/cost.py", " ".join(["python benchmarks/cost.py", *arguments])
-    args.out.write_text(json.dumps(kept) + "\n", encoding="utf-8")
+    kept = keep_of_script("benchmarks/cost.py", arguments, result, args.out)
     drawn = picture(kept)
     drawn.save(args.out.with_suffix(".svg"))
     print(drawn)

@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, nothing need be installed
 
-from rdmakit.cli.bench_record import record
+from rdmakit.cli.bench_record import keep_of_script
 from rdmakit.cli.progress import Progress
 from rdmakit.model import load
 from rdmakit.model.ladder import Run, run_all
@@ -72,18 +72,16 @@ def main(arguments: list[str]) -> int:
     each = [(point, fence, chunk) for point in FIRST for fence in FENCES for chunk in CHUNKS]
     with Progress("first step", total=len(each)) as progress:
         results = run_all([run(p, chunk, fence) for p, fence, chunk in each], jobs=args.jobs, done=progress.step)
-    rows: list[dict[str, Any]] = [
-        {"op": p.op, "ranks": p.ranks, "published": p.value, **{fence: {} for fence in FENCES}} for p in FIRST
-    ]
-    for i, ((point, fence, chunk), got) in enumerate(zip(each, results, strict=True)):
-        rows[i // (len(each) // len(rows))][fence][str(chunk)] = round(predict(got, point.unit), 3)
+    by_point: dict[Point, dict[str, Any]] = {
+        p: {"op": p.op, "ranks": p.ranks, "published": p.value, **{fence: {} for fence in FENCES}} for p in FIRST
+    }
+    for (point, fence, chunk), got in zip(each, results, strict=True):
+        by_point[point][fence][str(chunk)] = round(predict(got, point.unit), 3)
+    rows = list(by_point.values())
     result = {"ok": True, "figures": figures_of(rows), "config": {"slots": SLOTS}, "rows": rows}
-    kept = record("first-step", arguments, result, measured=False)
-    kept["what"] = "benchmarks/first_step.py"
-    kept["command"] = " ".join([f"python {kept['what']}", *arguments])
-    args.out.write_text(json.dumps(kept) + "\n", encoding="utf-8")
+    keep_of_script("benchmarks/first_step.py", arguments, result, args.out, measured=False)
     print(table(rows))
-    print(json.dumps(kept["figures"]))
+    print(json.dumps(result["figures"]))
     return 0
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +24,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run from a checkout, nothing need be installed
 
-from rdmakit.cli.bench_record import record
+from rdmakit.cli.bench_record import keep_of_script
 from rdmakit.cli.progress import Progress
 from rdmakit.model import Preset, load
 from rdmakit.model.plan import Plan, make_plan
@@ -157,9 +156,7 @@ def main(arguments: list[str]) -> int:
         print({k: v for k, v in figures.items() if k.startswith("splits")})
     if args.out:
         result = {"ok": True, "figures": figures, "config": {"tokens": TOKENS, "draws": DRAWS}, "rows": rows}
-        kept = record("plans", arguments, result, measured=False)
-        kept["what"], kept["command"] = "benchmarks/plans.py", " ".join(["python benchmarks/plans.py", *arguments])
-        args.out.write_text(json.dumps(kept) + "\n", encoding="utf-8")
+        keep_of_script("benchmarks/plans.py", arguments, result, args.out, measured=False)
     return 0
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import rdmakit
 from rdmakit.errors import BadArgument
 
-__all__ = ["add_output", "commit", "finish", "record"]
+__all__ = ["add_output", "commit", "finish", "keep_of_script", "record"]
 
 
 def commit() -> str | None:
@@ -51,6 +51,16 @@ def record(what: str, arguments: Sequence[str], result: dict[str, Any], *, measu
         "command": " ".join(["python -m rdmakit", what, *arguments]),
         **{name: value for name, value in result.items() if name not in ("device", "lines")},
     }
+
+
+def keep_of_script(
+    script: str, arguments: Sequence[str], result: dict[str, Any], out: Path, *, measured: bool = True
+) -> dict[str, Any]:
+    """The record of `python SCRIPT ARGUMENTS`, a file of benchmarks/, as it was written to `out`."""
+    kept = record(script, arguments, result, measured=measured)
+    kept["what"], kept["command"] = script, " ".join([f"python {script}", *arguments])
+    out.write_text(json.dumps(kept) + "\n", encoding="utf-8")
+    return kept
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:

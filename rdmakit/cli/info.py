@@ -21,8 +21,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rdmakit.errors import BadArgument
-
 if TYPE_CHECKING:
     from rdmakit.gpu.nvml import NvmlReport
 
@@ -134,8 +132,9 @@ def _libibverbs() -> Finding:
 
 
 def _sys(root: Path) -> Path:
-    """Of this machine where libibverbs looks, too: under `rdmakit connectx` that is another tree."""
-    return Path(os.environ.get("SYSFS_PATH", "/sys")) if root == Path("/") else root / "sys"
+    from rdmakit.verbs import sysfs
+
+    return sysfs.of_machine(root)
 
 
 def _rdma(root: Path) -> list[Finding]:
@@ -201,9 +200,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def main(args: argparse.Namespace) -> int:
     """Print what is here, or with `args.json` one JSON object; returns the exit status."""
-    if args.root != "/" and not any((Path(args.root) / name).is_dir() for name in ("sys", "proc")):
-        raise BadArgument("no machine's files", value=args.root, rule="a folder with sys, proc and dev in it",
-                          remedy="rdmakit doctor --capture DIR makes one, on the machine in question")  # fmt: skip
+    if args.root != "/":
+        from rdmakit.verbs import sysfs
+
+        sysfs.require_machine(Path(args.root))
     if args.topology and not args.json:
         from rdmakit.verbs.topology import read_topology
 

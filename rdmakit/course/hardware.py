@@ -8,7 +8,6 @@ the same name.
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,8 +39,9 @@ def requirement(name: str, remedy: Remedy = str) -> Callable[[Probe], Probe]:
 
 def _infiniband(root: Path) -> Path:
     """Where devices are listed: libibverbs's own SYSFS_PATH counts, if nobody names another root."""
-    sysfs = Path(os.environ.get("SYSFS_PATH") or "/sys") if root == Path("/") else root / "sys"
-    return sysfs / "class/infiniband"
+    from rdmakit.verbs import sysfs
+
+    return sysfs.of_machine(root) / "class/infiniband"
 
 
 def _entries(path: Path) -> list[Path]:

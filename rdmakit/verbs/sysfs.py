@@ -1,7 +1,7 @@
 """What the kernel says of RDMA devices in files: attributes, GID tables, counters. Nothing is opened, no driver asked.
 
-Leans on device.endpoint. Every function takes the tree's `root`, "/sys" of this machine by default, so that captured
-trees serve as well. libibverbs itself follows SYSFS_PATH (libibverbs/sysfs.c); so does `default_root`.
+Leans on device.endpoint and errors. Every function takes the tree's `root`, "/sys" of this machine by default, so that
+captured trees serve as well. libibverbs itself follows SYSFS_PATH (libibverbs/sysfs.c); so does `default_root`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rdmakit.device.endpoint import gid_text
+from rdmakit.errors import BadArgument
 
-__all__ = ["GidEntry", "choose_gid", "counters", "default_root", "gid_table", "names", "read", "read_int"]
+__all__ = [
+    "GidEntry",
+    "choose_gid",
+    "counters",
+    "default_root",
+    "gid_table",
+    "names",
+    "of_machine",
+    "read",
+    "read_int",
+    "require_machine",
+]
 
 ROCE_V2 = "RoCE v2"  # the other type is "IB/RoCE v1" (drivers/infiniband/core/cache.c)
 
@@ -21,6 +33,18 @@ ROCE_V2 = "RoCE v2"  # the other type is "IB/RoCE v1" (drivers/infiniband/core/c
 def default_root() -> Path:
     """SYSFS_PATH, or /sys."""
     return Path(os.environ.get("SYSFS_PATH") or "/sys")
+
+
+def of_machine(root: Path) -> Path:
+    """The tree of the machine whose /sys, /proc and /dev are below `root`: "/" is this one, and follows SYSFS_PATH."""
+    return default_root() if root == Path("/") else root / "sys"
+
+
+def require_machine(root: Path) -> None:
+    """BadArgument where there is neither a /sys nor a /proc below `root`."""
+    if not any((root / name).is_dir() for name in ("sys", "proc")):
+        raise BadArgument("no machine's files", value=str(root), rule="a folder with sys, proc and dev in it",
+                          remedy="rdmakit doctor --capture DIR makes one, on the machine in question")  # fmt: skip
 
 
 _LONGEST = 1 << 16  # bytes; the kernel's attributes are at most a page

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 
 from rdmakit.cli.doctor.asked import Asked
-from rdmakit.errors import BadArgument, UnknownDevice
+from rdmakit.errors import UnknownDevice
 from rdmakit.verbs import sysfs
 from rdmakit.verbs.topology import Nic, NicPort, Topology, read_topology
 
@@ -46,9 +46,7 @@ class Machine:
 
         BadArgument when there is neither a /sys nor a /proc; UnknownDevice for a name that is not there.
         """
-        if not any((Path(root) / name).is_dir() for name in ("sys", "proc")):
-            raise BadArgument("no machine's files", value=str(root), rule="a folder with sys, proc and dev in it",
-                              remedy="rdmakit doctor --capture DIR makes one, on the machine in question")  # fmt: skip
+        sysfs.require_machine(Path(root))
         found = cls(Path(root), Asked() if Path(root) == Path("/") else None, needed=needed, only=only)
         known = [nic.name for nic in found.topology.nics]
         for name in only:
@@ -59,7 +57,7 @@ class Machine:
 
     @cached_property
     def sys(self) -> Path:
-        return sysfs.default_root() if self.root == Path("/") else self.root / "sys"
+        return sysfs.of_machine(self.root)
 
     @property
     def ask(self) -> Asked:
