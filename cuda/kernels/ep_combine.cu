@@ -59,9 +59,12 @@ RDMAKIT_DEVICE Status reduce_to_host(const EpRank& ep, const EpPlan& plan, const
     u64 before = static_cast<u64>(host) * ep.max_tokens;
     for (u32 c = 0; c < channel_id; ++c) before += static_cast<u32>(plan.forward_counts[host * ep.channels + c]);
     const Chunks chunks{base, base + static_cast<u32>(plan.forward_counts[host * ep.channels + channel_id]), channel.chunk};
-    for (u64 n = chunks.begin_chunk() + share.part; n < chunks.end_chunk() && chunks.first != chunks.end; n += share.parts) {
+    if (chunks.first == chunks.end) return Status::ok;
+    Status s = by_lane_zero([&] { return wait_emptied(channel, base); });
+    if (s != Status::ok) return s;
+    for (u64 n = chunks.begin_chunk() + share.part; n < chunks.end_chunk(); n += share.parts) {
         const u64 first = chunks.begin_of(n), end = chunks.end_of(n);
-        Status s = by_lane_zero([&] { return wait_credit(channel, end); });
+        s = by_lane_zero([&] { return wait_credit(channel, end); });
         if (s != Status::ok) return s;
         for (u64 slot = first; slot < end; ++slot) {
             const i32* order = plan.forward_order + (before + (slot - base)) * ep.local_ranks;
@@ -71,7 +74,7 @@ RDMAKIT_DEVICE Status reduce_to_host(const EpRank& ep, const EpPlan& plan, const
         }
         s = by_lane_zero([&] {
             return in_turn(turn, n - chunks.begin_chunk(), ep.watch, about(channel.qp, "the turn to send a chunk", n),
-                           [&] { return send_slots(channel, first, static_cast<u32>(end - first), row_bytes(ep)); });
+                           [&] { return send_slots(channel, first, static_cast<u32>(end - first)); });
         });
         if (s != Status::ok) return s;
     }

@@ -99,10 +99,13 @@ RDMAKIT_DEVICE Status send_to_host(const EpRank& ep, const EpPlan& plan, const D
     const ChannelHandle& channel = rail(ep, host, channel_id);
     const u64 base = *channel.sent;
     const Chunks chunks{base, base + static_cast<u32>(plan.channel_counts[host * ep.channels + channel_id]), channel.chunk};
+    if (chunks.first == chunks.end) return Status::ok;
+    Status s = by_lane_zero([&] { return wait_emptied(channel, base); });
+    if (s != Status::ok) return s;
     u32 t = range.begin;
-    for (u64 n = chunks.begin_chunk() + share.part; n < chunks.end_chunk() && chunks.first != chunks.end; n += share.parts) {
+    for (u64 n = chunks.begin_chunk() + share.part; n < chunks.end_chunk(); n += share.parts) {
         const u64 first = chunks.begin_of(n), end = chunks.end_of(n);
-        Status s = by_lane_zero([&] { return wait_credit(channel, end); });
+        s = by_lane_zero([&] { return wait_credit(channel, end); });
         if (s != Status::ok) return s;
         for (; t < range.end; ++t) {
             const i32 place = plan.host_slot[static_cast<u64>(t) * ep.hosts + host];
@@ -112,7 +115,7 @@ RDMAKIT_DEVICE Status send_to_host(const EpRank& ep, const EpPlan& plan, const D
         }
         s = by_lane_zero([&] {
             return in_turn(turn, n - chunks.begin_chunk(), ep.watch, about(channel.qp, "the turn to send a chunk", n),
-                           [&] { return send_slots(channel, first, static_cast<u32>(end - first), in.row_bytes + 4 * in.scale_count); });
+                           [&] { return send_slots(channel, first, static_cast<u32>(end - first)); });
         });
         if (s != Status::ok) return s;
     }

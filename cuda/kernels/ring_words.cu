@@ -18,7 +18,7 @@ RDMAKIT_KERNEL ring_send(const rdmakit::ChannelHandle* handle, const unsigned lo
             if (lane_id() == 0) *reinterpret_cast<u64*>(staging_meta(c, n)) = n;
         }
         const u32 slots = static_cast<u32>(last - first);
-        if (by_lane_zero([&] { return send_slots(c, first, slots, c.payload_stride); }) != Status::ok) return;
+        if (by_lane_zero([&] { return send_slots(c, first, slots); }) != Status::ok) return;
         first = last;
     }
     by_lane_zero([&] {

@@ -27,7 +27,7 @@ struct ChannelHandle {
     u64* received;
     u32 staging_lkey;
     u32 slots;                 // a power of two
-    u32 payload_stride;        // bytes
+    u32 payload_stride;        // bytes: a row of the operation, so that a chunk is one put
     u32 meta_stride;
     u32 chunk;                 // slots a put, a power of two, at most slots / 2
     u32 fenced;                // 1: wait for the data's completion, then signal by itself (the way without a sequence lock)
@@ -56,32 +56,34 @@ RDMAKIT_DEVICE Status wait_credit(const ChannelHandle& c, u64 end, Site site = S
                        Subject{"credit from the receiver", end - c.slots, c.qp.qpn, c.qp.peer, c.qp.channel}, &head, site);
 }
 
-// Puts slots [first, first + count), inside one chunk, with `payload` bytes used of each, and signals them.
-RDMAKIT_DEVICE Status send_slots(const ChannelHandle& c, u64 first, u32 count, u32 payload, Site site = Site::here()) {
+// Where an operation's first slot is `begin`: waits until the receiver has freed all before it. Those may be of another
+// size, so that the new ones lie across them.
+RDMAKIT_DEVICE Status wait_emptied(const ChannelHandle& c, u64 begin, Site site = Site::here()) {
+    if (begin == 0) return Status::ok;
+    u64 head = 0;
+    return wait_signal(c.head, begin, c.qp.watch,
+                       Subject{"credit for all that was sent before", begin, c.qp.qpn, c.qp.peer, c.qp.channel}, &head, site);
+}
+
+// Puts slots [first, first + count), inside one chunk, and signals them.
+RDMAKIT_DEVICE Status send_slots(const ChannelHandle& c, u64 first, u32 count, Site site = Site::here()) {
     const u32 slot = slot_of(c, first);
     const u64 at = static_cast<u64>(slot) * c.payload_stride, meta_at = static_cast<u64>(slot) * c.meta_stride;
-    const bool dense = payload == c.payload_stride;  // else a WRITE a slot: do not send what is not used
-    const u32 n = (dense ? 1 : count) + (c.fenced != 0 ? 1 : 2);
+    const u32 n = c.fenced != 0 ? 2 : 3;
     const u64 base = reserve(c.qp, n, site);
     if (base == kNoSlot) return Status::aborted;
-    const LocalMemory from{reinterpret_cast<u64>(c.staging_payload) + at, c.staging_lkey};
-    const LocalMemory meta{reinterpret_cast<u64>(c.staging_meta) + meta_at, c.staging_lkey};
-    u64 index = base;
-    for (u32 i = 0; i < (dense ? 1u : count); ++i) {
-        const u64 offset = static_cast<u64>(i) * c.payload_stride;
-        const RemoteMemory to = c.peer_payload + (at + offset);
-        write_rdma(c.qp, index++, Opcode::write, to.address, to.key, from.address + offset, from.key,
-                   dense ? count * payload : payload, 0);
-    }
-    write_rdma(c.qp, index++, Opcode::write, c.peer_meta.address + meta_at, c.peer_meta.key, meta.address, meta.key,
-               count * c.meta_stride, c.fenced != 0 ? kCqUpdate : 0);
+    write_rdma(c.qp, base, Opcode::write, c.peer_payload.address + at, c.peer_payload.key,
+               reinterpret_cast<u64>(c.staging_payload) + at, c.staging_lkey, count * c.payload_stride, 0);
+    write_rdma(c.qp, base + 1, Opcode::write, c.peer_meta.address + meta_at, c.peer_meta.key,
+               reinterpret_cast<u64>(c.staging_meta) + meta_at, c.staging_lkey, count * c.meta_stride,
+               c.fenced != 0 ? kCqUpdate : 0);
     if (c.fenced != 0) {
         const Status sent = publish(c.qp, base, n, site);
         if (sent != Status::ok) return sent;
         const Status done = wait_completed(c.qp, base + n, "the data of a chunk, before its signal", site);
         return done != Status::ok ? done : signal(c.qp, c.peer_tail, count, site);
     }
-    write_fetch_add(c.qp, index, c.peer_tail.address, c.peer_tail.key, count, kCqUpdate);
+    write_fetch_add(c.qp, base + 2, c.peer_tail.address, c.peer_tail.key, count, kCqUpdate);
     return publish(c.qp, base, n, site);
 }
 

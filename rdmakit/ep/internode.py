@@ -36,7 +36,7 @@ USUAL_ROW = 16384 + 4 * MAX_TOPK  # bytes: hidden up to 8192 in BF16, with weigh
 LEAVERS_END = 1 << 31  # the count of blocks that have left starts again long before it overflows
 
 KERNELS = (
-    "ep_count", "ep_route", "ep_notify_riding", "ep_tell", "ep_reopen", "ep_settle", "ep_dispatch_riding", "ep_collect",
+    "ep_count", "ep_route", "ep_notify_riding", "ep_tell", "ep_reopen", "ep_dispatch_riding", "ep_collect",
     "ep_combine_riding",
 )  # fmt: skip
 
@@ -69,7 +69,6 @@ class Internode(HeapRank):
         self._scratch: list[tuple[int, int, Any]] = []  # address, bytes, owner: older ones may be in use
         # Allocating may wait for the device, where a kernel may wait for another rank: so now, for rows of usual sizes.
         self._scratch_of(shape.channels * link.warps * USUAL_ROW)
-        self._stride = 0  # of the rings' slots now
         self._local_experts = 0
         # Counted alike on all ranks of a host, since operations are collective.
         self._exchange = self._epoch = self._dispatched = self._arrived = self._offered = self._leavers = 0
@@ -146,13 +145,11 @@ class Internode(HeapRank):
         were exchanged.
         """
         self._check_topk(topk, least=0)
-        # FP8 rows leave room for the BF16 ones that will come back: rings need not be divided anew for combine.
-        stride = max(2 * row_bytes, row_bytes + scale_bytes) if scale_bytes else row_bytes
+        stride = -(-(row_bytes + scale_bytes) // VECTOR) * VECTOR
         parts = {"recv_x": row_bytes, "recv_scales": scale_bytes, "recv_topk": 4 * topk, "recv_weights": 4 * topk,
                  "recv_source": 4}  # fmt: skip
         self._check_row(row_bytes, rows, parts)
         pod = self.pods.rank(route.channels, experts=route.experts, topk=topk, stride=stride, parts=parts)
-        self._settle(stride, stream)
         plan = self.pods.plan(route)
         if cached:
             self._epoch += 1
@@ -185,7 +182,6 @@ class Internode(HeapRank):
         self._check_row(2 * hidden, rows, parts)
         sizes = {"experts": route.experts, "topk": topk, "hidden": hidden, "stride": 2 * hidden}
         pod, plan = self.pods.rank(route.channels, parts=parts, **sizes), self.pods.plan(route)
-        self._settle(2 * hidden, stream)
         blocks = 2 * route.channels
         self._offered += blocks
         given = np.zeros((), abi.COMBINE_INPUT)
@@ -225,13 +221,6 @@ class Internode(HeapRank):
         hca = self.queue_pairs.hca
         hca["leavers"] = self._leavers
         self._launch(kernel, workers + riders, [hca[()].copy(), *args], stream)
-
-    def _settle(self, stride: int, stream: int) -> None:
-        """Rings that are divided otherwise than before have to be empty: all, also those that a call does not use."""
-        if self._stride not in (0, stride):
-            pod = self.pods.rank(self.shape.channels, experts=0, stride=self._stride)
-            self._launch("ep_settle", 1, [pod], stream)
-        self._stride = stride
 
     # ---- checks
     def _check_row(self, row_bytes: int, rows: int, parts: dict[str, int]) -> None:

@@ -114,7 +114,9 @@ class NormalBuffer:
         self.layout = shape.heap_layout()
         self.mesh = Mesh(world, self.layout, timeout_ns=timeout_ns, steer=wiring.steer)
         connect_rails(self.mesh, shape, wiring)
-        self.rank_pods = [rank_pod(self.mesh, shape, wiring, r) for r in range(self.ranks)]
+        self.rank_pods, self.fp8_pods = (
+            [rank_pod(self.mesh, shape, wiring, r, fp8=fp8) for r in range(self.ranks)] for fp8 in (False, True)
+        )
         self.scratch = [
             world.array((channels * WARPS, shape.scratch_bytes), np.uint8) for _ in range(self.ranks)
         ]
@@ -230,9 +232,8 @@ class NormalBuffer:
                 self.epoch,
                 self.arrived[r],
             )
-            self._launch(
-                "ep_dispatch", 2 * self.channels, [self.rank_pods[r], handles[r].plan[0], args[0]], r
-            )
+            pod = (self.rank_pods if scales is None else self.fp8_pods)[r]
+            self._launch("ep_dispatch", 2 * self.channels, [pod, handles[r].plan[0], args[0]], r)
         self.mesh.run()
         return [self._dispatched(r, handles[r], rows[r][1] is not None) for r in range(self.ranks)]
 

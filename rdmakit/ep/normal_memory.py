@@ -90,10 +90,13 @@ class NormalShape:
     def local_experts(self) -> int:
         return self.experts // self.ranks
 
-    @property
-    def payload_stride(self) -> int:
-        """Bytes of a ring's slot: a BF16 row, or an FP8 row with its scales."""
-        return max(2 * self.hidden, self.hidden + 4 * (self.hidden // 128))
+    def row_stride(self, *, fp8: bool) -> int:
+        """Bytes of a ring's slot: an FP8 row with its scales, or a BF16 row, which is the longer one.
+
+        >>> NormalShape(2, 2, 7168, 8, 256, 64, 64, 10, 64, 8).row_stride(fp8=True)
+        7392
+        """
+        return _sixteens(self.hidden + 4 * (self.hidden // 128)) if fp8 else 2 * self.hidden
 
     @property
     def meta_stride(self) -> int:
@@ -140,7 +143,7 @@ class NormalShape:
         }.items():
             layout.add(name, nbytes)
         for name in ("ring_payload", "staging_payload"):
-            layout.add(name, hosts * self.channels * self.slots * self.payload_stride)
+            layout.add(name, hosts * self.channels * self.slots * self.row_stride(fp8=False))
         for name in ("ring_meta", "staging_meta"):
             layout.add(name, hosts * self.channels * self.slots * self.meta_stride)
         for name in ("tail", "head", "sent", "received"):
@@ -175,7 +178,7 @@ def _offset(mesh: Mesh, shape: NormalShape, name: str, host: int, channel: int) 
     return mesh.layout.offset[name] + (host * shape.channels + channel) * each
 
 
-def _rails(mesh: Mesh, shape: NormalShape, wiring: Wiring, rank: int) -> Array:
+def _rails(mesh: Mesh, shape: NormalShape, wiring: Wiring, rank: int, *, fp8: bool) -> Array:
     """ChannelHandle[hosts][channels] of one rank; those of its own host stay zero."""
     side = mesh.sides[rank]
     rails: Array = mesh.world.array((shape.hosts, shape.channels), abi.CHANNEL_HANDLE)
@@ -197,12 +200,14 @@ def _rails(mesh: Mesh, shape: NormalShape, wiring: Wiring, rank: int) -> Array:
                 rail[field] = (far.mr.address + _offset(mesh, shape, name, side.host, channel), far.mr.rkey)
             rail["staging_lkey"] = side.mr.lkey
             rail["slots"], rail["chunk"] = shape.slots, shape.chunk
-            rail["payload_stride"], rail["meta_stride"] = shape.payload_stride, shape.meta_stride
+            rail["payload_stride"], rail["meta_stride"] = shape.row_stride(fp8=fp8), shape.meta_stride
     return rails
 
 
-def rank_pod(mesh: Mesh, shape: NormalShape, wiring: Wiring, rank: int) -> Array:
-    """EpRank[1] of one rank; the mesh keeps alive what it points at."""
+def rank_pod(mesh: Mesh, shape: NormalShape, wiring: Wiring, rank: int, *, fp8: bool = False) -> Array:
+    """EpRank[1] of one rank; the mesh keeps alive what it points at. `fp8`: for rows that are shorter, so that the same
+    rings are divided into shorter slots.
+    """
     side = mesh.sides[rank]
     pod: Array = mesh.world.array((1,), abi.EP_RANK)
     values = {
@@ -222,7 +227,7 @@ def rank_pod(mesh: Mesh, shape: NormalShape, wiring: Wiring, rank: int) -> Array
         "notify_bytes": shape.notify_bytes,
         "heaps": mesh.heap_table(rank),
         "rail_heaps": mesh.remote_table([h * shape.local_ranks + side.local for h in range(shape.hosts)]),
-        "rails": mesh.keep(_rails(mesh, shape, wiring, rank)),
+        "rails": mesh.keep(_rails(mesh, shape, wiring, rank, fp8=fp8)),
         "max_tokens": shape.max_tokens,
         "count_bytes": shape.count_bytes,
     }

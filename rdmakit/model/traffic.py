@@ -43,14 +43,14 @@ def normal_traffic(
     topk_idx: Sequence[NDArray[np.integer]],
     shape: NormalShape,
     *,
-    row_bytes: int,
     combine: bool = False,
     exchange: bool = True,
 ) -> _Ints:
-    """Of one normal dispatch (or of the combine that answers it, whose rows go the other way). `row_bytes`: payload of
-    a row with its scales; `exchange`: with the counts that a dispatch without a handle sends first.
+    """Of one normal dispatch of FP8 rows (or of the combine that answers it, whose BF16 rows go the other way).
+    `exchange`: with the counts that a dispatch without a handle sends first.
     """
     ranks, local = shape.ranks, shape.local_ranks
+    slot = shape.row_stride(fp8=not combine) + shape.meta_stride
     _check(topk_idx, ranks)
     bytes_ = np.zeros((ranks, ranks, shape.channels), np.int64)
     for rank, chosen in enumerate(topk_idx):
@@ -62,7 +62,7 @@ def normal_traffic(
             peer = host * local + rank % local
             counts = np.array([goes[cut[c] : cut[c + 1], host].sum() for c in range(shape.channels)])
             there, back = (peer, rank) if combine else (rank, peer)
-            bytes_[there, back] += counts * (row_bytes + shape.meta_stride)
+            bytes_[there, back] += counts * slot
             if exchange and not combine:
                 bytes_[rank, peer, 0] += shape.notify_bytes
     return bytes_

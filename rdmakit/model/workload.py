@@ -111,7 +111,7 @@ class Workload:
     # ---- sizes
     @property
     def row_bytes(self) -> int:
-        """Payload of a row on the wire: dispatch is FP8 with its scales, combine BF16."""
+        """Of a row: dispatch is FP8 with its scales, combine BF16."""
         return self.hidden + 4 * (self.hidden // 128) if self.op == "dispatch" else 2 * self.hidden
 
     def shape(self, capacity: int | None = None) -> NormalShape:
@@ -133,9 +133,7 @@ class Workload:
         """Payload bytes `[rank, peer, channel]`."""
         chosen = self.choices() if choices is None else choices
         if self.kernel == "normal":
-            return normal_traffic(
-                chosen, self.shape(), row_bytes=self.row_bytes, combine=self.op == "combine", exchange=exchange
-            )
+            return normal_traffic(chosen, self.shape(), combine=self.op == "combine", exchange=exchange)
         header = -(-4 * (1 + self.topk) // 16) * 16  # ll_header_bytes, ll.cuh
         message = header + -(-self.row_bytes // 16) * 16 if self.op == "dispatch" else 2 * self.hidden
         return low_latency_traffic(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from internode_checks import check_combined, check_received, check_round_trip, fresh_rows
 from internode_rig import Rig
 from moe import make_inputs
 
+import rdmakit
 from rdmakit.emu.cta_layout import HCA_QP, KEY_ENTRY
-from rdmakit.ep.internode import LEAVERS_END, Internode
+from rdmakit.ep.internode import LEAVERS_END
 from rdmakit.errors import BadArgument, HangError, LaunchError
 from rdmakit.explore.explorer import Explorer
+from rdmakit.explore.mutants import run_mutants
 
 RUNS = [
     *(("fast", 1, *shape) for shape in ((2, 1), (2, 2), (3, 1), (2, 3))),
@@ -172,7 +176,10 @@ def test_explored(options):
     assert Explorer("internode", **options).run(1000).ok
 
 
-def test_rings_that_are_divided_anew_have_to_be_empty(monkeypatch):
+def test_rings_that_are_divided_anew_have_to_be_empty():
     """Without the wait for that, some schedule overwrites a slot that has not been read."""
-    monkeypatch.setattr(Internode, "_settle", lambda engine, stride, stream: None)
-    assert not Explorer("internode", again=True, tokens=3).run(4000).ok
+    text = Path(rdmakit.get_include(), "rdmakit", "channel.cuh").read_text(encoding="utf-8")
+    place = "rdmakit/channel.cuh", text[: text.index("wait_signal(c.head, begin")].count("\n") + 1
+    scene = Explorer("internode", again=True, tokens=3)
+    run = run_mutants([scene], budget=4000, only=lambda m: (m.site.file, m.site.line) == place)
+    assert run.total == len(run.killed) == 1, str(run)

@@ -427,8 +427,8 @@ RDMAKIT_KERNEL use_lock(const LockSender* s, const LockReceiver* r, Memory m) {
 RDMAKIT_KERNEL use_channel(ChannelHandle channel, Memory m) {
     const u64 n = m.any<u64>();
     m.keep(slot_of(channel, n)).keep(staging_payload(channel, n)).keep(staging_meta(channel, n));
-    m.keep(ring_payload(channel, n)).keep(ring_meta(channel, n)).keep(wait_credit(channel, n));
-    m.keep(send_slots(channel, n, 1, 64)).keep(wait_slot(channel, n)).keep(return_credit(channel, n));
+    m.keep(ring_payload(channel, n)).keep(ring_meta(channel, n)).keep(wait_credit(channel, n)).keep(wait_emptied(channel, n));
+    m.keep(send_slots(channel, n, 1)).keep(wait_slot(channel, n)).keep(return_credit(channel, n));
 }
 
 // ---- ep --------------------------------------------------------------------------------------------------------------
