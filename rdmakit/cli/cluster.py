@@ -28,7 +28,7 @@ def add_cluster(p: argparse.ArgumentParser, preset: str = "roce") -> None:
 
 
 def add_work(p: argparse.ArgumentParser, *, channels: int = 10, tokens: int | None = None) -> None:
-    """--kernel, --op, --tokens, --routing, --channels, --seed."""
+    """--kernel, --op, --tokens, --routing, --channels, --chunk, --seed."""
     p.add_argument("--kernel", choices=("normal", "ll"), default="normal", help="normal or low latency")
     p.add_argument("--op", choices=("dispatch", "combine"), default="dispatch")
     shown = "4096, low latency 128" if tokens is None else str(tokens)
@@ -37,6 +37,9 @@ def add_work(p: argparse.ArgumentParser, *, channels: int = 10, tokens: int | No
         "--routing", choices=("published", "uniform", "recorded", "zipf", "group-limited"), default="published"
     )
     p.add_argument("--channels", type=int, default=channels, help=f"QPs to each peer (default {channels})")
+    p.add_argument(
+        "--chunk", type=int, metavar="ROWS", help="rows of a put, normal kernels (default: what suits the step)"
+    )
     p.add_argument("--seed", type=int, default=1)
 
 
@@ -89,5 +92,12 @@ def work_of(args: argparse.Namespace, preset: Any) -> Any:
 
     options = {} if args.tokens is None else {"tokens": args.tokens}
     return sized_for(
-        preset, args.kernel, args.op, routing=args.routing, channels=args.channels, seed=args.seed, **options
+        preset,
+        args.kernel,
+        args.op,
+        routing=args.routing,
+        channels=args.channels,
+        chunk=args.chunk,
+        seed=args.seed,
+        **options,
     )

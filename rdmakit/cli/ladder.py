@@ -22,6 +22,7 @@ def add_parser(subparsers: Any) -> None:
     add_cluster(p)
     add_work(p, tokens=1024)
     p.add_argument("--seeds", type=int, default=1, help="run so many seeds and show the band (default 1)")
+    p.add_argument("--try-puts", action="store_true", help="try puts of all sizes at each step and take the best")
     p.add_argument("--jobs", type=int, help="processes (default: all cores)")
     p.add_argument("--svg", metavar="FILE", help="write the waterfall to FILE, .svg or .png")
     p.add_argument("--json", action="store_true", help="print one JSON object only")
@@ -32,6 +33,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """The ladder with `ok`, `figures`, `config` and the tables that the text form prints."""
     from rdmakit.errors import BadArgument
     from rdmakit.model.ladder import climb
+    from rdmakit.model.puts import SIZES
     from rdmakit.model.steps import STEPS
 
     preset = cluster_of(args)
@@ -45,8 +47,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if not 1 <= args.seeds <= 64:
         raise BadArgument("seeds make no band", value=args.seeds, rule="1 … 64", remedy="--seeds 5")
     work = work_of(args, preset)
-    with Progress("ladder", total=len(STEPS) * args.seeds, quiet=args.json) as progress:
-        ladder = climb(preset, work, seeds=range(args.seeds), jobs=args.jobs, done=progress.step)
+    tries = len(SIZES) if args.try_puts and work.kernel == "normal" and work.chunk is None else 0
+    with Progress("ladder", total=len(STEPS) * (args.seeds + tries), quiet=args.json) as progress:
+        ladder = climb(
+            preset, work, seeds=range(args.seeds), try_puts=args.try_puts, jobs=args.jobs, done=progress.step
+        )
     last = ladder.steps[-1]
     figures: dict[str, Any] = {
         "gain_total": ladder.gain_total,
@@ -55,6 +60,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "seconds": round(ladder.seconds, 3),
         "gain_least": ladder.gain_band[0],
         "gain_most": ladder.gain_band[1],
+        **{f"step{s.number}_put_rows": ladder.steps[s.number].put_rows for s in STEPS},
         **{f"step{s.number}_us": ladder.steps[s.number].microseconds for s in STEPS},
         **{f"step{s.number}_wire_gbs": ladder.steps[s.number].wire_gbs for s in STEPS},
     }

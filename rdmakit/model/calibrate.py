@@ -24,7 +24,8 @@ __all__ = ["FREE", "Free", "fit"]
 @dataclass(frozen=True)
 class Free:
     """A free parameter, its bounds in its own unit, and the points that it is chosen on. `once`: a time that every one
-    of these points, which are in microseconds, has once.
+    of these points, which are in microseconds, has once. `gain`: only how the points differ counts, not a factor that
+    all have in common.
     """
 
     parameter: str
@@ -32,12 +33,13 @@ class Free:
     most: float
     points: tuple[str, ...]
     once: bool = False
+    gain: bool = False
 
 
 _LL = ("ll_dispatch_ep8", "ll_combine_ep8", "ll_dispatch_ep64", "ll_combine_ep64")
 FREE = (
     Free("kernel_launch", 0, 100_000, _LL, once=True),
-    Free("proxy_post", 100, 300, ("normal_dispatch_ep32_step0",)),
+    Free("proxy_post", 100, 1000, ("normal_dispatch_ep32_step0", "normal_dispatch_ep32"), gain=True),
 )
 _GOLDEN = (math.sqrt(5) - 1) / 2
 
@@ -52,6 +54,13 @@ def _offset(rows: Sequence[Comparison]) -> float:
 def _spread(rows: Sequence[Comparison], late: float = 0.0) -> float:
     """Root mean square of relative errors, every prediction `late` microseconds later."""
     return math.sqrt(sum(((row.predicted + late) / row.point.value - 1) ** 2 for row in rows) / len(rows))
+
+
+def _apart(rows: Sequence[Comparison]) -> float:
+    """Root mean square of what their errors, in log scale, differ from their mean by."""
+    logs = [math.log(row.predicted / row.point.value) for row in rows]
+    mean = sum(logs) / len(logs)
+    return math.sqrt(sum((each - mean) ** 2 for each in logs) / len(logs))
 
 
 def fit(
@@ -108,7 +117,8 @@ def _search(
     def cost(x: float) -> float:
         value = float(f"{math.exp(x):.3g}")
         if value not in seen:
-            seen[value] = _spread(compare(preset.changed(**{each.parameter: value}), points, jobs=jobs))
+            rows = compare(preset.changed(**{each.parameter: value}), points, jobs=jobs)
+            seen[value] = _apart(rows) if each.gain else _spread(rows)
             if done is not None:
                 done(f"{each.parameter} {value:g}: {seen[value]:.1%}")
         return seen[value]

@@ -121,6 +121,8 @@ def ladder_usage(ladder: Ladder) -> show.Table:
     """Resources by step: for how much of the time the busiest of each works."""
     names = [n for n in ladder.steps[0].usage.busiest if any(s.usage.busiest[n] >= 0.005 for s in ladder.steps)]
     rows = [[name, *(f"{s.usage.busiest[name]:.0%}" for s in ladder.steps)] for name in names]
+    if ladder.work.kernel == "normal":
+        rows.append(["(rows of a put)", *(str(s.put_rows) for s in ladder.steps)])
     return show.data_table(
         rows,
         ["busy, of the time", *(f"step {s.step}" for s in ladder.steps)],

@@ -44,8 +44,8 @@ class Measured:
     a token once for each host that it goes to, its own too; on one host once for each rank, its own too (the normal
     kernels' tests, internode and intranode), and low latency once for each expert. `wire_gbs`: payload that left by
     ports, of the mean rank. `port_payload_fraction`: that over its ports' line rate.
-    `logical_bytes`, `wire_bytes`: of the mean rank. `setup_cpu_s`: what this process worked on routing, plan, heaps
-    and queue pairs before the operation began.
+    `logical_bytes`, `wire_bytes`: of the mean rank. `put_rows`: the most rows of a put. `setup_cpu_s`: what this
+    process worked on routing, plan, heaps and queue pairs before the operation began.
     """
 
     step: int
@@ -61,6 +61,7 @@ class Measured:
     doorbells: int
     wqes: int
     usage: Usage
+    put_rows: int
     port_bytes: NDArray[np.int64] = field(repr=False)
     timeline: Timeline | None = field(default=None, repr=False, compare=False)
     setup_cpu_s: float = field(default=0.0, repr=False, compare=False)
@@ -76,6 +77,7 @@ def measure(preset: Preset, work: Workload, step: Step, *, seed: int = 0, timeli
     run raises."""
     with _no_garbage():
         started = _cpu_seconds()
+        work = work.at_step(step.number)
         choices = work.choices()
         run = _normal if work.kernel == "normal" else _low_latency
         ready: list[float] = []
@@ -144,7 +146,7 @@ def _normal(
         capacity=capacity,
         channels=work.channels,
         slots=work.slots,
-        chunk=work.chunk,
+        chunk=work.shape().chunk,
         wiring=wiring_of(step, plan),
     )
     for side in buffer.mesh.sides:
@@ -312,6 +314,7 @@ def _measured(
         doorbells=after.doorbells - before.doorbells,
         wqes=after.wqes - before.wqes,
         usage=usage(before, after, slowest * 1e3),
+        put_rows=work.shape().chunk if work.kernel == "normal" else 1,
         port_bytes=after.payload - before.payload,
         timeline=timeline,
     )

@@ -12,10 +12,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from rdmakit.model.ladder import run_all
 from rdmakit.model.parameters import PARAMETERS
 from rdmakit.model.preset import Preset
 from rdmakit.model.published import Point
+from rdmakit.model.runs import run_all
 from rdmakit.model.units import dimension_of
 from rdmakit.model.validate import predict, run_of
 

@@ -1,6 +1,6 @@
 """What if: one parameter through many values, a ladder's step at each.
 
-Leans on ladder. Values run on all cores; with several seeds each value has a median and a band.
+Leans on runs and tune. Values run on all cores; with several seeds each value has a median and a band.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from rdmakit.errors import BadArgument
-from rdmakit.model.ladder import Run, run_all
 from rdmakit.model.measure import Measured
 from rdmakit.model.parameters import PARAMETERS
 from rdmakit.model.preset import Preset
+from rdmakit.model.runs import Run, run_all
 from rdmakit.model.steps import Step
+from rdmakit.model.tune import tuned
 from rdmakit.model.workload import Workload
 
 __all__ = ["WORK_PARAMETERS", "Swept", "sweep"]
@@ -60,12 +61,14 @@ def sweep(
     *,
     seeds: Sequence[int] = (0,),
     against: Step | None = None,
+    try_puts: bool = False,
     jobs: int | None = None,
     done: Callable[[str], None] | None = None,
 ) -> list[Swept]:
     """Each value of a preset's parameter (text with its unit, or a number in the parameter's own) or of
-    WORK_PARAMETERS. `against`: another step, run with the same seeds for the gain. BadArgument for values that make no
-    cluster, before anything runs.
+    WORK_PARAMETERS. `against`: another step, run with the same seeds for the gain. `try_puts`: every value and step
+    with puts of the size that is found best for it, by the first seed. BadArgument for values that make no cluster,
+    before anything runs.
     """
     if not values or not seeds:
         raise BadArgument(
@@ -82,7 +85,7 @@ def sweep(
             remedy="rdmakit plan --parameters lists them",
         )
     steps = [step] if against is None else [step, against]
-    runs = []
+    first = []
     for value in values:
         cluster, job = preset, work
         if parameter in WORK_PARAMETERS:
@@ -95,15 +98,14 @@ def sweep(
         else:
             cluster = preset.changed(**{parameter: value})
             job = replace(work, hosts=cluster.count("hosts"), local=cluster.count("gpus_per_host"))
-        for seed in seeds:
-            hashed = cluster.changed(hash_seed=(cluster.count("hash_seed") + seed) & 0x7FFFFFFF)
-            seeded = replace(job, seed=job.seed + seed)
-            runs += [Run(hashed, seeded, each, seed) for each in steps]
-    results = run_all(runs, jobs=jobs, done=done)
-    n = len(seeds) * len(steps)
-    found = []
-    for i, value in enumerate(values):
-        mine = results[i * n : (i + 1) * n]
-        baseline = mine[1 :: len(steps)] if against is not None else []
-        found.append(Swept(str(value), tuple(mine[:: len(steps)]), tuple(baseline)))
-    return found
+        first += [Run(cluster, job, each).seeded(seeds[0]) for each in steps]
+    if try_puts:
+        first = tuned(first, jobs=jobs, done=done)
+    results = run_all([run.seeded(s - seeds[0]) for run in first for s in seeds], jobs=jobs, done=done)
+    n = len(seeds)
+    by_run = [tuple(results[i * n : (i + 1) * n]) for i in range(len(first))]
+    every = len(steps)
+    return [
+        Swept(str(value), by_run[i * every], by_run[i * every + 1] if every == 2 else ())
+        for i, value in enumerate(values)
+    ]

@@ -1,6 +1,6 @@
 """Predictions beside what was published, and beside what a ruler through the fitted points would have said.
 
-Leans on published, ladder and workload. Nothing is fitted here: see calibrate.py.
+Leans on published, runs and workload. Nothing is fitted here: see calibrate.py.
 """
 
 from __future__ import annotations
@@ -9,10 +9,10 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from rdmakit.model.ladder import Run, run_all
 from rdmakit.model.measure import LL_QPS, Measured
 from rdmakit.model.preset import Preset, load
 from rdmakit.model.published import POINTS, Point
+from rdmakit.model.runs import Run, run_all
 from rdmakit.model.steps import step_of
 from rdmakit.model.workload import sized_for
 

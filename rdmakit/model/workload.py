@@ -1,12 +1,12 @@
 """What the kernels are given: which experts each token of each rank wants, and the sizes that published figures were
 measured with.
 
-Leans on ep.routing and ep.recording. One routing a rank, from one seed.
+Leans on ep.routing, ep.recording and puts. One routing a rank, from one seed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from rdmakit.ep.layout import check_sizes
 from rdmakit.ep.normal_memory import NormalShape
 from rdmakit.errors import BadArgument
 from rdmakit.model.preset import Preset
+from rdmakit.model.puts import RING, rows_of_a_put
 from rdmakit.model.traffic import low_latency_traffic, normal_traffic
 
 __all__ = ["ROUTINGS", "Workload"]
@@ -33,6 +34,8 @@ class Workload:
     `routing`: "published" is DeepEP's test (scores by chance, experts of at most 4 hosts), "uniform" any experts,
     "recorded" a real model's, "zipf" favours some, "group-limited" is DeepSeek-V3's gate. BadArgument for sizes that
     do not divide.
+
+    `slots` of a ring, `chunk` of them a put; None is what suits the operation at a step of the ladder (`at_step`).
     """
 
     kernel: str
@@ -44,8 +47,8 @@ class Workload:
     hidden: int = HIDDEN
     channels: int = 10
     seed: int = 0
-    slots: int = 64
-    chunk: int = 8
+    slots: int = RING
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
         for name, value, allowed in (
@@ -108,6 +111,12 @@ class Workload:
             ]
         return [routing.uniform(n, e, k, seed=s).topk_idx for s in seeds]
 
+    def at_step(self, step: int) -> Workload:
+        """With as many rows a put as suit that step of the ladder, unless they were chosen; a ring holds two puts."""
+        if self.chunk is not None:
+            return self
+        return replace(self, chunk=max(1, min(rows_of_a_put(self.op, self.ranks, step), self.slots // 2)))
+
     # ---- sizes
     @property
     def row_bytes(self) -> int:
@@ -126,7 +135,7 @@ class Workload:
             capacity or self.tokens * self.ranks,
             self.channels,
             self.slots,
-            self.chunk,
+            max(1, min(8, self.slots // 2)) if self.chunk is None else self.chunk,
         )
 
     def traffic(self, choices: list[Any] | None = None, *, exchange: bool = True) -> NDArray[np.int64]:

@@ -15,9 +15,10 @@ from rdmakit.cli import main
 from rdmakit.errors import BadArgument, BadState
 from rdmakit.model import load, sensitivity
 from rdmakit.model.calibrate import FREE, Free, _offset, fit
-from rdmakit.model.ladder import Ladder, Run, climb, run_all
+from rdmakit.model.ladder import Ladder, climb
 from rdmakit.model.measure import measure
 from rdmakit.model.published import EARLIER, POINTS, point_of
+from rdmakit.model.runs import Run, run_all
 from rdmakit.model.steps import STEPS
 from rdmakit.model.sweep import sweep
 from rdmakit.model.trace import KINDS, record
@@ -140,7 +141,7 @@ def test_a_process_that_died_is_named():
 
 
 def test_what_no_world_can_be_is_refused_before_any_runs(monkeypatch):
-    monkeypatch.setattr("rdmakit.model.ladder._one", lambda run: pytest.fail("ran"))
+    monkeypatch.setattr("rdmakit.model.runs._one", lambda run: pytest.fail("ran"))
     preset = load("ib").changed(hosts=2, gpus_per_host=2)
     work = sized_for(preset, "normal", "dispatch", tokens=16, channels=2)
     for name, values, says in (

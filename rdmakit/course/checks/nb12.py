@@ -10,7 +10,7 @@ from typing import Any
 from rdmakit.course.exercise import exercise
 from rdmakit.course.trial import Trial, Wrong, short
 from rdmakit.model import Preset, load
-from rdmakit.model.ladder import Run, run_all
+from rdmakit.model.runs import Run, run_all
 from rdmakit.model.steps import STEPS, Step
 from rdmakit.model.workload import Workload, sized_for
 
