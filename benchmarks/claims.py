@@ -4,8 +4,9 @@ size, queue pairs, ports and the hashes of switches and bonds: medians and bands
     python benchmarks/claims.py --out benchmarks/results/DATE-model-claims.json     (and .svg beside it)
 
 A seed draws the routing, the order of events and the hashes. EP32 dispatch, 512 tokens a rank unless a row says
-otherwise. Takes about 15 minutes of one core; `--seeds 1 --only hidden` is a quick look, and several
-calls with other `--only` and `--out` give the same rows.
+otherwise; either step with puts of the size that is best for it in this row, as the first seed finds it. Takes about 25
+minutes of one core; `--seeds 1 --only hidden` is a quick look, and several calls with other `--only` and `--out` give
+the same rows.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from rdmakit import show
 from rdmakit.cli.bench_record import keep_of_script
 from rdmakit.cli.progress import Progress
 from rdmakit.model import Preset, load
+from rdmakit.model.puts import SIZES
 from rdmakit.model.steps import STEPS
 from rdmakit.model.sweep import Swept, sweep
 from rdmakit.model.workload import sized_for
@@ -29,7 +31,7 @@ TOKENS, CLAIMS = 512, {"roce": 2.0, "ib": 1.3}
 # What is swept, in words, its values, and which of them the clusters have anyway: that row is the same for all.
 SWEPT: dict[str, tuple[str, list[str], str]] = {
     "hidden": ("size of a row: hidden, FP8", ["2048", "4096", "7168"], "7168"),
-    "chunk": ("size of a message: rows of a put", ["2", "4", "8", "16"], "8"),
+    "chunk": ("size of a message: rows of a put in both steps", ["4", "8", "16", "32"], ""),
     "tokens": ("tokens of each rank", ["128", "256", "512", "1024"], "512"),
     "channels": ("QPs of two ranks in the last step: channels", ["4", "10", "16"], "10"),
     "proxy_threads": ("threads that post for a GPU in the first step", ["1 count", "2 count"], "1 count"),
@@ -48,7 +50,18 @@ def rows_of(preset: Preset, parameter: str, values: list[str], seeds: int, jobs:
         preset = preset.changed(lag="none")  # one port is no bond
     if parameter == "hash_seed":  # one routing and order, so that nothing but the hash differs
         seeds = 1
-    return sweep(preset, work, STEPS[-1], parameter, values, seeds=range(seeds), against=STEPS[0], jobs=jobs, done=done)
+    return sweep(
+        preset,
+        work,
+        STEPS[-1],
+        parameter,
+        values,
+        seeds=range(seeds),
+        against=STEPS[0],
+        try_puts=True,
+        jobs=jobs,
+        done=done,
+    )
 
 
 def row(name: str, parameter: str, value: str, s: Swept) -> dict[str, Any]:
@@ -59,6 +72,7 @@ def row(name: str, parameter: str, value: str, s: Swept) -> dict[str, Any]:
         "gains": s.gains,
         "step0_gbs": [r.logical_gbs for r in s.baseline],
         "step5_gbs": [r.logical_gbs for r in s.results],
+        "put_rows": [s.baseline[0].put_rows, s.results[0].put_rows],
     }
 
 
@@ -67,8 +81,9 @@ def swept_rows(wanted: list[tuple[str, str]], seeds: int, jobs: int | None) -> l
     each = {(n, s): [v for v in SWEPT[s][1] if v != SWEPT[s][2]] for n, s in wanted}
     names = sorted({n for n, _ in wanted})
     runs = sum(len(v) * (1 if s == "hash_seed" else seeds) for (_, s), v in each.items())
+    tries = len(SIZES) * (sum(len(v) for (_, s), v in each.items() if s != "chunk") + len(names))
     rows = []
-    with Progress("claims", total=2 * (runs + seeds * len(names))) as progress:
+    with Progress("claims", total=2 * (runs + seeds * len(names) + tries)) as progress:
 
         def run(name: str, parameter: str, values: list[str]) -> list[Swept]:
             return rows_of(load(name), parameter, values, seeds, jobs, progress.step)

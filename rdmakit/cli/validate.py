@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _points(args: argparse.Namespace) -> list[Any]:
     """The point that is asked for, published or not; else the published ones that fit. BadArgument where none does."""
     from rdmakit.errors import BadArgument
-    from rdmakit.model.published import EARLIER, POINTS, Point, point_of
+    from rdmakit.model.published import POINTS, Point, point_of
     from rdmakit.model.steps import step_of
 
     step = step_of(5 if args.step is None else args.step).number
@@ -107,8 +107,7 @@ def _points(args: argparse.Namespace) -> list[Any]:
         known = point_of(args.kernel, args.op, args.ep, step)
         return [known or Point(args.kernel, args.op, args.ep, step, float("nan"), unit, "asked for")]
     wanted = {"kernel": args.kernel, "op": args.op, "step": args.step}
-    table = POINTS if args.step is None else (*POINTS, *EARLIER)
-    alike = [p for p in table if all(v is None or getattr(p, name) == v for name, v in wanted.items())]
+    alike = [p for p in POINTS if all(v is None or getattr(p, name) == v for name, v in wanted.items())]
     points = [p for p in alike if p.ranks <= args.most_ranks]
     if not points:
         sizes = ", ".join(str(n) for n in sorted({p.ranks for p in alike})) or "none"

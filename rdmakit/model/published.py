@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 from rdmakit.errors import BadArgument
 
-__all__ = ["EARLIER", "POINTS", "Point", "point_of"]
+__all__ = ["POINTS", "Point", "point_of"]
 
 _TABLE = "DeepEP V1 README"
-_PULL = "DeepEP pull request 130"
 _BEFORE = "DeepEP V1 README before pull request 130"
 
 
@@ -49,8 +48,8 @@ class Point:
         return self.kernel, self.op
 
 
-def _normal(op: str, values: dict[int, float]) -> list[Point]:
-    return [Point("normal", op, n, 5, v, "GB/s", _TABLE, (op, n) == ("dispatch", 32)) for n, v in values.items()]
+def _normal(op: str, step: int, source: str, values: dict[int, float]) -> list[Point]:
+    return [Point("normal", op, n, step, v, "GB/s", source, (op, n) == ("dispatch", 32)) for n, v in values.items()]
 
 
 def _low_latency(op: str, values: dict[int, float]) -> list[Point]:
@@ -58,25 +57,12 @@ def _low_latency(op: str, values: dict[int, float]) -> list[Point]:
 
 
 POINTS: tuple[Point, ...] = (
-    Point("normal", "dispatch", 32, 0, 44, "GB/s", _PULL, True),
-    *_normal("dispatch", {16: 43, 32: 58, 64: 51}),
-    *_normal("combine", {16: 43, 32: 57, 64: 50}),
+    *_normal("dispatch", 0, _BEFORE, {16: 43, 32: 44, 64: 46}),  # 44 stands in pull request 130, too
+    *_normal("combine", 0, _BEFORE, {16: 43, 32: 47, 64: 45}),
+    *_normal("dispatch", 5, _TABLE, {16: 43, 32: 58, 64: 51}),
+    *_normal("combine", 5, _TABLE, {16: 43, 32: 57, 64: 50}),
     *_low_latency("dispatch", {8: 77, 16: 118, 32: 155, 64: 173, 128: 192, 256: 194}),
     *_low_latency("combine", {8: 114, 16: 195, 32: 273, 64: 314, 128: 369, 256: 360}),
-)
-
-
-# The rest of the table before multi-QP and IBGDA. It came to light when the third fit had long been frozen: nothing
-# here was made with it in view (docs/model.md, Misses).
-EARLIER: tuple[Point, ...] = tuple(
-    Point("normal", op, ranks, 0, value, "GB/s", _BEFORE)
-    for op, ranks, value in (
-        ("dispatch", 16, 43),
-        ("dispatch", 64, 46),
-        ("combine", 16, 43),
-        ("combine", 32, 47),
-        ("combine", 64, 45),
-    )
 )
 
 
@@ -89,5 +75,5 @@ def point_of(kernel: str, op: str, ranks: int, step: int = 5) -> Point | None:
             rule="normal or ll, dispatch or combine",
             remedy="choose one of each",
         )
-    found = [p for p in (*POINTS, *EARLIER) if (p.kernel, p.op, p.ranks, p.step) == (kernel, op, ranks, step)]
+    found = [p for p in POINTS if (p.kernel, p.op, p.ranks, p.step) == (kernel, op, ranks, step)]
     return found[0] if found else None

@@ -17,7 +17,7 @@ from rdmakit.model import load, sensitivity
 from rdmakit.model.calibrate import FREE, Free, _offset, fit
 from rdmakit.model.ladder import Ladder, climb
 from rdmakit.model.measure import measure
-from rdmakit.model.published import EARLIER, POINTS, point_of
+from rdmakit.model.published import POINTS, point_of
 from rdmakit.model.runs import Run, run_all
 from rdmakit.model.steps import STEPS
 from rdmakit.model.sweep import sweep
@@ -176,7 +176,7 @@ def test_a_picture_of_no_format_is_refused_before_anything_runs(command, tmp_pat
 
 # ---- validate
 def test_points_and_what_is_fitted():
-    assert len({p.name for p in POINTS}) == len(POINTS) == 19
+    assert len({p.name for p in POINTS}) == len(POINTS) == 24
     fitted = {p.name for p in POINTS if p.fitted}
     assert fitted == {
         "normal_dispatch_ep32_step0",
@@ -189,8 +189,7 @@ def test_points_and_what_is_fitted():
     assert {name for free in FREE for name in free.points} <= fitted and len(FREE) <= 4
     marked = {name for name, setting in load("ib").settings.items() if setting.mark == "fitted"}
     assert marked == {free.parameter for free in FREE}
-    both = {p.name for p in (*POINTS, *EARLIER)}
-    assert len(both) == 24 and not any(p.fitted for p in EARLIER) and {p.step for p in EARLIER} == {0}
+    assert {p.step for p in POINTS} == {0, 5} and sum(p.step == 0 for p in POINTS) == 6
     assert point_of("normal", "combine", 32, 0).value == 47 and point_of("normal", "combine", 32).value == 57
     assert point_of("ll", "combine", 128).value == 369 and point_of("normal", "dispatch", 128) is None
     with pytest.raises(BadArgument):
@@ -279,6 +278,21 @@ def test_validate_normal_prints_json(capsys, monkeypatch):
     monkeypatch.setattr(validate, "run_of", lambda *a, **k: short(*a, **{**k, "tokens": 64}))
     main(["validate", "--kernel", "normal", "--op", "dispatch", "--ep", "16", "--jobs", "1", "--json"])
     assert one_object(capsys.readouterr().out)["figures"]["normal_dispatch_ep16_published"] == 43
+
+
+def test_a_fit_of_a_gain_leaves_out_what_points_have_in_common(monkeypatch):
+    """Predictions all a third too large, the first of them by what the parameter says besides."""
+    from rdmakit.model import calibrate
+
+    first, last = (point_of("normal", "dispatch", 32, step) for step in (0, 5))
+
+    def far(preset, given, jobs=None):
+        slow = 1.5 - preset["proxy_post"] / 400e3  # none at 200 ns
+        return [Comparison(p, p.value * 1.33 * (slow if p == first else 1), None) for p in given]
+
+    monkeypatch.setattr(calibrate, "compare", far)
+    found = fit(load("ib"), [Free("proxy_post", 100, 1000, (first.name, last.name), gain=True)], evaluations=20)
+    assert found["proxy_post"] == pytest.approx(200, rel=0.02)
 
 
 def test_the_offset_is_the_least_squares_one():

@@ -9,12 +9,14 @@ from rdmakit import World
 from rdmakit.emu.clock import COSTS, Clock
 from rdmakit.ep.wiring import Wiring
 from rdmakit.errors import BadArgument, BadState
-from rdmakit.model import load
+from rdmakit.model import load, puts
 from rdmakit.model import measure as measuring
 from rdmakit.model.cluster import clock_of, steer_by, world_of
 from rdmakit.model.measure import measure
 from rdmakit.model.plan import make_plan
+from rdmakit.model.runs import Run
 from rdmakit.model.steps import STEPS, step_of
+from rdmakit.model.tune import by_size, tuned
 from rdmakit.model.usage import read
 from rdmakit.model.workload import sized_for
 
@@ -217,3 +219,43 @@ def test_a_reading_is_of_all_ports():
     world = world_of(small())
     found = read(world)
     assert found.payload.shape == (4, 2, 2) and dataclasses.asdict(found)["doorbells"] == 0
+
+
+# ---- how large a put is
+def test_a_chunk_of_rows_is_one_put():
+    """Twice the rows a put, half the WRITEs; FP8 rows and BF16 rows alike."""
+    preset = small("ib")
+    for op in ("dispatch", "combine"):
+        work = sized_for(preset, "normal", op, tokens=256, channels=4)
+        few, many = (measure(preset, dataclasses.replace(work, chunk=n), STEPS[5]) for n in (16, 4))
+        assert (few.put_rows, many.put_rows) == (16, 4)
+        assert few.wqes < many.wqes / 2 and few.port_bytes.sum() == many.port_bytes.sum()
+
+
+@pytest.mark.parametrize("op", ["dispatch", "combine"])
+def test_each_step_has_puts_that_suit_it_unless_they_are_chosen(op):
+    preset = small("ib")
+    work = sized_for(preset, "normal", op, tokens=16, channels=2)
+    assert [work.at_step(s.number).chunk for s in STEPS] == list(puts.BEST[op][16])  # the nearest size known
+    assert measure(preset, work, STEPS[0]).put_rows == puts.BEST[op][16][0]
+    assert dataclasses.replace(work, chunk=2).at_step(0).chunk == 2
+    assert dataclasses.replace(work, slots=8).at_step(0).chunk == 4  # a ring holds two
+    with pytest.raises(BadArgument, match="no such operation"):
+        puts.rows_of_a_put("sideways", 16, 0)
+    with pytest.raises(BadArgument, match="no such operation"):
+        puts.rows_of_a_put("combine", 16, 6)
+
+
+def test_the_best_put_is_the_best_of_all_tried():
+    preset = small("ib")
+    work = sized_for(preset, "normal", "dispatch", tokens=96, channels=2)
+    runs = [Run(preset, work, step) for step in (STEPS[0], STEPS[5])]
+    tried = by_size(runs, jobs=1)
+    chosen = tuned(runs, jobs=1)
+    for run, found in zip(chosen, tried, strict=True):
+        assert list(found) == list(puts.SIZES) and run.work.chunk in found
+        assert found[run.work.chunk].logical_gbs == max(got.logical_gbs for got in found.values())
+    assert chosen[0].work.chunk > chosen[1].work.chunk  # a round trip behind each put
+    fixed = [dataclasses.replace(runs[0], work=dataclasses.replace(runs[0].work, chunk=2)),
+             Run(preset, sized_for(preset, "ll", "dispatch", tokens=8), STEPS[5])]  # fmt: skip
+    assert tuned(fixed, jobs=1) == fixed and by_size(fixed, jobs=1) == [{}, {}]
