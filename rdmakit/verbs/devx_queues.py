@@ -40,7 +40,7 @@ from rdmakit.verbs.devx_events import DevxEvents
 from rdmakit.verbs.devx_memory import Placed, QueuePlacement
 from rdmakit.verbs.mlx5_queues import arm
 from rdmakit.verbs.ports import flow_label_sport
-from rdmakit.verbs.provider import VerbsHca
+from rdmakit.verbs.provider import ETHERNET_HAS_NONE, NO_MIGRATION, VerbsHca
 from rdmakit.verbs.refusals import refused
 
 __all__ = ["DevxHca"]
@@ -202,12 +202,14 @@ class DevxHca(VerbsHca):
         port = int(values.get("port_num", self._qp_ports.get(qpn, 1)))
         if not 1 <= port <= len(self.device.ports):
             raise Refused(errno.EINVAL, f"no port {port}: {self.device.name} has {len(self.device.ports)}")
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"rates": self.capabilities["stat_rate_support"]}
+        self._check_migration(values)
         if before is QPState.INIT and values.get("qp_state") == QPState.RTR:
             values.setdefault("ah_port_num", port)
             values.setdefault("sgid_index", self._gid_index.get(port, 0))
             values.setdefault("traffic_class", self.traffic_class)
-            if "dgid" in values and self.device.ports[port - 1].link_layer == "Ethernet":
+            self._check_path_bits(port, values)
+            if "dgid" in values and self._is_ethernet(port):
                 pd = self._pds[self._pd_of[qpn]]
                 options["mac"] = pd.resolve(bytes(values["dgid"]), port, int(values["sgid_index"]))
                 label = int(values.get("flow_label", 0))
@@ -218,6 +220,18 @@ class DevxHca(VerbsHca):
         self._made["qp", qpn][0].modify(command)
         if "port_num" in values:
             self._qp_ports[qpn] = port
+
+    def _check_migration(self, values: dict[str, Any]) -> None:
+        """An alternate path's GID index unless named; Refused where a kernel refuses it, and where firmware has no APM."""
+        if "alt_ah_attr" in values:
+            port = int(values["alt_port_num"])
+            if not 1 <= port <= len(self.device.ports):
+                raise Refused(errno.EINVAL, f"no port {port}: {self.device.name} has {len(self.device.ports)}")
+            if self._is_ethernet(port):
+                raise Refused(errno.EINVAL, f"alt_port_num {port}: {ETHERNET_HAS_NONE}", NO_MIGRATION)
+            values["alt_ah_attr"] = {"sgid_index": self._gid_index.get(port, 0), **values["alt_ah_attr"]}
+        if ("alt_ah_attr" in values or values.get("path_mig_state")) and not self.capabilities["apm"]:
+            raise Refused(errno.EOPNOTSUPP, f"{self.device.name} migrates no paths (apm 0)", NO_MIGRATION)
 
     def query_qp(self, qpn: int) -> dict[str, Any]:
         """QUERY_QP by the names of ibv_query_qp, and `state`, `udp_source_port`, `physical_port` (0: down)."""

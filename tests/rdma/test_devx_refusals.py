@@ -56,7 +56,7 @@ def test_changes_of_state_that_cannot_be(devx_ends):
     near.modify("RTS", min_rnr_timer=9, qp_access_flags="local_write|remote_read")
     after = near.query()
     assert (after["min_rnr_timer"], after["qp_access_flags"]) == (9, 4)
-    with pytest.raises(BadArgument, match="no command from RTS to SQD"):
+    with pytest.raises(NotAvailable, match="no command from RTS to SQD"):
         near.modify("SQD")
     near.modify("RESET")
     near.modify("INIT", pkey_index=0, port_num=1, qp_access_flags=0)
