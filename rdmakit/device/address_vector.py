@@ -116,7 +116,8 @@ def plain_address(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]
         gid = values["dgid"]
         plain["dgid"] = gid_bytes(gid) if isinstance(gid, str) else bytes(gid)
         if len(plain["dgid"]) != 16:
-            raise BadArgument("not a GID", value=f"{prefix}dgid={gid!r}", rule="16 bytes", remedy="IPv6 notation, as text")
+            raise BadArgument("not a GID", value=f"{prefix}dgid={gid!r}", rule="16 bytes",
+                              remedy="IPv6 notation, as text")  # fmt: skip
     return plain
 
 
@@ -148,10 +149,12 @@ def plain_alternate(values: Mapping[str, Any]) -> dict[str, Any]:
     for name in address:
         if name not in _OF_ALTERNATE:
             raise BadArgument("unknown field of an address vector", value=f"alt_ah_attr.{name}",
-                              rule="one of " + ", ".join(_OF_ALTERNATE), remedy="name it as struct ibv_ah_attr does")  # fmt: skip
+                              rule="one of " + ", ".join(_OF_ALTERNATE),
+                              remedy="name it as struct ibv_ah_attr does")  # fmt: skip
     if not {"dgid", "dlid"} & set(address):
         raise BadArgument("an alternate path that leads nowhere", value=f"alt_ah_attr={dict(address)}",
-                          rule="dlid on InfiniBand, dgid across subnets", remedy="name the peer's other port")  # fmt: skip
+                          rule="dlid on InfiniBand, dgid across subnets",
+                          remedy="name the peer's other port")  # fmt: skip
     port = address.get("port_num", plain["alt_port_num"])
     within("alt_ah_attr.port_num", port, 8)
     if port != plain["alt_port_num"]:

@@ -162,11 +162,11 @@ class QP(Atomics):
     def modify(self, state: str | int, **attributes: Any) -> QP:
         """ibv_modify_qp: go to `state` with these attributes (names of struct ibv_qp_attr); returns itself.
 
-        Address vector: `dgid` (IPv6 notation), `dlid`, `flow_label`, `sgid_index`, `hop_limit`
-        (of RoCE, kernels take the route's), `traffic_class` (8 bits: 4 × DSCP), `sl`, `static_rate` (a `StaticRate`, its
-        name or number: "100_GBPS"), `src_path_bits`, `is_global` (by default whether there is a `dgid`). Alternate path:
-        `alt_ah_attr` (a dict of the same names, with `port_num`), `alt_port_num`, `alt_pkey_index`, `alt_timeout`, all of
-        them or none; `path_mig_state` (a `MigrationState`, its name or number). Access by names, MTU in bytes.
+        Address vector: `dgid` (IPv6 notation), `dlid`, `flow_label`, `sgid_index`, `hop_limit` (of RoCE, kernels take
+        the route's), `traffic_class` (8 bits: 4 × DSCP), `sl`, `static_rate` (a `StaticRate`, its name or number:
+        "100_GBPS"), `src_path_bits`, `is_global` (by default whether there is a `dgid`). Alternate path: `alt_ah_attr`
+        (a dict of the same names, with `port_num`), `alt_port_num`, `alt_pkey_index`, `alt_timeout`, all or none;
+        `path_mig_state` (a `MigrationState`, its name or number). Access by names, MTU in bytes.
         BadState for a transition that does not exist, BadArgument for missing or wrong attributes, NotAvailable for
         what the device has not (EOPNOTSUPP).
         """

@@ -111,7 +111,8 @@ QPC = PrmStructure("qpc", 232, f"{IFC}_qpc_bits", {
     "dbr_addr": (0x500, 64), "rq_type": (0x565, 3), "srqn_rmpn_xrqn": (0x568, 24), "hw_sq_wqebb_counter": (0x5A0, 16),
     "sw_sq_wqebb_counter": (0x5B0, 16), "hw_rq_counter": (0x5C0, 32), "sw_rq_counter": (0x5E0, 32),
     "cs_req": (0x630, 8), "cs_res": (0x638, 8), "dbr_umem_valid": (0x683, 1), "dbr_umem_id": (0x720, 32),
-}, parts={"primary_address_path": (0xC0, ADS), "secondary_address_path": (0x220, ADS)}, elsewhere={"ts_format": f"{KERNEL}_qpc_bits.ts_format"})  # fmt: skip
+}, parts={"primary_address_path": (0xC0, ADS), "secondary_address_path": (0x220, ADS)},
+    elsewhere={"ts_format": f"{KERNEL}_qpc_bits.ts_format"})  # fmt: skip
 
 CQC = PrmStructure("cqc", 64, f"{KERNEL}_cqc_bits", {
     "status": (0x0, 4), "dbr_umem_valid": (0x6, 1), "cqe_sz": (0x8, 3), "cc": (0xB, 1), "oi": (0xE, 1), "st": (0x14, 4),

@@ -55,8 +55,8 @@ _CHANGES: dict[tuple[int, int], tuple[CommandOp, tuple[str, ...], tuple[str, ...
     (QPState.SQE, QPState.RTS): (CommandOp.SQERR2RTS_QP, (), ("qp_access_flags", "min_rnr_timer")),
 }
 _ALWAYS = ("qp_state", "cur_qp_state")
-_ADDRESS = ("dgid", "dlid", "flow_label", "sgid_index", "ah_port_num", "hop_limit", "traffic_class", "sl", "static_rate",
-            "src_path_bits", "is_global")  # fmt: skip
+_ADDRESS = ("dgid", "dlid", "flow_label", "sgid_index", "ah_port_num", "hop_limit", "traffic_class", "sl",
+            "static_rate", "src_path_bits", "is_global")  # fmt: skip
 # ads.stat_rate of the rates that have a number of their own; of those up to 120 Gb/s it is enum ibv_rate and 5 (kernel
 # hw/mlx5/qp.c, ib_to_mlx5_rate_map). Four bits: others have none.
 _STAT_RATES = {
@@ -113,7 +113,7 @@ def stat_rate(rate: int, supported: int) -> int:
     code = _STAT_RATES.get(StaticRate(rate))
     if code == 0 or (code is not None and supported >> code & 1):
         return int(code)
-    there = [one.name.removeprefix("RATE_") for one, number in _STAT_RATES.items() if number and supported >> number & 1]
+    there = [one.name.removeprefix("RATE_") for one, bit in _STAT_RATES.items() if bit and supported >> bit & 1]
     raise Refused(errno.EOPNOTSUPP, f"static_rate {StaticRate(rate).name.removeprefix('RATE_')}: the device has "
                   f"{', '.join(there) or 'none'} (stat_rate_support {supported:#x})",
                   "one of these, or leave it out")  # fmt: skip
@@ -177,9 +177,9 @@ def change_state(qpn: int, before: QPState, values: dict[str, Any], *, mac: byte
                  lag_port: int = 0, rates: int = 0) -> bytes:  # fmt: skip
     """The command for ibv_modify_qp with these attributes (plain numbers, `dgid` 16 bytes), from state `before`.
 
-    `mac` and `sport` go into the path of a RoCE queue pair, `lag_port` into the context at INIT; `rates` is the device's
-    stat_rate_support. Refused (EINVAL) for a change that there is not, or with other attributes than it takes; EOPNOTSUPP
-    for one that has no command, and for a rate that the device has not.
+    `mac` and `sport` go into the path of a RoCE queue pair, `lag_port` into the context at INIT; `rates` is the
+    device's stat_rate_support. Refused (EINVAL) for a change that there is not, or with other attributes than it takes;
+    EOPNOTSUPP for one that has no command, and for a rate that the device has not.
     """
     target = QPState(values.get("qp_state", before))
     head = {"qpn": qpn}
@@ -208,7 +208,8 @@ def change_state(qpn: int, before: QPState, values: dict[str, Any], *, mac: byte
         }  # fmt: skip
     elif opcode is CommandOp.INIT2RTR_QP:
         fields |= {
-            **_below(_PATH, _path(values, int(values.get("ah_port_num", 1)), mac, sport, rates)), "qpc.mtu": int(values["path_mtu"]), "qpc.log_msg_max": _LOG_MSG_MAX,
+            **_below(_PATH, _path(values, int(values.get("ah_port_num", 1)), mac, sport, rates)),
+            "qpc.mtu": int(values["path_mtu"]), "qpc.log_msg_max": _LOG_MSG_MAX,
             "qpc.remote_qpn": int(values["dest_qp_num"]), "qpc.next_rcv_psn": int(values["rq_psn"]),
             "qpc.log_rra_max": max(0, int(values["max_dest_rd_atomic"]) - 1).bit_length(),
         }  # fmt: skip
@@ -247,7 +248,8 @@ def attributes_of(answer: bytes) -> dict[str, Any]:
     """What ibv_query_qp would say, of an answer to QUERY_QP, by the names that `ibv_modify_qp` takes."""
     qpc = QUERY_QP_OUT.unpack(answer)
     path, alternate = (
-        {name[len(at) :]: value for name, value in qpc.items() if name.startswith(at)} for at in (_PATH, _ALTERNATE_PATH)
+        {name[len(at) :]: value for name, value in qpc.items() if name.startswith(at)}
+        for at in (_PATH, _ALTERNATE_PATH)
     )
     state = int(device_state(answer))
     access = qpc["qpc.rwe"] * _WRITE | qpc["qpc.rre"] * _READ | qpc["qpc.rae"] * _ATOMIC

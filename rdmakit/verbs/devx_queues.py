@@ -222,7 +222,7 @@ class DevxHca(VerbsHca):
             self._qp_ports[qpn] = port
 
     def _check_migration(self, values: dict[str, Any]) -> None:
-        """An alternate path's GID index unless named; Refused where a kernel refuses it, and where firmware has no APM."""
+        """An alternate path's GID index unless named; Refused where kernels refuse it, or firmware has no APM."""
         if "alt_ah_attr" in values:
             port = int(values["alt_port_num"])
             if not 1 <= port <= len(self.device.ports):

@@ -49,7 +49,9 @@ _ALIGNMENT = 128
 _ADDRESS_VECTOR = 1 << 7
 ETHERNET_HAS_NONE = "kernels have no alternate paths between Ethernet ports (core/verbs.c _ib_modify_qp)"
 _NO_APM = "devices without IBV_DEVICE_AUTO_PATH_MIG have no alternate paths, and a port must be one of the device's"
-NO_MIGRATION = "leave the alternate path out, path_mig_state MIGRATED: a queue pair for each port, or a bond, stands in for it"
+NO_MIGRATION = (
+    "leave the alternate path out, path_mig_state MIGRATED: a queue pair for each port, or a bond, stands in for it"
+)
 _ERR, _RESET = 6, 0
 
 

@@ -1,5 +1,5 @@
-"""Alternate paths, migration states, static rates and path bits on real devices: what kernels take, keep and refuse, and
-that rdma-core's own Python is told the same.
+"""Alternate paths, migration states, static rates and path bits on real devices: what kernels take, keep and refuse,
+and that rdma-core's own Python is told the same.
 
 Between Ethernet ports kernels have no alternate paths (core/verbs.c _ib_modify_qp: EINVAL, of mlx5 as of soft-RoCE).
 """
@@ -39,7 +39,8 @@ def alternate(far, **address):
 
 
 def bytes_arrive(near, far, rng):
-    source, target = near.pd.register(rng.integers(0, 256, 700, np.uint8)), far.pd.register(np.full(700, 0xA5, np.uint8))
+    source = near.pd.register(rng.integers(0, 256, 700, np.uint8))
+    target = far.pd.register(np.full(700, 0xA5, np.uint8))
     near.post_write(source, target.remote())
     near.send_cq.wait()
     return np.array_equal(source.bytes, target.bytes)
@@ -55,7 +56,7 @@ def test_an_alternate_path_is_refused_and_changes_nothing(ends, rng):
     with pytest.raises(BadArgument, match="no alternate paths between Ethernet ports") as caught:
         near.modify("RTS", **alternate(far, sl=2))
     assert "queue pair for each port" in caught.value.remedy
-    with pytest.raises(BadArgument, match="port must be one of the device's|no port 9"):
+    with pytest.raises(BadArgument, match=r"port must be one of the device's|no port 9"):
         near.modify("RTS", **{**alternate(far), "alt_port_num": 9})
     assert near.query() == before and before["alt_port_num"] == before["alt_timeout"] == 0
     assert not any(before["alt_ah_attr"]["dgid"]), before["alt_ah_attr"]
@@ -76,7 +77,7 @@ def test_migration_states(ends, mlx5, rng):
 
 
 def test_a_static_rate(ends, mlx5, rng):
-    """mlx5 keeps the next slower one that it has, soft-RoCE none. Commands of ours are refused what a device has not."""
+    """mlx5 keeps the next slower one that it has, soft-RoCE none. By command there is what a device has, or nothing."""
     near, far = ends
     near.modify("RESET")
     known = near.context.device.name in mlx5
@@ -150,7 +151,8 @@ def test_the_kernel_says_the_same_to_pyverbs(devices, spelled, pyverbs, kind):
             assert found["alt_ah_attr"][name] == getattr(kept.alt_ah_attr, name), name
 
         attributes = QPAttr(port_num=1)
-        attributes.alt_ah_attr, attributes.alt_port_num, attributes.alt_timeout = AHAttr(gr=way, is_global=1, port_num=1), 1, 14
+        attributes.alt_ah_attr = AHAttr(gr=way, is_global=1, port_num=1)
+        attributes.alt_port_num, attributes.alt_timeout = 1, 14
         with pytest.raises(PyverbsRDMAError) as caught:
             peer.modify(attributes, e.IBV_QP_ALT_PATH)
         assert caught.value.error_code == errno.EINVAL

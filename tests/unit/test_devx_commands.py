@@ -92,7 +92,8 @@ def test_init_to_rtr_over_ethernet(most, log):
 
 
 def test_init_to_rtr_over_infiniband():
-    values = {name: value for name, value in RTR.items() if name not in ("dgid", "sgid_index", "flow_label", "is_global")}
+    without = ("dgid", "sgid_index", "flow_label", "is_global")
+    values = {name: value for name, value in RTR.items() if name not in without}
     made = devx_commands.change_state(QPN, QPState.INIT, {**values, "dlid": 0x77})
     assert made == changed(table.INIT2RTR, {
         (QPC + 0x40, 3): 4, (QPC + 0x43, 5): 30, (QPC + 0xA8, 24): 0xABCDEF, (QPC + 0x4A8, 24): 0x123456,
@@ -113,8 +114,8 @@ def test_rtr_to_rts_and_what_may_change_there():
 
 
 ALTERNATE = {
-    "alt_ah_attr": {"dlid": 0x99, "sl": 6, "src_path_bits": 0x15, "port_num": 2}, "alt_pkey_index": 5, "alt_port_num": 2,
-    "alt_timeout": 17,
+    "alt_ah_attr": {"dlid": 0x99, "sl": 6, "src_path_bits": 0x15, "port_num": 2}, "alt_pkey_index": 5,
+    "alt_port_num": 2, "alt_timeout": 17,
 }  # fmt: skip
 ALT_PATH = QPC + 0x220
 
@@ -136,7 +137,8 @@ def test_an_alternate_path_and_its_migration_state():
         made = devx_commands.change_state(QPN, QPState.RTS, {"qp_state": 3, "path_mig_state": state})
         assert made == changed(table.RTS2RTS, {(0x80, 32): 1 << 10}, code)
         assert devx_commands.attributes_of(QUERY_QP_OUT.pack({"qpc.pm_state": code}))["path_mig_state"] == state
-    across = {**ALTERNATE["alt_ah_attr"], "dgid": bytes(range(16)), "sgid_index": 3, "hop_limit": 9, "flow_label": 0xABCDE}
+    across = {**ALTERNATE["alt_ah_attr"], "dgid": bytes(range(16)), "sgid_index": 3, "hop_limit": 9,
+              "flow_label": 0xABCDE}  # fmt: skip
     made = devx_commands.change_state(QPN, QPState.INIT, {**RTR, "dlid": 7, **ALTERNATE, "alt_ah_attr": across})
     said = devx_commands.attributes_of(made)  # the context lies at the same bits in commands and answers
     assert table.field(made, 0x80, 32) == 1
@@ -145,20 +147,20 @@ def test_an_alternate_path_and_its_migration_state():
 
 
 # ads.stat_rate: kernel hw/mlx5/qp.c, ib_to_mlx5_rate_map.
-RATES = {"56": 1, "25": 2, "100": 3, "200": 4, "50": 5, "400": 6, "2_5": 7, "10": 8, "30": 9, "5": 10, "20": 11, "40": 12,
-         "60": 13, "80": 14, "120": 15}  # fmt: skip
+RATES = {"56": 1, "25": 2, "100": 3, "200": 4, "50": 5, "400": 6, "2_5": 7, "10": 8, "30": 9, "5": 10, "20": 11,
+         "40": 12, "60": 13, "80": 14, "120": 15}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", RATES)
 def test_a_static_rate_that_the_device_has(name):
     rate, code = StaticRate[f"RATE_{name}_GBPS"], RATES[name]
     for values, mac in ((RTR, MAC), ({**RTR, "dlid": 7}, None)):
-        made = devx_commands.change_state(QPN, QPState.INIT, {**values, "static_rate": int(rate)}, mac=mac, rates=1 << code)
+        asked = {**values, "static_rate": int(rate)}
+        made = devx_commands.change_state(QPN, QPState.INIT, asked, mac=mac, rates=1 << code)
         assert table.field(made, PATH + 0x54, 4) == code
         assert devx_commands.attributes_of(made)["static_rate"] == rate
         with pytest.raises(Refused, match=f"static_rate {name}_GBPS: the device has ") as refused:
-            devx_commands.change_state(QPN, QPState.INIT, {**values, "static_rate": int(rate)}, mac=mac,
-                                       rates=0xFFFE & ~(1 << code))  # fmt: skip
+            devx_commands.change_state(QPN, QPState.INIT, asked, mac=mac, rates=0xFFFE & ~(1 << code))
         assert refused.value.code == errno.EOPNOTSUPP
 
 

@@ -44,7 +44,8 @@ STRUCTS = {
     ("QpCap", "ibv_qp_cap", True): "max_send_wr max_recv_wr max_send_sge max_recv_sge max_inline_data",
     ("QpAttr", "ibv_qp_attr", True): "qp_state cur_qp_state path_mtu path_mig_state qkey rq_psn sq_psn dest_qp_num "
     "qp_access_flags cap ah_attr alt_ah_attr pkey_index en_sqd_async_notify sq_draining max_rd_atomic "
-    "max_dest_rd_atomic min_rnr_timer port_num timeout retry_cnt rnr_retry alt_pkey_index alt_port_num alt_timeout rate_limit",
+    "max_dest_rd_atomic min_rnr_timer port_num timeout retry_cnt rnr_retry alt_pkey_index alt_port_num "
+    "alt_timeout rate_limit",
     ("QpInitAttr", "ibv_qp_init_attr", True): "send_cq recv_cq srq cap qp_type sq_sig_all",
     (
         "QpInitAttrEx",

@@ -1,7 +1,7 @@
 """Alternate paths and static rates on their way through the bindings, both ways, as the distribution's header has them.
 
-No device here takes an alternate path. So a library stands in front of libibverbs that does: compiled from the header, it
-notes what ibv_modify_qp is given, keeps it from the emulated ConnectX (InfiniBand ports), and gives it back in
+No device here takes an alternate path. So a library stands in front of libibverbs that does: compiled from the header,
+it notes what ibv_modify_qp is given, keeps it from the emulated ConnectX (InfiniBand ports), and gives it back in
 ibv_query_qp.
 """
 
@@ -71,7 +71,8 @@ extern "C" int ibv_modify_qp(ibv_qp* qp, ibv_qp_attr* attr, int mask) {
         std::FILE* to = std::fopen(std::getenv("SHIM_NOTES"), "a");
         std::fprintf(to, "{\"mask\": %d, ", mask);
         note(to, mask & IBV_QP_AV ? "ah_attr" : "alt_ah_attr", mask & IBV_QP_AV ? attr->ah_attr : attr->alt_ah_attr);
-        std::fprintf(to, ", \"alt_pkey_index\": %u, \"alt_port_num\": %u, \"alt_timeout\": %u, \"path_mig_state\": %d}\n",
+        std::fprintf(to,
+                     ", \"alt_pkey_index\": %u, \"alt_port_num\": %u, \"alt_timeout\": %u, \"path_mig_state\": %d}\n",
                      attr->alt_pkey_index, attr->alt_port_num, attr->alt_timeout, attr->path_mig_state);
         std::fclose(to);
     }
@@ -114,7 +115,8 @@ def shim(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shim")
     source, library = folder / "shim.cpp", folder / "shim.so"
     source.write_text(SHIM)
-    subprocess.run(["g++", "-std=c++17", "-shared", "-fPIC", "-o", library, source, "-Wl,--no-as-needed", "-libverbs", "-ldl"], check=True)
+    linked = ("-Wl,--no-as-needed", "-libverbs", "-ldl")  # what it does not define itself is libibverbs's
+    subprocess.run(["g++", "-std=c++17", "-shared", "-fPIC", "-o", library, source, *linked], check=True)
     return library
 
 
@@ -126,7 +128,8 @@ def test_every_field_arrives_and_comes_back(kind, shim, tmp_path, rng):
     route = {"sl": some(4), "src_path_bits": some(7), "static_rate": "IBV_RATE_100_GBPS"}
     address = {
         "dgid": f"fe80::{some(16):x}:{some(16):x}", "dlid": some(16), "flow_label": some(20), "sgid_index": some(8),
-        "hop_limit": some(8), "traffic_class": some(8), "sl": some(4), "static_rate": "25_GBPS", "src_path_bits": some(7),
+        "hop_limit": some(8), "traffic_class": some(8), "sl": some(4), "static_rate": "25_GBPS",
+        "src_path_bits": some(7),
     }  # fmt: skip
     alternate = {"alt_ah_attr": address, "alt_pkey_index": some(16), "alt_port_num": some(8), "alt_timeout": some(5)}
     notes = tmp_path / "notes"
@@ -134,13 +137,14 @@ def test_every_field_arrives_and_comes_back(kind, shim, tmp_path, rng):
         for layer in Path(environment["SYSFS_PATH"]).glob("class/infiniband/*/ports/*/link_layer"):
             layer.write_text("InfiniBand\n")
         done = subprocess.run(
-            [sys.executable, "-c", PROGRAM, kind, json.dumps(route), json.dumps(alternate)], text=True, capture_output=True,
-            timeout=120, env={**environment, "PYTHONPATH": str(ROOT), "RDMAKIT_LIBIBVERBS": str(shim),
+            [sys.executable, "-c", PROGRAM, kind, json.dumps(route), json.dumps(alternate)], text=True, timeout=120,
+            capture_output=True, env={**environment, "PYTHONPATH": str(ROOT), "RDMAKIT_LIBIBVERBS": str(shim),
                               "SHIM_NOTES": str(notes)},
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
     seen = [json.loads(line) for line in notes.read_text().splitlines()]
-    expected = {**address, "dgid": ipaddress.IPv6Address(address["dgid"]).packed.hex(), "static_rate": 15, "is_global": 1,
+    gid = ipaddress.IPv6Address(address["dgid"]).packed.hex()
+    expected = {**address, "dgid": gid, "static_rate": 15, "is_global": 1,
                 "port_num": alternate["alt_port_num"]}  # fmt: skip
 
     first = next(note for note in seen if "ah_attr" in note and note["ah_attr"]["static_rate"])
