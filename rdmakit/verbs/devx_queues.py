@@ -35,7 +35,8 @@ from rdmakit.layout.prm_commands import (
     CommandOp,
 )
 from rdmakit.verbs import devx_commands
-from rdmakit.verbs._verbs import Context, DevxObject, Uar, devx_command, event_queue_number
+from rdmakit.verbs._verbs import Context, DevxObject, DirectCq, DirectQp, Uar, devx_command, event_queue_number
+from rdmakit.verbs.devx_direct import DirectQueues
 from rdmakit.verbs.devx_events import DevxEvents
 from rdmakit.verbs.devx_memory import Placed, QueuePlacement
 from rdmakit.verbs.mlx5_queues import arm
@@ -75,6 +76,7 @@ class DevxHca(VerbsHca):
         self._pd_numbers: dict[int, int] = {}
         self._made: dict[tuple[str, int], tuple[DevxObject, Placed]] = {}
         self._pd_of: dict[int, int] = {}
+        self._direct = DirectQueues()
         self._looked: dict[int, tuple[float, bool]] = {}
         self._next_lag_port = 1
 
@@ -130,10 +132,12 @@ class DevxHca(VerbsHca):
             log_entries, cqe_bytes, collapsed, overrun_ignore, ring=placed.ring_umem, record=placed.record_umem,
             record_offset=placed.record_offset, uar=int(self.uar.page_id), eqn=self._eqn,
         )  # fmt: skip
-        return CqQueue(self._create("cq", command, placed, ()), placed.ring, placed.dbrec)
+        queue = CqQueue(self._create("cq", command, placed, ()), placed.ring, placed.dbrec)
+        return self._direct.note_cq(queue, cqe_bytes, collapsed)
 
     def destroy_cq(self, cqn: int) -> None:
         self._destroy("cq", cqn)
+        self._direct.forget_cq(cqn)
         self._looked.pop(cqn, None)
         self._events.forget(cqn)
 
@@ -179,10 +183,16 @@ class DevxHca(VerbsHca):
         qpn = self._create("qp", command, placed, (self._pds[request.pd], *cqs))
         self._pd_of[qpn] = request.pd
         rq = placed.ring[:rq_bytes] if stride else None
-        return QpQueues(qpn, placed.ring[rq_bytes:], rq, stride, placed.dbrec, int(self.uar.doorbell))
+        queues = QpQueues(qpn, placed.ring[rq_bytes:], rq, stride, placed.dbrec, int(self.uar.doorbell))
+        return self._direct.note_qp(request, queues)
+
+    def batches(self, qpn: int, cqn: int) -> tuple[DirectQp, DirectCq]:
+        del cqn  # that of its sends
+        return self._direct.of(qpn, self._made)
 
     def destroy_qp(self, qpn: int) -> None:
         self._destroy("qp", qpn)
+        self._direct.forget_qp(qpn)
         for known in (self._pd_of, self._qp_ports):
             known.pop(qpn, None)
 
@@ -218,6 +228,8 @@ class DevxHca(VerbsHca):
             options["lag_port"] = self._assign_lag_port()
         command = devx_commands.change_state(qpn, before, values, **options)
         self._made["qp", qpn][0].modify(command)
+        if values.get("qp_state") == QPState.RESET:
+            self._direct.reset_qp(qpn)
         if "port_num" in values:
             self._qp_ports[qpn] = port
 

@@ -18,7 +18,7 @@ from rdmakit.device import AsyncEvent, Device
 from rdmakit.device.provider import Bytes, CqQueue, QpQueues, QpRequest, Refused
 from rdmakit.errors import BadArgument
 from rdmakit.verbs import sysfs
-from rdmakit.verbs._verbs import Channel, Context, Cq, Mr, Pd, Qp
+from rdmakit.verbs._verbs import Channel, Context, Cq, DirectCq, DirectQp, Mr, Pd, Qp
 from rdmakit.verbs.ports import PORT_ACTIVE, describe_port, flow_label_sport
 
 __all__ = ["ETHERNET_HAS_NONE", "EVENT_NAMES", "NO_MIGRATION", "Reach", "VerbsHca", "aligned"]
@@ -172,6 +172,11 @@ class VerbsHca(ABC):
         self._qps[qpn].close()
         for known in (self._qps, self._sports, self._qp_ports):
             known.pop(qpn, None)
+
+    def batches(self, qpn: int, cqn: int) -> tuple[Qp | DirectQp, Cq | DirectCq]:
+        """What posts and polls arrays of `SEND_WR` and `WC` on this queue pair and its send CQ. Refused (EOPNOTSUPP)
+        where nothing of this process can."""
+        return self._qps[qpn], self._cqs[cqn]
 
     @abstractmethod
     def cq_is_dead(self, cqn: int) -> bool: ...
