@@ -187,7 +187,7 @@ def direct_cq(DevxObject made not None, uint32_t cqn, ring not None, dbrec not N
 
 def direct_qp(DevxObject made not None, uint32_t qpn, sq not None, rq, uint32_t rq_stride, dbrec not None,
               uintptr_t doorbell, DirectCq send_cq not None, DirectCq recv_cq=None, uint32_t max_inline=0):
-    """A `DirectQp` of a queue pair that a command made: rings (`rq` None: it has none), record and the doorbell's address
+    """A `DirectQp` of a queue pair that a command made: rings (`rq` None: it has none), record and doorbell address
     in this process. Before anything is posted; BadState later."""
     cdef DirectQp found = DirectQp.__new__(DirectQp)
     cdef Mlx5View rings
