@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from rdmakit.connect import ConnectedMesh, Joined
+from rdmakit.device.lifetime import typed_refusal
 from rdmakit.errors import BadArgument
 from rdmakit.verbs.batch import SEND_WR, WC
 
@@ -123,16 +124,16 @@ def payload(load: Load, seed: int, phase: int, lane: int) -> np.ndarray[Any, Any
 
 
 def raw(joined: Joined) -> tuple[Any, Any]:
-    """The verbs objects behind a queue pair and its send CQ, which take batches. BadArgument where there are none."""
+    """What takes batches for a queue pair, and polls its send CQ. BadArgument where nothing does, NotAvailable for
+    queues that the CPU does not reach."""
     provider: Any = joined.path.context._provider
-    if not hasattr(provider, "_qps") or not hasattr(provider, "_cqs"):
+    if not hasattr(provider, "batches"):
         raise BadArgument("no device of libibverbs's", value=joined.path.context.device.name,
-                          rule="batches are posted by ibv_post_send",
+                          rule="batches are posted by ibv_post_send, or written into rings of an mlx5 device",
                           remedy="rdmakit connectx -- …, rdmakit lab --host each -- …, or a real NIC")  # fmt: skip
-    if joined.qp.qpn not in provider._qps:
-        raise BadArgument("queues made by command take no batches", value=joined.path.context.device.spec,
-                          rule="batches are posted by ibv_post_send", remedy="leave queues=devx out")  # fmt: skip
-    return provider._qps[joined.qp.qpn], provider._cqs[joined.qp.send_cq.cqn]
+    with typed_refusal("posting batches", device=joined.path.context.device.spec):
+        qp, cq = provider.batches(joined.qp.qpn, joined.qp.send_cq.cqn)
+    return qp, cq
 
 
 def lanes_of(mesh: ConnectedMesh, peer: int, load: Load, memory: Any, lkey: Any, theirs: dict[str, Any]) -> list[Lane]:

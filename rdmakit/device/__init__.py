@@ -5,6 +5,7 @@ them.
 """
 
 from rdmakit.device.access import ALL_ACCESS
+from rdmakit.device.address_vector import MigrationState, StaticRate
 from rdmakit.device.completion import Completion, Completions
 from rdmakit.device.context import Context, Port
 from rdmakit.device.cq import CQ
@@ -50,6 +51,7 @@ __all__ = [
     "Endpoint",
     "GpuMR",
     "MemorySlice",
+    "MigrationState",
     "Port",
     "PortInfo",
     "Provider",
@@ -57,6 +59,7 @@ __all__ = [
     "Refused",
     "RemoteMemory",
     "Report",
+    "StaticRate",
     "backends",
     "connected_pair",
     "device_strings",

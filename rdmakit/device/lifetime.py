@@ -23,7 +23,7 @@ from rdmakit.errors import BadArgument, BadState, DeviceFault, NotAvailable, Obj
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Box", "Resource", "typed_refusal"]
+__all__ = ["Box", "Resource", "error_of", "typed_refusal"]
 
 _serials = itertools.count()
 
@@ -38,6 +38,15 @@ _BY_ERRNO: dict[int, type[RdmakitError]] = {
     errno.ENODEV: DeviceFault,
     errno.EIO: DeviceFault,
 }
+
+
+def error_of(code: int) -> type[RdmakitError]:
+    """The kind of error that a refusal with this errno becomes.
+
+    >>> error_of(errno.EOPNOTSUPP).__name__, error_of(errno.EINVAL).__name__
+    ('NotAvailable', 'BadArgument')
+    """
+    return _BY_ERRNO.get(code, BadArgument)
 
 
 class typed_refusal:
@@ -65,7 +74,7 @@ class typed_refusal:
         # Python knows 95 as ENOTSUP; man pages and kernels say EOPNOTSUPP.
         known = {**errno.errorcode, errno.EOPNOTSUPP: "EOPNOTSUPP"}
         name = known.get(refused.code, str(refused.code))
-        typed = _BY_ERRNO.get(refused.code, BadArgument)
+        typed = error_of(refused.code)
         raise typed(f"{self._what} was refused with {name}", rule=refused.message or None,
                     remedy=refused.remedy or self._remedy, **{**self._facts, **refused.facts}) from None
 

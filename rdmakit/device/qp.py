@@ -16,7 +16,7 @@ from rdmakit.device.access import ALL_ACCESS, AccessLike
 from rdmakit.device.atomics import Atomics
 from rdmakit.device.endpoint import Endpoint
 from rdmakit.device.handle import DIALECTS, LAYOUT_VERSION, QP_HANDLE, DeviceHandle, fields_of
-from rdmakit.device.lifetime import typed_refusal
+from rdmakit.device.lifetime import error_of, typed_refusal
 from rdmakit.device.notebook import drawing
 from rdmakit.device.provider import QpRequest, Refused
 from rdmakit.device.qp_attributes import (
@@ -151,7 +151,10 @@ class QP(Atomics):
             self._state = state
 
     def query(self) -> dict[str, Any]:
-        """Everything the device knows of it (ibv_query_qp and the device's own counters)."""
+        """Everything the device knows of it (ibv_query_qp and the device's own counters), by the names of `modify`.
+
+        Of an alternate path real devices tell (`alt_ah_attr` is a dict); emulated ones take none.
+        """
         self._require_open()
         with typed_refusal("querying the QP", qpn=hex(self.qpn)):
             return self.context._provider.query_qp(self.qpn)
@@ -159,9 +162,13 @@ class QP(Atomics):
     def modify(self, state: str | int, **attributes: Any) -> QP:
         """ibv_modify_qp: go to `state` with these attributes (names of struct ibv_qp_attr); returns itself.
 
-        Address vector: `dgid` (IPv6 notation), `dlid`, `flow_label`, `sgid_index`, `hop_limit`
-        (of RoCE, kernels take the route's), `traffic_class` (8 bits: 4 × DSCP), `sl`. Access by names, MTU in bytes.
-        BadState for a transition that does not exist, BadArgument for missing or wrong attributes.
+        Address vector: `dgid` (IPv6 notation), `dlid`, `flow_label`, `sgid_index`, `hop_limit` (of RoCE, kernels take
+        the route's), `traffic_class` (8 bits: 4 × DSCP), `sl`, `static_rate` (a `StaticRate`, its name or number:
+        "100_GBPS"), `src_path_bits`, `is_global` (by default whether there is a `dgid`). Alternate path: `alt_ah_attr`
+        (a dict of the same names, with `port_num`), `alt_port_num`, `alt_pkey_index`, `alt_timeout`, all or none;
+        `path_mig_state` (a `MigrationState`, its name or number). Access by names, MTU in bytes.
+        BadState for a transition that does not exist, BadArgument for missing or wrong attributes, NotAvailable for
+        what the device has not (EOPNOTSUPP).
         """
         self._require_open()
         target = state_of(state)
@@ -175,7 +182,7 @@ class QP(Atomics):
         except Refused as refused:
             before = self.state  # which a refusal leaves
             allowed, possible = transition(before, target)
-            kind = BadArgument if allowed else BadState
+            kind = error_of(refused.code) if allowed else BadState
             what = "attributes of that transition are wrong" if allowed else "there is no such transition"
             raise kind(
                 f"{self._name()} cannot go from {before.name} to {target.name}",

@@ -1,6 +1,6 @@
 """Names, bits and defaults of ibv_modify_qp: states, attributes, which change of state needs which.
 
-Leans on errors and access. Sources: `man ibv_modify_qp`, rdma-core `libibverbs/verbs.h` (enum
+Leans on errors, access and address_vector. Sources: `man ibv_modify_qp`, rdma-core `libibverbs/verbs.h` (enum
 ibv_qp_attr_mask), InfiniBand Architecture Specification vol. 1, 10.3.1.
 """
 
@@ -9,10 +9,14 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Any
 
-import numpy as np
-
 from rdmakit.device.access import access_flags
-from rdmakit.device.endpoint import gid_bytes
+from rdmakit.device.address_vector import (
+    ALTERNATE,
+    migration_state,
+    plain_address,
+    plain_alternate,
+    within,
+)
 from rdmakit.errors import BadArgument
 
 __all__ = [
@@ -55,6 +59,9 @@ _BITS = {
     "hop_limit": 1 << 7,
     "traffic_class": 1 << 7,
     "sl": 1 << 7,
+    "static_rate": 1 << 7,
+    "src_path_bits": 1 << 7,
+    "is_global": 1 << 7,
     "ah_port_num": 1 << 7,
     "path_mtu": 1 << 8,
     "timeout": 1 << 9,
@@ -62,6 +69,7 @@ _BITS = {
     "rnr_retry": 1 << 11,
     "rq_psn": 1 << 12,
     "max_rd_atomic": 1 << 13,
+    **dict.fromkeys(ALTERNATE, 1 << 14),
     "min_rnr_timer": 1 << 15,
     "sq_psn": 1 << 16,
     "max_dest_rd_atomic": 1 << 17,
@@ -72,10 +80,9 @@ _BITS = {
 _STATE_BIT = 1 << 0
 # How wide each is in the packets and in the device; whoever stores it in less says so.
 _WIDTHS = {
-    "pkey_index": 16, "port_num": 8, "qkey": 32, "dlid": 16, "flow_label": 20, "sgid_index": 8, "hop_limit": 8,
-    "traffic_class": 8, "sl": 4, "ah_port_num": 8, "timeout": 5, "retry_cnt": 3, "rnr_retry": 3, "rq_psn": 24,
-    "max_rd_atomic": 8, "min_rnr_timer": 5, "sq_psn": 24, "max_dest_rd_atomic": 8, "path_mig_state": 2,
-    "dest_qp_num": 24, "rate_limit": 32, "en_sqd_async_notify": 1,
+    "pkey_index": 16, "port_num": 8, "qkey": 32, "ah_port_num": 8, "timeout": 5, "retry_cnt": 3, "rnr_retry": 3,
+    "rq_psn": 24, "max_rd_atomic": 8, "min_rnr_timer": 5, "sq_psn": 24, "max_dest_rd_atomic": 8, "dest_qp_num": 24,
+    "rate_limit": 32, "en_sqd_async_notify": 1,
 }  # fmt: skip
 _MTU_CODES = {256: 1, 512: 2, 1024: 3, 2048: 4, 4096: 5}
 
@@ -92,7 +99,7 @@ CONNECT_DEFAULTS: dict[str, int] = {
 }
 
 # What `QP.connect` may be told of the way to the peer; and what it takes by a name of its own.
-ROUTE = ("flow_label", "sgid_index", "hop_limit", "traffic_class", "sl")
+ROUTE = ("flow_label", "sgid_index", "hop_limit", "traffic_class", "sl", "static_rate", "src_path_bits")
 _CONNECT = {*CONNECT_DEFAULTS, *ROUTE, "rq_psn", "sq_psn"}
 _CONNECT_CALLS_IT = {"path_mtu": "mtu", "port_num": "port", "qp_access_flags": "access", "dgid": "remote",
                      "dlid": "remote", "dest_qp_num": "remote"}  # fmt: skip
@@ -174,20 +181,19 @@ def check_connect(attributes: dict[str, Any]) -> None:
 
 
 def plain_attributes(attributes: dict[str, Any]) -> dict[str, Any]:
-    """Attributes as numbers and bytes: access by names, GIDs as text, MTU in bytes, states by name.
+    """Attributes as numbers and bytes: access by names, GIDs as text, MTU in bytes, states and rates by name.
 
-    BadArgument for a number that its field cannot hold.
+    BadArgument for a number that its field cannot hold, and for half an alternate path.
     """
     plain = dict(attributes)
     for name in _WIDTHS.keys() & plain.keys():
-        value, bits = plain[name], _WIDTHS[name]
-        if not isinstance(value, (int, np.integer)) or not 0 <= value < 1 << bits:
-            raise BadArgument("not a value of that QP attribute", value=f"{name}={value!r}", rule=f"{bits} bits",
-                              remedy=f"a number of 0 … {(1 << bits) - 1}")  # fmt: skip
+        within(name, plain[name], _WIDTHS[name])
+    plain.update(plain_address(attributes))
+    plain.update(plain_alternate(attributes))
+    if "path_mig_state" in plain:
+        plain["path_mig_state"] = int(migration_state(plain["path_mig_state"]))
     if "qp_access_flags" in plain:
         plain["qp_access_flags"] = int(access_flags(plain["qp_access_flags"]))
-    if isinstance(plain.get("dgid"), str):
-        plain["dgid"] = gid_bytes(plain["dgid"])
     if "path_mtu" in plain and plain["path_mtu"] not in _MTU_CODES.values():
         plain["path_mtu"] = mtu_code(plain["path_mtu"])
     if "cur_qp_state" in plain:

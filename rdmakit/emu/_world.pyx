@@ -95,7 +95,7 @@ cdef extern from "run/world.hpp" namespace "rdmakit::emu" nogil:
         u32* dbrec
     cdef cppclass AddressVector:
         Gid dgid
-        u32 dlid, flow_label, sgid_index, hop_limit, traffic_class, sl
+        u32 dlid, flow_label, sgid_index, hop_limit, traffic_class, sl, static_rate, src_path_bits
         cbool is_global
         u32 port_num
     cdef cppclass QpModify:
@@ -103,7 +103,7 @@ cdef extern from "run/world.hpp" namespace "rdmakit::emu" nogil:
         u32 path_mtu, qp_access_flags, pkey_index, port_num
         AddressVector ah
         u32 dest_qp_num, rq_psn, sq_psn, max_rd_atomic, max_dest_rd_atomic
-        u32 min_rnr_timer, timeout, retry_cnt, rnr_retry
+        u32 min_rnr_timer, timeout, retry_cnt, rnr_retry, path_mig_state
         cbool en_sqd_async_notify
     cdef cppclass QpCounters:
         u64 doorbells, doorbells_ignored, send_wqes, send_bbs, receive_wqes, cqes, errors, flushed
@@ -568,15 +568,18 @@ cdef class World:
         m.retry_cnt = a.get("retry_cnt", 7)
         m.rnr_retry = a.get("rnr_retry", 7)
         m.en_sqd_async_notify = a.get("en_sqd_async_notify", False)
+        m.path_mig_state = a.get("path_mig_state", 0)
         if "dgid" in a:
             m.ah.dgid = to_gid(a["dgid"])
-            m.ah.is_global = True
+        m.ah.is_global = bool(a.get("is_global", "dgid" in a))
         m.ah.dlid = a.get("dlid", 0)
         m.ah.flow_label = a.get("flow_label", 0)
         m.ah.sgid_index = a.get("sgid_index", 0)
         m.ah.hop_limit = a.get("hop_limit", 64)
         m.ah.traffic_class = a.get("traffic_class", 0)
         m.ah.sl = a.get("sl", 0)
+        m.ah.static_rate = a.get("static_rate", 0)
+        m.ah.src_path_bits = a.get("src_path_bits", 0)
         m.ah.port_num = a.get("ah_port_num", a.get("port_num", 1))
         accept(self.at(h).modify_qp(qpn, m, mask))
 
@@ -596,6 +599,9 @@ cdef class World:
             port_num=i.attr.port_num, dest_qp_num=i.attr.dest_qp_num, rnr_retry=i.attr.rnr_retry,
             retry_cnt=i.attr.retry_cnt, flow_label=i.attr.ah.flow_label, sgid_index=i.attr.ah.sgid_index,
             hop_limit=i.attr.ah.hop_limit, traffic_class=i.attr.ah.traffic_class, sl=i.attr.ah.sl,
+            static_rate=i.attr.ah.static_rate, src_path_bits=i.attr.ah.src_path_bits,
+            is_global=int(i.attr.ah.is_global), dgid=bytes(i.attr.ah.dgid.raw[:16]), dlid=i.attr.ah.dlid,
+            path_mig_state=i.attr.path_mig_state,
             counters=dict(doorbells=i.counters.doorbells, doorbells_ignored=i.counters.doorbells_ignored,
                           send_wqes=i.counters.send_wqes, send_bbs=i.counters.send_bbs,
                           receive_wqes=i.counters.receive_wqes, cqes=i.counters.cqes, errors=i.counters.errors,

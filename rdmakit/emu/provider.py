@@ -38,6 +38,10 @@ EVENT_NAMES = (  # enum class AsyncEventType, environment.hpp
     "doorbell_split",
     "communication_established",
 )
+_ONE_PATH = (
+    "leave it out: emulated queue pairs have one path each, as fast as their port (port_gbps=…); a bond (lag=…) has "
+    "another port to fail over to"
+)
 _PAGE = 4096
 _DBREC = 8  # bytes of a doorbell record
 
@@ -175,7 +179,12 @@ class EmulatedHca:
         self._verb(self._core.destroy_qp, qpn)
 
     def modify_qp(self, qpn: int, attributes: dict[str, Any], mask: int) -> None:
-        self._verb(self._core.modify_qp, qpn, attributes, mask)
+        try:
+            self._verb(self._core.modify_qp, qpn, attributes, mask)
+        except Refused as refused:
+            if refused.code == _EOPNOTSUPP:
+                raise Refused(refused.code, refused.message, _ONE_PATH) from None
+            raise
 
     def query_qp(self, qpn: int) -> dict[str, Any]:
         found: dict[str, Any] = self._verb(self._core.query_qp, qpn)

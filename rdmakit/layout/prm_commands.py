@@ -111,7 +111,8 @@ QPC = PrmStructure("qpc", 232, f"{IFC}_qpc_bits", {
     "dbr_addr": (0x500, 64), "rq_type": (0x565, 3), "srqn_rmpn_xrqn": (0x568, 24), "hw_sq_wqebb_counter": (0x5A0, 16),
     "sw_sq_wqebb_counter": (0x5B0, 16), "hw_rq_counter": (0x5C0, 32), "sw_rq_counter": (0x5E0, 32),
     "cs_req": (0x630, 8), "cs_res": (0x638, 8), "dbr_umem_valid": (0x683, 1), "dbr_umem_id": (0x720, 32),
-}, parts={"primary_address_path": (0xC0, ADS)}, elsewhere={"ts_format": f"{KERNEL}_qpc_bits.ts_format"})  # fmt: skip
+}, parts={"primary_address_path": (0xC0, ADS), "secondary_address_path": (0x220, ADS)},
+    elsewhere={"ts_format": f"{KERNEL}_qpc_bits.ts_format"})  # fmt: skip
 
 CQC = PrmStructure("cqc", 64, f"{KERNEL}_cqc_bits", {
     "status": (0x0, 4), "dbr_umem_valid": (0x6, 1), "cqe_sz": (0x8, 3), "cc": (0xB, 1), "oi": (0xE, 1), "st": (0x14, 4),
@@ -163,7 +164,8 @@ GENERAL_CAPABILITIES = PrmStructure("query_hca_cap_out", 16 + 4096, f"{IFC}_cmd_
     **_ANSWER, "log_max_qp_sz": (0x80 + 0x88, 8), "log_max_cq_sz": (0x80 + 0xC8, 8),
     "log_max_ra_req_qp": (0x80 + 0x14A, 6),
     "rts2rts_udp_sport": (0x80 + 0x151, 1), "rts2rts_lag_tx_port_affinity": (0x80 + 0x152, 1),
-    "log_max_ra_res_qp": (0x80 + 0x15A, 6), "cq_oi": (0x80 + 0x220, 1), "lag_tx_port_affinity": (0x80 + 0x278, 1),
+    "log_max_ra_res_qp": (0x80 + 0x15A, 6), "stat_rate_support": (0x80 + 0x1E0, 16), "cq_oi": (0x80 + 0x220, 1),
+    "apm": (0x80 + 0x22E, 1), "lag_tx_port_affinity": (0x80 + 0x278, 1),
     "lag_master": (0x80 + 0x27B, 1), "num_lag_ports": (0x80 + 0x27C, 4), "max_wqe_sz_sq": (0x80 + 0x290, 16),
     "general_obj_types": (0x80 + 0x400, 64),
 })  # fmt: skip

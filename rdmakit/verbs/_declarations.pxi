@@ -40,10 +40,10 @@ cdef extern from "native/boxes.hpp" namespace "rdmakit::verbs" nogil:
         int qp_state, cur_qp_state, path_mtu, path_mig_state
         uint32_t qkey, rq_psn, sq_psn, dest_qp_num
         unsigned qp_access_flags
-        AhAttr ah_attr
-        uint16_t pkey_index
+        AhAttr ah_attr, alt_ah_attr
+        uint16_t pkey_index, alt_pkey_index
         uint8_t en_sqd_async_notify, sq_draining, max_rd_atomic, max_dest_rd_atomic, min_rnr_timer, port_num, timeout
-        uint8_t retry_cnt, rnr_retry
+        uint8_t retry_cnt, rnr_retry, alt_port_num, alt_timeout
         uint32_t rate_limit
     cdef cppclass QpInitAttr:
         RawCq* send_cq

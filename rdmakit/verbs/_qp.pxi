@@ -1,7 +1,61 @@
 # A queue pair: its attributes, work requests from a NumPy array, which port it leaves by.
 
-cdef int _set_attribute(QpAttr* attr, str name, object value) except -1:
+cdef bint _set_address(AhAttr* to, str name, object value) except -1:
+    """Whether `name` is a field of struct ibv_ah_attr, and then it is set; a GID makes it global."""
     cdef bytes gid
+    if name == "dgid":
+        gid = bytes(value)
+        if len(gid) != 16:
+            raise BadArgument("not a GID", value=value, rule="16 bytes",
+                              remedy="rdmakit.device.endpoint.gid_bytes makes them of text")
+        memcpy(to.grh.dgid.raw, <const char*> gid, 16)
+        to.is_global = 1
+    elif name == "dlid":
+        to.dlid = value
+    elif name == "flow_label":
+        to.grh.flow_label = value
+    elif name == "sgid_index":
+        to.grh.sgid_index = value
+    elif name == "hop_limit":
+        to.grh.hop_limit = value
+    elif name == "traffic_class":
+        to.grh.traffic_class = value
+    elif name == "sl":
+        to.sl = value
+    elif name == "static_rate":
+        to.static_rate = value
+    elif name == "src_path_bits":
+        to.src_path_bits = value
+    elif name == "is_global":
+        to.is_global = value
+    else:
+        return False
+    return True
+
+
+cdef int _set_alternate(AhAttr* to, dict fields) except -1:
+    for name, value in sorted(fields.items(), key=_is_global_last):
+        if name == "port_num":
+            to.port_num = value
+        elif not _set_address(to, name, value):
+            raise BadArgument("unknown field of an address vector", value=f"alt_ah_attr.{name}",
+                              rule="names of ibv_ah_attr", remedy="see man ibv_modify_qp")
+    return 0
+
+
+def _is_global_last(tuple item):
+    return item[0] == "is_global"  # what is said outranks what a GID suggests
+
+
+cdef dict _address(AhAttr* of):
+    return {
+        "dgid": bytes(of.grh.dgid.raw[:16]), "dlid": of.dlid, "flow_label": of.grh.flow_label,
+        "sgid_index": of.grh.sgid_index, "hop_limit": of.grh.hop_limit, "traffic_class": of.grh.traffic_class,
+        "sl": of.sl, "static_rate": of.static_rate, "src_path_bits": of.src_path_bits, "is_global": of.is_global,
+    }
+
+
+cdef int _set_attribute(QpAttr* attr, str name, object value) except -1:
     if name == "qp_state":
         attr.qp_state = value
     elif name == "cur_qp_state":
@@ -40,28 +94,17 @@ cdef int _set_attribute(QpAttr* attr, str name, object value) except -1:
         attr.rnr_retry = value
     elif name == "rate_limit":
         attr.rate_limit = value
-    elif name == "dgid":
-        gid = bytes(value)
-        if len(gid) != 16:
-            raise BadArgument("not a GID", value=value, rule="16 bytes",
-                              remedy="rdmakit.device.endpoint.gid_bytes makes them of text")
-        memcpy(attr.ah_attr.grh.dgid.raw, <const char*> gid, 16)
-        attr.ah_attr.is_global = 1
-    elif name == "dlid":
-        attr.ah_attr.dlid = value
-    elif name == "flow_label":
-        attr.ah_attr.grh.flow_label = value
-    elif name == "sgid_index":
-        attr.ah_attr.grh.sgid_index = value
-    elif name == "hop_limit":
-        attr.ah_attr.grh.hop_limit = value
-    elif name == "traffic_class":
-        attr.ah_attr.grh.traffic_class = value
-    elif name == "sl":
-        attr.ah_attr.sl = value
     elif name == "ah_port_num":
         attr.ah_attr.port_num = value
-    else:
+    elif name == "alt_ah_attr":
+        _set_alternate(&attr.alt_ah_attr, value)
+    elif name == "alt_pkey_index":
+        attr.alt_pkey_index = value
+    elif name == "alt_port_num":
+        attr.alt_port_num = value
+    elif name == "alt_timeout":
+        attr.alt_timeout = value
+    elif not _set_address(&attr.ah_attr, name, value):
         raise BadArgument("unknown QP attribute", value=name, rule="names of ibv_qp_attr and ibv_ah_attr",
                           remedy="see man ibv_modify_qp")
     return 0
@@ -92,13 +135,15 @@ cdef class Qp:
             raise refused("ibv_destroy_qp", code, qpn=hex(self.qpn))
 
     def modify(self, dict attributes not None, int mask):
-        """ibv_modify_qp. Names of struct ibv_qp_attr and, flat, of its address vector (`dgid`: 16 bytes)."""
+        """ibv_modify_qp. Names of struct ibv_qp_attr and, flat, of its address vector (`dgid`: 16 bytes); its port is
+        `ah_port_num`. `alt_ah_attr` is a dict of the same names, its port is `port_num`. Rates and states are numbers.
+        """
         cdef RawQp* raw = self._raw()
         cdef QpAttr attr
         cdef int code
         memset(&attr, 0, sizeof(attr))
-        attr.ah_attr.grh.hop_limit = 64
-        for name, value in attributes.items():
+        attr.ah_attr.grh.hop_limit = attr.alt_ah_attr.grh.hop_limit = 64
+        for name, value in sorted(attributes.items(), key=_is_global_last):
             try:
                 _set_attribute(&attr, name, value)
             except (OverflowError, TypeError) as error:
@@ -111,7 +156,7 @@ cdef class Qp:
                           state=attributes.get("qp_state"))
 
     def query(self):
-        """ibv_query_qp: every attribute, flat, by the names that `modify` takes."""
+        """ibv_query_qp: every attribute by the names that `modify` takes."""
         cdef RawQp* raw = self._raw()
         cdef QpAttr attr
         cdef QpInitAttr made
@@ -129,10 +174,10 @@ cdef class Qp:
             "sq_draining": attr.sq_draining, "max_rd_atomic": attr.max_rd_atomic,
             "max_dest_rd_atomic": attr.max_dest_rd_atomic, "min_rnr_timer": attr.min_rnr_timer,
             "port_num": attr.port_num, "timeout": attr.timeout, "retry_cnt": attr.retry_cnt,
-            "rnr_retry": attr.rnr_retry, "dgid": bytes(attr.ah_attr.grh.dgid.raw[:16]), "dlid": attr.ah_attr.dlid,
-            "flow_label": attr.ah_attr.grh.flow_label, "sgid_index": attr.ah_attr.grh.sgid_index,
-            "hop_limit": attr.ah_attr.grh.hop_limit, "traffic_class": attr.ah_attr.grh.traffic_class,
-            "sl": attr.ah_attr.sl, "sq_sig_all": made.sq_sig_all,
+            "rnr_retry": attr.rnr_retry, **_address(&attr.ah_attr), "ah_port_num": attr.ah_attr.port_num,
+            "alt_ah_attr": {**_address(&attr.alt_ah_attr), "port_num": attr.alt_ah_attr.port_num},
+            "alt_pkey_index": attr.alt_pkey_index, "alt_port_num": attr.alt_port_num, "alt_timeout": attr.alt_timeout,
+            "sq_sig_all": made.sq_sig_all,
         }
 
     def post_send(self, requests not None):

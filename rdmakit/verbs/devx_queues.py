@@ -35,12 +35,13 @@ from rdmakit.layout.prm_commands import (
     CommandOp,
 )
 from rdmakit.verbs import devx_commands
-from rdmakit.verbs._verbs import Context, DevxObject, Uar, devx_command, event_queue_number
+from rdmakit.verbs._verbs import Context, DevxObject, DirectCq, DirectQp, Uar, devx_command, event_queue_number
+from rdmakit.verbs.devx_direct import DirectQueues
 from rdmakit.verbs.devx_events import DevxEvents
 from rdmakit.verbs.devx_memory import Placed, QueuePlacement
 from rdmakit.verbs.mlx5_queues import arm
 from rdmakit.verbs.ports import flow_label_sport
-from rdmakit.verbs.provider import VerbsHca
+from rdmakit.verbs.provider import ETHERNET_HAS_NONE, NO_MIGRATION, VerbsHca
 from rdmakit.verbs.refusals import refused
 
 __all__ = ["DevxHca"]
@@ -75,6 +76,7 @@ class DevxHca(VerbsHca):
         self._pd_numbers: dict[int, int] = {}
         self._made: dict[tuple[str, int], tuple[DevxObject, Placed]] = {}
         self._pd_of: dict[int, int] = {}
+        self._direct = DirectQueues()
         self._looked: dict[int, tuple[float, bool]] = {}
         self._next_lag_port = 1
 
@@ -130,10 +132,12 @@ class DevxHca(VerbsHca):
             log_entries, cqe_bytes, collapsed, overrun_ignore, ring=placed.ring_umem, record=placed.record_umem,
             record_offset=placed.record_offset, uar=int(self.uar.page_id), eqn=self._eqn,
         )  # fmt: skip
-        return CqQueue(self._create("cq", command, placed, ()), placed.ring, placed.dbrec)
+        queue = CqQueue(self._create("cq", command, placed, ()), placed.ring, placed.dbrec)
+        return self._direct.note_cq(queue, cqe_bytes, collapsed)
 
     def destroy_cq(self, cqn: int) -> None:
         self._destroy("cq", cqn)
+        self._direct.forget_cq(cqn)
         self._looked.pop(cqn, None)
         self._events.forget(cqn)
 
@@ -179,10 +183,16 @@ class DevxHca(VerbsHca):
         qpn = self._create("qp", command, placed, (self._pds[request.pd], *cqs))
         self._pd_of[qpn] = request.pd
         rq = placed.ring[:rq_bytes] if stride else None
-        return QpQueues(qpn, placed.ring[rq_bytes:], rq, stride, placed.dbrec, int(self.uar.doorbell))
+        queues = QpQueues(qpn, placed.ring[rq_bytes:], rq, stride, placed.dbrec, int(self.uar.doorbell))
+        return self._direct.note_qp(request, queues)
+
+    def batches(self, qpn: int, cqn: int) -> tuple[DirectQp, DirectCq]:
+        del cqn  # that of its sends
+        return self._direct.of(qpn, self._made)
 
     def destroy_qp(self, qpn: int) -> None:
         self._destroy("qp", qpn)
+        self._direct.forget_qp(qpn)
         for known in (self._pd_of, self._qp_ports):
             known.pop(qpn, None)
 
@@ -202,12 +212,14 @@ class DevxHca(VerbsHca):
         port = int(values.get("port_num", self._qp_ports.get(qpn, 1)))
         if not 1 <= port <= len(self.device.ports):
             raise Refused(errno.EINVAL, f"no port {port}: {self.device.name} has {len(self.device.ports)}")
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"rates": self.capabilities["stat_rate_support"]}
+        self._check_migration(values)
         if before is QPState.INIT and values.get("qp_state") == QPState.RTR:
             values.setdefault("ah_port_num", port)
             values.setdefault("sgid_index", self._gid_index.get(port, 0))
             values.setdefault("traffic_class", self.traffic_class)
-            if "dgid" in values and self.device.ports[port - 1].link_layer == "Ethernet":
+            self._check_path_bits(port, values)
+            if "dgid" in values and self._is_ethernet(port):
                 pd = self._pds[self._pd_of[qpn]]
                 options["mac"] = pd.resolve(bytes(values["dgid"]), port, int(values["sgid_index"]))
                 label = int(values.get("flow_label", 0))
@@ -216,8 +228,22 @@ class DevxHca(VerbsHca):
             options["lag_port"] = self._assign_lag_port()
         command = devx_commands.change_state(qpn, before, values, **options)
         self._made["qp", qpn][0].modify(command)
+        if values.get("qp_state") == QPState.RESET:
+            self._direct.reset_qp(qpn)
         if "port_num" in values:
             self._qp_ports[qpn] = port
+
+    def _check_migration(self, values: dict[str, Any]) -> None:
+        """An alternate path's GID index unless named; Refused where kernels refuse it, or firmware has no APM."""
+        if "alt_ah_attr" in values:
+            port = int(values["alt_port_num"])
+            if not 1 <= port <= len(self.device.ports):
+                raise Refused(errno.EINVAL, f"no port {port}: {self.device.name} has {len(self.device.ports)}")
+            if self._is_ethernet(port):
+                raise Refused(errno.EINVAL, f"alt_port_num {port}: {ETHERNET_HAS_NONE}", NO_MIGRATION)
+            values["alt_ah_attr"] = {"sgid_index": self._gid_index.get(port, 0), **values["alt_ah_attr"]}
+        if ("alt_ah_attr" in values or values.get("path_mig_state")) and not self.capabilities["apm"]:
+            raise Refused(errno.EOPNOTSUPP, f"{self.device.name} migrates no paths (apm 0)", NO_MIGRATION)
 
     def query_qp(self, qpn: int) -> dict[str, Any]:
         """QUERY_QP by the names of ibv_query_qp, and `state`, `udp_source_port`, `physical_port` (0: down)."""

@@ -6,6 +6,7 @@ rings that a proxy posts from; the objects on top cannot tell.
 
 from __future__ import annotations
 
+import errno
 import time
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -14,13 +15,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from rdmakit.device import AsyncEvent, Device
-from rdmakit.device.provider import Bytes, CqQueue, QpQueues, QpRequest
+from rdmakit.device.provider import Bytes, CqQueue, QpQueues, QpRequest, Refused
 from rdmakit.errors import BadArgument
 from rdmakit.verbs import sysfs
-from rdmakit.verbs._verbs import Channel, Context, Cq, Mr, Pd, Qp
+from rdmakit.verbs._verbs import Channel, Context, Cq, DirectCq, DirectQp, Mr, Pd, Qp
 from rdmakit.verbs.ports import PORT_ACTIVE, describe_port, flow_label_sport
 
-__all__ = ["EVENT_NAMES", "Reach", "VerbsHca", "aligned"]
+__all__ = ["ETHERNET_HAS_NONE", "EVENT_NAMES", "NO_MIGRATION", "Reach", "VerbsHca", "aligned"]
 
 EVENT_NAMES = (  # enum ibv_event_type, by the names that emulated devices use as well
     "cq_error",
@@ -46,6 +47,11 @@ EVENT_NAMES = (  # enum ibv_event_type, by the names that emulated devices use a
 )
 _ALIGNMENT = 128
 _ADDRESS_VECTOR = 1 << 7
+ETHERNET_HAS_NONE = "kernels have no alternate paths between Ethernet ports (core/verbs.c _ib_modify_qp)"
+_NO_APM = "devices without IBV_DEVICE_AUTO_PATH_MIG have no alternate paths, and a port must be one of the device's"
+NO_MIGRATION = (
+    "leave the alternate path out, path_mig_state MIGRATED: a queue pair for each port, or a bond, stands in for it"
+)
 _ERR, _RESET = 6, 0
 
 
@@ -167,6 +173,11 @@ class VerbsHca(ABC):
         for known in (self._qps, self._sports, self._qp_ports):
             known.pop(qpn, None)
 
+    def batches(self, qpn: int, cqn: int) -> tuple[Qp | DirectQp, Cq | DirectCq]:
+        """What posts and polls arrays of `SEND_WR` and `WC` on this queue pair and its send CQ. Refused (EOPNOTSUPP)
+        where nothing of this process can."""
+        return self._qps[qpn], self._cqs[cqn]
+
     @abstractmethod
     def cq_is_dead(self, cqn: int) -> bool: ...
 
@@ -205,18 +216,37 @@ class VerbsHca(ABC):
             values.setdefault("ah_port_num", port)
             values.setdefault("sgid_index", self._gid_index.get(port, 0))
             values.setdefault("traffic_class", self.traffic_class)
-        self._qps[qpn].modify(values, mask)
+            self._check_path_bits(port, values)
+        if "alt_ah_attr" in values:
+            port = int(values["alt_port_num"])
+            values["alt_ah_attr"] = {"sgid_index": self._gid_index.get(port, 0), **values["alt_ah_attr"]}
+        try:
+            self._qps[qpn].modify(values, mask)
+        except Refused as refused:
+            if refused.code != errno.EINVAL or not ("alt_ah_attr" in values or values.get("path_mig_state")):
+                raise
+            ethernet = self._is_ethernet(int(values.get("alt_port_num", self._qp_ports.get(qpn, 1))))
+            raise Refused(refused.code, f"{refused.message}: {ETHERNET_HAS_NONE if ethernet else _NO_APM}",
+                          NO_MIGRATION) from None  # fmt: skip
         if "port_num" in values:
             self._qp_ports[qpn] = int(values["port_num"])
         if values.get("qp_state") in (_RESET, _ERR):
             self._sports.pop(qpn, None)
 
+    def _check_path_bits(self, port: int, values: dict[str, Any]) -> None:
+        """Of a RoCE address kernels drop them without a word (rdma_ah_set_path_bits)."""
+        if values.get("src_path_bits") and self._is_ethernet(port):
+            raise Refused(errno.EINVAL, f"src_path_bits {values['src_path_bits']}: RoCE has no LIDs, so no bits of one",
+                          "leave it out; flow_label or the UDP source port choose among paths")  # fmt: skip
+
+    def _is_ethernet(self, port: int) -> bool:
+        return 1 <= port <= len(self.device.ports) and self.device.ports[port - 1].link_layer == "Ethernet"
+
     def query_qp(self, qpn: int) -> dict[str, Any]:
         """ibv_query_qp, with `state`, `udp_source_port` (0 on InfiniBand) and `physical_port` (0: down) beside it."""
         found: dict[str, Any] = dict(self._qps[qpn].query())
         port = int(found["port_num"]) or 1
-        ethernet = self.device.ports[port - 1].link_layer == "Ethernet" if port <= len(self.device.ports) else False
-        sport = flow_label_sport(found["flow_label"], qpn, found["dest_qp_num"]) if ethernet else 0
+        sport = flow_label_sport(found["flow_label"], qpn, found["dest_qp_num"]) if self._is_ethernet(port) else 0
         found.update(
             state=found["qp_state"],
             udp_source_port=self._sports.get(qpn, sport),

@@ -121,6 +121,10 @@ TEST(attribute_values) {
     refused(init, rtr, kToRtr, EINVAL, [](QpModify& a) { a.min_rnr_timer = 32; });
     refused(init, rtr, kToRtr, EINVAL, [](QpModify& a) { a.ah.is_global = false; });
     refused(init, rtr, kToRtr, ETIMEDOUT, [](QpModify& a) { a.ah.dgid = gid_of(9, 9); });
+    refused(init, rtr, kToRtr, EOPNOTSUPP, [](QpModify& a) { a.ah.static_rate = 16; });
+    refused(init, rtr, kToRtr, EINVAL, [](QpModify& a) { a.ah.src_path_bits = 1; });
+    refused(init, rtr, kToRtr | kQpAttrAltPath, EOPNOTSUPP, [](QpModify&) {});
+    refused(rtr, rts, kToRts | kQpAttrPathMigState, EOPNOTSUPP, [](QpModify& a) { a.path_mig_state = 1; });
     refused(rtr, rts, kToRts, EINVAL, [](QpModify& a) { a.timeout = 32; });
     refused(rtr, rts, kToRts, EINVAL, [](QpModify& a) { a.retry_cnt = 8; });
     refused(rtr, rts, kToRts, EINVAL, [](QpModify& a) { a.rnr_retry = 8; });

@@ -15,7 +15,9 @@ from rdmakit.cli import bench, bench_ports
 from rdmakit.cli.bench_ports_traffic import raw
 from rdmakit.device import connected_pair
 from rdmakit.device import open as open_device
-from rdmakit.errors import BadArgument, PeerMismatch
+from rdmakit.errors import NotAvailable, PeerMismatch
+from rdmakit.verbs.backend import open_devx
+from rdmakit.verbs.devx_memory import HostQueueMemory, QueuePlacement
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("RDMAKIT_LAB") == "1", reason="tests/lab/test_lab_bench_ports.py is that between two hosts"
@@ -43,21 +45,23 @@ def lag_of(name):
         return context.device.lag
 
 
-@pytest.fixture
-def names(names):
-    """Without queues that commands made: they take no batches."""
-    if names[0].endswith("queues=devx"):
-        pytest.skip("batches are posted by ibv_post_send, which knows queue pairs of verbs alone")
-    return names
+def test_queues_that_the_cpu_does_not_reach_take_no_batches(devices, spelled):
+    spelled(devices[0], "devx")
 
+    class Elsewhere(HostQueueMemory):
+        """Reached after all, but nothing says so: as of a GPU's."""
 
-def test_queues_made_by_command_take_no_batches(devices, spelled):
-    first, second = (spelled(device, "devx") for device in devices)
-    with open_device(first) as here, open_device(second) as there:
+        name = "memory of a GPU's"
+
+        def allocate(self, nbytes, label):
+            region = super().allocate(nbytes, label)
+            return SimpleNamespace(bytes=region.bytes, dmabuf=None, write=region.write)
+
+    with open_devx(devices[0], QueuePlacement(Elsewhere())) as here, open_device(devices[1]) as there:
         joined = SimpleNamespace(path=SimpleNamespace(context=here), qp=connected_pair(here, there)[0])
-        with pytest.raises(BadArgument, match="no batches") as caught:
+        with pytest.raises(NotAvailable, match="the CPU may not reach it") as caught:
             raw(joined)
-        assert caught.value.value == first
+        assert "host memory" in caught.value.remedy
 
 
 def test_each_port_alone_and_all_together(names, tmp_path):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import rdmakit
+from rdmakit.device.endpoint import gid_bytes
 from rdmakit.device.lifetime import typed_refusal
 from rdmakit.errors import BadArgument, BadState, NotAvailable
-from rdmakit.layout.prm_commands import CREATE_QP_IN, CommandOp
+from rdmakit.layout.prm_commands import CREATE_QP_IN, MODIFY_QP_IN, CommandOp
 from rdmakit.verbs import _verbs
 from rdmakit.verbs.backend import open_devx
 from rdmakit.verbs.devx_memory import HostQueueMemory, QueuePlacement
@@ -56,12 +57,39 @@ def test_changes_of_state_that_cannot_be(devx_ends):
     near.modify("RTS", min_rnr_timer=9, qp_access_flags="local_write|remote_read")
     after = near.query()
     assert (after["min_rnr_timer"], after["qp_access_flags"]) == (9, 4)
-    with pytest.raises(BadArgument, match="no command from RTS to SQD"):
+    with pytest.raises(NotAvailable, match="no command from RTS to SQD"):
         near.modify("SQD")
     near.modify("RESET")
     near.modify("INIT", pkey_index=0, port_num=1, qp_access_flags=0)
     with pytest.raises(BadArgument, match="lacks path_mtu, dest_qp_num"):
         near.modify("RTR", dgid=near.endpoint().gid, rq_psn=0, max_dest_rd_atomic=1, min_rnr_timer=1)
+
+
+@emulated
+def test_the_emulated_firmware_migrates_no_paths_and_limits_no_rate(devx_ends):
+    """What our own code does not send where capabilities lack it: `apm`, `stat_rate_support`."""
+    near, far = devx_ends
+    provider = near.context._provider
+    assert provider.capabilities["apm"] == provider.capabilities["stat_rate_support"] == 0
+    made, migrated, rearm = provider._made["qp", near.qpn][0], 3, 1
+
+    def change(opcode, **fields):
+        said = {name.replace("__", "."): value for name, value in fields.items()}
+        made.modify(MODIFY_QP_IN.pack({"opcode": opcode, "qpn": near.qpn, **said}))
+
+    change(CommandOp.RTS2RTS_QP, opt_param_mask=1 << 10, qpc__pm_state=migrated)
+    for wrong in ({"opt_param_mask": 1}, {"opt_param_mask": 1 << 10, "qpc__pm_state": rearm}):
+        with pytest.raises(BadArgument, match="BAD_PARAM_ERR"), typed_refusal("changing it"):
+            change(CommandOp.RTS2RTS_QP, **wrong)
+    near.modify("RESET").modify("INIT", pkey_index=0, port_num=1, qp_access_flags=0)
+    way = {"qpc__primary_address_path__rgid_rip": int.from_bytes(gid_bytes(far.endpoint().gid), "big"), "qpc__mtu": 3,
+           "qpc__remote_qpn": far.qpn}  # fmt: skip
+    for wrong in ({"qpc__primary_address_path__stat_rate": 3}, {"opt_param_mask": 1}):
+        with pytest.raises(BadArgument, match="BAD_PARAM_ERR"), typed_refusal("changing it"):
+            change(CommandOp.INIT2RTR_QP, **way, **wrong)
+        assert near.state.name == "INIT"
+    change(CommandOp.INIT2RTR_QP, **way)
+    assert near.state.name == "RTR"
 
 
 @emulated

@@ -11,7 +11,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "rdma"))
 import mlx5_commands as table
 from mlx5_commands import CQC, PATH, QPC, Command
 
-from rdmakit.device import Refused
+from rdmakit.device import Refused, StaticRate
 from rdmakit.device.provider import QpRequest
 from rdmakit.device.qp_attributes import QPState
 from rdmakit.layout.prm_commands import QUERY_QP_OUT, CommandOp
@@ -22,7 +22,7 @@ INIT = {"qp_state": 1, "pkey_index": 3, "port_num": 2, "qp_access_flags": 0b1111
 RTR = {
     "qp_state": 2, "path_mtu": 4, "dest_qp_num": 0xABCDEF, "rq_psn": 0x123456, "max_dest_rd_atomic": 16,
     "min_rnr_timer": 12, "ah_port_num": 2, "sgid_index": 3, "dgid": bytes(range(16)), "flow_label": 0x54321,
-    "traffic_class": 106, "sl": 5,
+    "traffic_class": 106, "sl": 5, "is_global": 1,
 }  # fmt: skip
 RTS = {"qp_state": 3, "timeout": 14, "retry_cnt": 7, "rnr_retry": 5, "sq_psn": 0x654321, "max_rd_atomic": 16}
 MAC, SPORT, QPN = bytes.fromhex("0200aabbccdd"), 0xC123, 0x10203
@@ -92,7 +92,8 @@ def test_init_to_rtr_over_ethernet(most, log):
 
 
 def test_init_to_rtr_over_infiniband():
-    values = {name: value for name, value in RTR.items() if name not in ("dgid", "sgid_index", "flow_label")}
+    without = ("dgid", "sgid_index", "flow_label", "is_global")
+    values = {name: value for name, value in RTR.items() if name not in without}
     made = devx_commands.change_state(QPN, QPState.INIT, {**values, "dlid": 0x77})
     assert made == changed(table.INIT2RTR, {
         (QPC + 0x40, 3): 4, (QPC + 0x43, 5): 30, (QPC + 0xA8, 24): 0xABCDEF, (QPC + 0x4A8, 24): 0x123456,
@@ -110,6 +111,67 @@ def test_rtr_to_rts_and_what_may_change_there():
     })  # fmt: skip
     made = devx_commands.change_state(QPN, QPState.RTS, {"qp_state": 3, "qp_access_flags": 4})
     assert made == changed(table.RTS2RTS, {(0x80, 32): 0b1110, (QPC + 0x48C, 4): 3, (QPC + 0x490, 1): 1})
+
+
+ALTERNATE = {
+    "alt_ah_attr": {"dlid": 0x99, "sl": 6, "src_path_bits": 0x15, "port_num": 2}, "alt_pkey_index": 5,
+    "alt_port_num": 2, "alt_timeout": 17,
+}  # fmt: skip
+ALT_PATH = QPC + 0x220
+
+
+def test_an_alternate_path_and_its_migration_state():
+    made = devx_commands.change_state(QPN, QPState.RTR, {**RTS, **ALTERNATE, "path_mig_state": 1})
+    second = {
+        (ALT_PATH + 0x10, 16): 5, (ALT_PATH + 0x29, 7): 0x15, (ALT_PATH + 0x30, 16): 0x99, (ALT_PATH + 0x40, 5): 17,
+        (ALT_PATH + 0x124, 4): 6, (ALT_PATH + 0x128, 8): 2,
+    }  # fmt: skip
+    first = {
+        (QPC + 0x388, 3): 4, (QPC + 0x38D, 3): 7, (QPC + 0x390, 3): 5, (QPC + 0x3C8, 24): 0x654321, (QPC + 0x380, 4): 8,
+        (PATH + 0x40, 5): 14,
+    }  # fmt: skip
+    assert made == changed(table.RTR2RTS, {(0x80, 32): 1 << 0 | 1 << 10, **first, **second}, 1)
+    made = devx_commands.change_state(QPN, QPState.RTS, {"qp_state": 3, **ALTERNATE})
+    assert made == changed(table.RTS2RTS, {(0x80, 32): 1, **second})
+    for state, code in ((0, 3), (1, 1), (2, 0)):  # MIGRATED, REARM, ARMED
+        made = devx_commands.change_state(QPN, QPState.RTS, {"qp_state": 3, "path_mig_state": state})
+        assert made == changed(table.RTS2RTS, {(0x80, 32): 1 << 10}, code)
+        assert devx_commands.attributes_of(QUERY_QP_OUT.pack({"qpc.pm_state": code}))["path_mig_state"] == state
+    across = {**ALTERNATE["alt_ah_attr"], "dgid": bytes(range(16)), "sgid_index": 3, "hop_limit": 9,
+              "flow_label": 0xABCDE}  # fmt: skip
+    made = devx_commands.change_state(QPN, QPState.INIT, {**RTR, "dlid": 7, **ALTERNATE, "alt_ah_attr": across})
+    said = devx_commands.attributes_of(made)  # the context lies at the same bits in commands and answers
+    assert table.field(made, 0x80, 32) == 1
+    assert said["alt_ah_attr"] == {**across, "is_global": 1, "traffic_class": 0, "static_rate": 0}
+    assert [said[name] for name in ("alt_pkey_index", "alt_port_num", "alt_timeout")] == [5, 2, 17]
+
+
+# ads.stat_rate: kernel hw/mlx5/qp.c, ib_to_mlx5_rate_map.
+RATES = {"56": 1, "25": 2, "100": 3, "200": 4, "50": 5, "400": 6, "2_5": 7, "10": 8, "30": 9, "5": 10, "20": 11,
+         "40": 12, "60": 13, "80": 14, "120": 15}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RATES)
+def test_a_static_rate_that_the_device_has(name):
+    rate, code = StaticRate[f"RATE_{name}_GBPS"], RATES[name]
+    for values, mac in ((RTR, MAC), ({**RTR, "dlid": 7}, None)):
+        asked = {**values, "static_rate": int(rate)}
+        made = devx_commands.change_state(QPN, QPState.INIT, asked, mac=mac, rates=1 << code)
+        assert table.field(made, PATH + 0x54, 4) == code
+        assert devx_commands.attributes_of(made)["static_rate"] == rate
+        with pytest.raises(Refused, match=f"static_rate {name}_GBPS: the device has ") as refused:
+            devx_commands.change_state(QPN, QPState.INIT, asked, mac=mac, rates=0xFFFE & ~(1 << code))
+        assert refused.value.code == errno.EOPNOTSUPP
+
+
+def test_static_rates_that_no_device_has():
+    without = [rate for rate in StaticRate if rate and rate.name[5:].removesuffix("_GBPS") not in RATES]
+    assert StaticRate.RATE_800_GBPS in without
+    for rate in without:
+        with pytest.raises(Refused, match="25_GBPS"):
+            devx_commands.stat_rate(rate, 0xFFFF)
+    with pytest.raises(Refused, match="the device has none"):
+        devx_commands.stat_rate(StaticRate.RATE_25_GBPS, 0)
 
 
 def test_to_error_and_to_reset():
@@ -159,6 +221,7 @@ def test_mlx5_counts_two_states_the_other_way_round(state, ibv):
         (QPState.INIT, {**RTR, "timeout": 1}, errno.EINVAL, "does not take timeout"),
         (QPState.INIT, {n: v for n, v in RTR.items() if n != "dgid"}, errno.EINVAL, "lacks dgid or dlid"),
         (QPState.RTS, {"qp_state": 4}, errno.EOPNOTSUPP, "no command from RTS to SQD"),
+        (QPState.INIT, {**RTR, "path_mig_state": 1}, errno.EINVAL, "does not take path_mig_state"),
         (QPState.ERR, {"qp_state": 1}, errno.EINVAL, "no way from ERR to INIT"),
     ],
 )

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from rdmakit.device import MigrationState, StaticRate
+
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="no g++: apt-get install g++"),
@@ -42,7 +44,8 @@ STRUCTS = {
     ("QpCap", "ibv_qp_cap", True): "max_send_wr max_recv_wr max_send_sge max_recv_sge max_inline_data",
     ("QpAttr", "ibv_qp_attr", True): "qp_state cur_qp_state path_mtu path_mig_state qkey rq_psn sq_psn dest_qp_num "
     "qp_access_flags cap ah_attr alt_ah_attr pkey_index en_sqd_async_notify sq_draining max_rd_atomic "
-    "max_dest_rd_atomic min_rnr_timer port_num timeout retry_cnt rnr_retry rate_limit",
+    "max_dest_rd_atomic min_rnr_timer port_num timeout retry_cnt rnr_retry alt_pkey_index alt_port_num "
+    "alt_timeout rate_limit",
     ("QpInitAttr", "ibv_qp_init_attr", True): "send_cq recv_cq srq cap qp_type sq_sig_all",
     (
         "QpInitAttrEx",
@@ -107,6 +110,8 @@ def test_structs_and_constants(tmp_path):
             checks.append((f"sizeof(v::{ours})", f"sizeof(struct {theirs})"))
         checks += [(f"offsetof(v::{ours}, {m})", f"offsetof(struct {theirs}, {m})") for m in members.split()]
     checks += [(f"(long long)v::{ours}", f"(long long){theirs}") for ours, theirs in CONSTANTS.items()]
+    checks += [(f"{rate:d}LL", f"(long long)IBV_{rate.name}") for rate in StaticRate]
+    checks += [(f"{state:d}LL", f"(long long)IBV_MIG_{state.name}") for state in MigrationState]
     body = "\n".join(f'if ({a} != {b}) std::printf("{a} is %lld, {b} is %lld\\n", (long long){a}, (long long){b});'
                      for a, b in checks)  # fmt: skip
     source = tmp_path / "abi.cpp"

@@ -136,6 +136,8 @@ struct AddressVector {
     Gid dgid;
     u32 dlid = 0;
     u32 flow_label = 0, sgid_index = 0, hop_limit = 64, traffic_class = 0, sl = 0;
+    u32 static_rate = 0;    // enum ibv_rate; 0: as fast as the port
+    u32 src_path_bits = 0;  // InfiniBand: kept; a port of one LID (LMC 0) takes none of them into what it sends
     bool is_global = false;
     u32 port_num = 1;
 };
@@ -152,6 +154,7 @@ struct QpModify {
     u32 max_rd_atomic = 16, max_dest_rd_atomic = 16;
     u32 min_rnr_timer = 12, timeout = 14, retry_cnt = 7, rnr_retry = 7;
     bool en_sqd_async_notify = false;
+    u32 path_mig_state = 0;           // enum ibv_mig_state; 0: MIGRATED
     u32 udp_source_port = 0;          // with AV; 0: from the flow label
     u32 lag_port = kDriversLagPort;   // RESET to INIT of a bond; 0: none; by default as the kernel's driver assigns it
 };

@@ -33,6 +33,9 @@ Status Hca::check_attributes(const QueuePair& qp, const QpModify& attr, u32 mask
     if (config_.lag != LagMode::none && attr.lag_port != kDriversLagPort && attr.lag_port > config_.ports)
         return refuse(EINVAL, "LAG port %u: choose 1 to %u, or 0 for none", attr.lag_port, config_.ports);
     if (mask & kQpAttrAltPath) return refuse(EOPNOTSUPP, "alternate paths are not supported on this device");
+    if (over(kQpAttrPathMigState, attr.path_mig_state, 0))
+        return refuse(EOPNOTSUPP, "path_mig_state %u: this device migrates no paths, 0 (MIGRATED) alone",
+                      attr.path_mig_state);
     if (mask & kQpAttrAv) {
         if (attr.ah.port_num < 1 || attr.ah.port_num > ib_ports())
             return refuse(EINVAL, "ah.port_num %u: %s has IB ports 1 to %u", attr.ah.port_num, config_.name,
@@ -42,6 +45,11 @@ Status Hca::check_attributes(const QueuePair& qp, const QpModify& attr, u32 mask
         if (attr.ah.flow_label > 0xfffff) return refuse(EINVAL, "a flow label has 20 bits");
         if (attr.ah.traffic_class > 0xff || attr.ah.hop_limit > 0xff || attr.ah.sl > 15)
             return refuse(EINVAL, "traffic_class and hop_limit have 8 bits, sl has 4");
+        if (attr.ah.static_rate != 0)
+            return refuse(EOPNOTSUPP, "static_rate %u: this device limits no queue pair's rate", attr.ah.static_rate);
+        if (attr.ah.src_path_bits > (config_.roce ? 0 : 0x7f))
+            return refuse(EINVAL, config_.roce ? "src_path_bits %u: RoCE has no LIDs, so no bits of one"
+                                               : "src_path_bits %u: 7 bits", attr.ah.src_path_bits);
         if (attr.udp_source_port > 0xffff) return refuse(EINVAL, "a UDP port has 16 bits");
         // The kernel resolves a RoCE destination to a MAC address before RTR, and times out if nobody answers.
         if (config_.roce && !fabric_.find(attr.ah, true).hca)

@@ -90,6 +90,9 @@ bool Devx::reaches(const Box& in, const Gid& gid) const {
 
 Devx::Verdict Devx::modify_qp(u32 qpn, const Box& in) {
     const auto asked = [&](Bits field) { return static_cast<u32>(in.get(prm::kQpc + field)); };
+    const u32 optional = in.get32(prm::kOptMask);
+    if ((optional & prm::kOptAltPath) || ((optional & prm::kOptPmState) && asked(prm::qpc::kPmState) != prm::kPmMigrated))
+        return verdict("modify a QP", {EINVAL, "no path migration (apm 0)"});
     QpModify attr;
     u32 mask = kQpAttrState;
     const u32 port = in.get32(path(prm::ads::kVhcaPortNum));
@@ -123,6 +126,9 @@ Devx::Verdict Devx::modify_qp(u32 qpn, const Box& in) {
             attr.ah.hop_limit = in.get32(path(prm::ads::kHopLimit));
             attr.ah.traffic_class = in.get32(path(prm::ads::kTclass));
             attr.ah.sl = in.get32(path(hca_->config().roce ? prm::ads::kEthPrio : prm::ads::kSl));
+            attr.ah.src_path_bits = hca_->config().roce ? 0 : in.get32(path(prm::ads::kMlid));
+            if (in.get(path(prm::ads::kStatRate)) != 0)
+                return verdict("INIT2RTR_QP", {EINVAL, "none of these rates is there (stat_rate_support 0)"});
             attr.udp_source_port = in.get32(path(prm::ads::kUdpSport));
             mask |= kQpAttrAv | kQpAttrPathMtu | kQpAttrDestQpn | kQpAttrRqPsn | kQpAttrMaxDestRdAtomic | kQpAttrMinRnrTimer;
             break;
@@ -152,7 +158,7 @@ Devx::Verdict Devx::rts2rts(u32 qpn, const Box& in) {
     QpInfo info;
     if (const Status status = hca_->query_qp(qpn, &info); !status.ok()) return verdict("RTS2RTS_QP", status);
     if (info.state != QpState::rts) return {prm::bad_qp_state, EINVAL};
-    if ((low & ~(kAccess | prm::kOptRnrTimeout | prm::kOptLagPort)) != 0 || (high & ~prm::kOptUdpSport) != 0)
+    if ((low & ~(kAccess | prm::kOptRnrTimeout | prm::kOptLagPort | prm::kOptPmState)) != 0 || (high & ~prm::kOptUdpSport) != 0)
         return verdict("RTS2RTS_QP", {EINVAL, "of what may be changed: access rights, RNR timer, LAG port, UDP source port"});
     QpModify attr;
     u32 mask = 0;
@@ -183,7 +189,7 @@ Devx::Verdict Devx::query_qp(u32 qpn, Box& out) const {
     const QpModify& attr = info.attr;
     set(prm::qpc::kState, device_state(info.state));
     set(prm::qpc::kLagTxPortAffinity, info.lag_affinity);
-    set(prm::qpc::kPmState, 3);  // MLX5_QPC_PM_STATE_MIGRATED
+    set(prm::qpc::kPmState, prm::kPmMigrated);
     set(prm::qpc::kPd, info.create.pd);
     set(prm::qpc::kMtu, attr.path_mtu);
     set(prm::qpc::kLogSqSize, info.create.log_sq_bbs);
@@ -205,6 +211,7 @@ Devx::Verdict Devx::query_qp(u32 qpn, Box& out) const {
     set(prm::qpc::kSwSqCounter, info.sq_producer & 0xffff);
     set(prm::qpc::kHwRqCounter, info.rq_consumed & 0xffffffff);
     out.set(path(prm::ads::kPkeyIndex), attr.pkey_index);
+    out.set(path(prm::ads::kMlid), attr.ah.src_path_bits);
     out.set(path(prm::ads::kRlid), attr.ah.dlid);
     out.set(path(prm::ads::kFlowLabel), attr.ah.flow_label);
     out.set(path(prm::ads::kSrcAddrIndex), attr.ah.sgid_index);

@@ -76,14 +76,16 @@ constexpr Bits kSwRqCounter{0x5e0, 32}, kCsReq{0x630, 8}, kCsRes{0x638, 8}, kDbr
 // The primary address path, within the QP context.
 constexpr u32 kPath = 0xc0;
 namespace ads {
-constexpr Bits kPkeyIndex{0x10, 16}, kGrh{0x28, 1}, kRlid{0x30, 16}, kAckTimeout{0x40, 5}, kSrcAddrIndex{0x48, 8};
-constexpr Bits kHopLimit{0x58, 8}, kTclass{0x64, 8}, kFlowLabel{0x6c, 20}, kUdpSport{0x110, 16}, kSl{0x124, 4};
-constexpr Bits kEthPrio{0x121, 3}, kVhcaPortNum{0x128, 8}, kRmac{0x130, 48};
+constexpr Bits kPkeyIndex{0x10, 16}, kGrh{0x28, 1}, kMlid{0x29, 7}, kRlid{0x30, 16}, kAckTimeout{0x40, 5};
+constexpr Bits kSrcAddrIndex{0x48, 8}, kStatRate{0x54, 4}, kHopLimit{0x58, 8}, kTclass{0x64, 8}, kFlowLabel{0x6c, 20};
+constexpr Bits kUdpSport{0x110, 16}, kSl{0x124, 4}, kEthPrio{0x121, 3}, kVhcaPortNum{0x128, 8}, kRmac{0x130, 48};
 constexpr u32 kRgid = 0x80;  // 16 bytes
 }  // namespace ads
 // opt_param_mask: kernel include/linux/mlx5/qp.h MLX5_QP_OPTPAR_*; its upper part: MLX5_QPC_OPT_MASK_32_*
 constexpr u32 kOptRre = 1u << 1, kOptRae = 1u << 2, kOptRwe = 1u << 3, kOptRnrTimeout = 1u << 6, kOptLagPort = 1u << 15;
+constexpr u32 kOptAltPath = 1u << 0, kOptPmState = 1u << 10;
 constexpr u64 kOptUdpSport = 1u << 2;
+constexpr u32 kPmMigrated = 3;  // qpc.pm_state: MLX5_QPC_PM_STATE_MIGRATED
 // qpc.state (mlx5 counts SQD and SQER the other way round than libibverbs)
 enum : u32 { rst = 0, init = 1, rtr = 2, rts = 3, sqer = 4, sqd = 5, err = 6 };
 

@@ -16,6 +16,7 @@ constexpr u32 kMaxInline = 512;
 constexpr u32 kQpTypeRc = 2;
 constexpr u32 kBfregsOfPage = 4;  // MLX5_BFREGS_PER_UAR
 constexpr u32 kNoBfreg = 1u << 31;  // MLX5_IB_INVALID_BFREG
+constexpr u32 kSlowestRate = 2, kLastRate = 23;  // IB_RATE_2_5_GBPS, IB_RATE_800_GBPS
 
 }  // namespace
 
@@ -119,6 +120,14 @@ int OpenDevice::create_qp(Command& in, bool extended) {
 int OpenDevice::modify_qp(Command& in) {
     const auto asked = in.take<ib_uverbs_ex_modify_qp>().base;
     if (qps_.count(asked.qp_handle) == 0) return EINVAL;
+    // The kernel has alternate paths between InfiniBand ports alone (core/verbs.c _ib_modify_qp), and a device without
+    // `apm` among its capabilities none at all. What firmware says to a migration state without a path is not known.
+    if (asked.attr_mask & kQpAttrAltPath) return EINVAL;
+    if ((asked.attr_mask & kQpAttrPathMigState) && asked.path_mig_state != 0) return EINVAL;
+    // mlx5_ib takes the next slower rate that the device has (hw/mlx5/qp.c, mlx5r_ib_rate): this one has none
+    // (stat_rate_support 0), so every rate becomes the port's, and a query says so.
+    const u32 rate = asked.dest.static_rate;
+    if ((asked.attr_mask & kQpAttrAv) && rate != 0 && (rate < kSlowestRate || rate > kLastRate)) return EINVAL;
     QpModify attr;
     attr.qp_state = static_cast<QpState>(asked.qp_state);
     attr.cur_qp_state = static_cast<QpState>(asked.cur_qp_state);
@@ -133,6 +142,8 @@ int OpenDevice::modify_qp(Command& in) {
     attr.ah.hop_limit = asked.dest.hop_limit;
     attr.ah.traffic_class = asked.dest.traffic_class;
     attr.ah.sl = asked.dest.sl;
+    // Of a RoCE address the kernel keeps no path bits (include/rdma/ib_verbs.h rdma_ah_set_path_bits).
+    attr.ah.src_path_bits = hca_->config().roce ? 0 : asked.dest.src_path_bits & 0x7fu;
     attr.ah.is_global = asked.dest.is_global != 0;
     attr.ah.port_num = asked.dest.port_num;
     attr.dest_qp_num = asked.dest_qp_num;
@@ -162,6 +173,7 @@ int OpenDevice::query_qp(Command& in) {
     out.dest.hop_limit = static_cast<u8>(attr.ah.hop_limit);
     out.dest.traffic_class = static_cast<u8>(attr.ah.traffic_class);
     out.dest.sl = static_cast<u8>(attr.ah.sl);
+    out.dest.src_path_bits = static_cast<u8>(attr.ah.src_path_bits);
     out.dest.is_global = attr.ah.is_global;
     out.dest.port_num = static_cast<u8>(attr.ah.port_num);
     out.max_send_wr = found->second.max_send_wr;
