@@ -166,7 +166,7 @@ show.line_chart(lines, "warps that post (count)", "payload of 2 KiB WRITEs (GB/s
 course.plot_prediction("one warp", round(gains[0], 2))
 
 # %% [markdown]
-# One warp fences twice and rings, message after message: about 3.6 µs each, more than ten times what the proxy's thread
+# One warp fences twice and rings, message after message: about 2.4 µs each, more than four times what the proxy's thread
 # takes. A GPU thread is *slow* at this. The GPU wins because hundreds of them do it at once, each on a queue of its own,
 # while all of them share one proxy. A kernel that lets one warp post for all has built a proxy out of a GPU.
 #
@@ -232,4 +232,6 @@ if course.hardware_cell("mlx5"):
 #   one store or two: its latency is less than ours, its throughput is the thread's all the same.
 # * **A CPU with other things to do.** Our thread polls without a pause and is never descheduled.
 # * **Several proxies.** `proxy_threads` may be more than 1; NVSHMEM has one for each GPU.
-# * **The 135 ns of a WQE** are *fitted* to one published figure (44 GB/s of DeepEP before IBGDA), not measured.
+# * **Fences.** Nobody here waits for one put before the next. Where a protocol does, and one thread keeps the fences of all
+#   channels, that costs more than the posting: notebook 12.
+# * **What a WQE takes the thread** is *fitted* to one published gain (44 to 58 GB/s of DeepEP, by IBGDA), not measured.

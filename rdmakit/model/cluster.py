@@ -20,8 +20,10 @@ __all__ = ["clock_of", "steer_by", "world_of"]
 _PICOSECONDS = 1e12  # a second
 
 
-def clock_of(preset: Preset, *, proxy: bool = False) -> Clock:
-    """What things take on this cluster. `proxy`: threads of the host post for the GPUs."""
+def clock_of(preset: Preset, *, proxy: bool = False, fenced: bool = False) -> Clock:
+    """What things take on this cluster. `proxy`: threads of the host post for the GPUs. `fenced`: a completion that is
+    asked for is a fence, which they keep where `proxy_fence` says so, and not only word that memory is free.
+    """
     p = preset
     per = {name: round(_PICOSECONDS / p[name]) for name in ("wqe_rate", "qp_wqe_rate", "warp_copy_rate")}
     hca = {
@@ -41,7 +43,7 @@ def clock_of(preset: Preset, *, proxy: bool = False) -> Clock:
         "proxy_poll_ps": round(p["proxy_poll"]),
         "proxy_post_ps": round(p["proxy_post"]),
         "proxy_doorbell_ps": round(p["proxy_doorbell"]),
-        "proxy_fences": int(proxy and p.text("proxy_fence") == "thread"),
+        "proxy_fences": int(proxy and fenced and p.text("proxy_fence") == "thread"),
     }
     network = {
         "planes": p.count("planes"),
@@ -63,8 +65,11 @@ def clock_of(preset: Preset, *, proxy: bool = False) -> Clock:
     return Clock(hca, network, costs, round(p["nvlink_rate"]))
 
 
-def world_of(preset: Preset, *, proxy: bool = False, seed: int = 0, copy_payload: bool = False) -> World:
-    """A timed world of this cluster. Payload is counted and timed but not copied, unless asked for.
+def world_of(
+    preset: Preset, *, proxy: bool = False, fenced: bool = False, seed: int = 0, copy_payload: bool = False
+) -> World:
+    """A timed world of this cluster; `proxy` and `fenced` as for `clock_of`. Payload is counted and timed but not
+    copied, unless asked for.
 
     >>> from rdmakit.model import load
     >>> world_of(load("ib")).topology.hosts
@@ -83,7 +88,7 @@ def world_of(preset: Preset, *, proxy: bool = False, seed: int = 0, copy_payload
         mtu=preset.count("mtu"),
         port_gbps=preset["port_rate"] * 8 / 1e9,
         faults="adaptive_routing" if preset.text("multipath") == "yes" else "",
-        clock=clock_of(preset, proxy=proxy),
+        clock=clock_of(preset, proxy=proxy, fenced=fenced),
         name=preset.name,
     )
     world.copy_payload = copy_payload

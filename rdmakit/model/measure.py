@@ -134,7 +134,7 @@ def _normal(
     wiring = wiring_of(step, None)
     qps, total = wiring.data_qps(work.channels), wiring.total_qps(work.channels)
     plan, loaded = _plan(preset, work, step, choices, qps, total)
-    world = world_of(preset, proxy=step.proxy, seed=seed)
+    world = world_of(preset, proxy=step.proxy, fenced=step.fenced, seed=seed)
     hosts = [remote_tokens(c, work.experts, work.ranks) for c in choices]
     capacity = int(sum(h.sum(axis=0) for h in hosts).max())
     buffer = NormalBuffer(
@@ -202,7 +202,7 @@ def _low_latency(
     qps = min(step.qps or work.channels, work.channels)
     work = replace(work, channels=qps)
     plan, loaded = _plan(preset, work, step, choices, qps, qps)
-    world = world_of(preset, proxy=step.proxy, seed=seed)
+    world = world_of(preset, proxy=step.proxy, seed=seed)  # most completions are no fence: those of single rows
     buffer = LowLatencyBuffer(
         world,
         hidden=work.hidden,

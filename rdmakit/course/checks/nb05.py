@@ -81,9 +81,9 @@ class _Case:
 def _cases(seed: int = 5) -> list[_Case]:
     dice = random.Random(seed)
     return [
-        _Case(135, 150, 1, 400),
+        _Case(383, 150, 1, 400),
         *(
-            _Case(dice.randrange(100, 400), dice.randrange(100, 600), each, port)
+            _Case(dice.randrange(100, 500), dice.randrange(100, 600), each, port)
             for each, port in ((1, 200), (4, 400), (8, 100), (2, 200))
         ),
     ]
