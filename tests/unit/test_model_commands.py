@@ -280,11 +280,7 @@ def test_validate_normal_prints_json(capsys, monkeypatch):
     assert one_object(capsys.readouterr().out)["figures"]["normal_dispatch_ep16_published"] == 43
 
 
-def test_the_offset_is_the_least_squares_one():
-    rng = np.random.default_rng()
-    seed = int(rng.integers(1 << 31))
-    print("seed", seed)
-    rng = np.random.default_rng(seed)
+def test_the_offset_is_the_least_squares_one(rng):
     points = [p for p in POINTS if p.kernel == "ll"][:5]
     rows = [Comparison(p, p.value * float(rng.uniform(0.7, 1.1)), None) for p in points]
 

@@ -18,7 +18,7 @@ from rdmakit.explore.scenario import Scene, scenario
 
 _WAIT = "if (mbarrier_wait(&full.at[b], (t >> 1) & 1, watch, who) != Status::ok) return;"
 # What may be left out: a name for the command line → what stands there, and what takes its place. The mbarrier is
-# waited for behind the reads, not never: a block that ends while a load still needs its memory is another fault, found first.
+# waited for behind the reads, not never: a block that ends under a load is another fault, and would be found first.
 _LEFT_OUT = {
     "proxy fence": {"proxy_fence();": ""},
     "wait for reads": {"if (first) bulk_wait_read<1>();": ""},
