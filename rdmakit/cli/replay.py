@@ -1,6 +1,7 @@
 """`rdmakit replay SCENARIO --seed S`: one schedule of a protocol, told step by step.
 
-Leans on explore. A schedule that fails is made small first. Exit status 0 only if the schedule held.
+Leans on explore. A seed's schedule that fails is made small first. A saved one is told as it was saved: a smaller one
+may fail in another way than its file says. Exit status 0 only if the schedule held.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
     which = p.add_mutually_exclusive_group(required=True)
     which.add_argument("--seed", type=int, metavar="S", help="the schedule of this seed")
     which.add_argument("--schedule", metavar="FILE", help="the schedule that `rdmakit explore --save FILE` wrote")
-    p.add_argument("--no-shrink", action="store_true", help="tell a failing schedule as it is, not made small")
+    p.add_argument("--no-shrink", action="store_true", help="tell a seed's failing schedule as it is, not made small")
     p.add_argument("--html", metavar="FILE", help="draw it there, too, as a message-sequence chart")
     p.add_argument("--json", action="store_true", help="print one JSON object only")
     p.set_defaults(func=main)
@@ -57,7 +58,7 @@ def main(args: argparse.Namespace) -> int:
     if failure is None:
         story = explorer.story(seed=seed, decisions=decisions, title=title)
     else:
-        if not args.no_shrink:
+        if args.schedule is None and not args.no_shrink:
             failure = explorer.shrink(failure)
             title += ", made small"
         story = explorer.story(decisions=failure.decisions, title=title)

@@ -11,6 +11,7 @@ import json
 import pytest
 
 from rdmakit.cli import main
+from rdmakit.device.qp_attributes import CONNECT_DEFAULTS
 from rdmakit.explore import Explorer, Search, explore, load_schedule, replay, save_schedule
 from rdmakit.explore.explorer import Verdict
 
@@ -79,11 +80,14 @@ def test_a_failure_becomes_smaller_and_fails_alike(wrong, seed):
 
 
 def test_faults_are_decisions_too(seed):
-    """A plan with more losses than the NIC's retries survive: the smallest schedule loses just so many packets."""
+    """A plan with more losses than the NIC's retries survive: the smallest schedule still loses a packet that often."""
     explorer = Explorer("put-signal", faults="loss=0.5")
-    failure = explorer.run(1000, seed=seed).failure
+    failure = explorer.run(20_000, seed=seed).failure  # six of a thousand fail
     small = explorer.shrink(failure)
     assert small.verdict == failure.verdict and small.size <= failure.size
+    losses = explorer.scene._world.fault_counts["loss"]
+    assert "RETRY_EXC_ERR" in explorer.one(decisions=small.decisions).what
+    assert explorer.scene._world.fault_counts["loss"] - losses >= 1 + CONNECT_DEFAULTS["retry_cnt"]
     assert Explorer("put-signal", faults="").one(seed=failure.seed) is None, "without the plan it holds"
 
 
@@ -102,6 +106,18 @@ def test_a_saved_schedule_replays_in_another_explorer(wrong, tmp_path, seed):
     saved = load_schedule(tmp_path / "s.json")
     again = saved.explorer().one(decisions=saved.decisions)
     assert (again.verdict.name.lower(), again.what) == (saved.verdict, saved.what)
+
+
+def test_a_saved_schedule_is_told_as_it_was_saved(wrong, tmp_path, seed, capsys):
+    """Small or not: a smaller one may fail in another way than the file says."""
+    path = str(tmp_path / "failing.json")
+    for start in range(seed, seed + 5):
+        failure = wrong.run(1000, seed=start).failure
+        save_schedule(path, wrong, failure)
+        assert main(["replay", "--schedule", path, "--json"]) == 1
+        told = json.loads(capsys.readouterr().out)
+        assert told["figures"]["decisions_not_calm"] == failure.size
+        assert told["story"]["verdict"] == f"{failure.verdict.name.lower()}: {failure.what}"
 
 
 def test_the_command_line_saves_and_replays(tmp_path, capsys, seed):

@@ -3,16 +3,8 @@
 from itertools import product
 
 import numpy as np
-import pytest
 
 from rdmakit.model.exchange import even_out
-
-
-@pytest.fixture
-def rng():
-    seed = int(np.random.default_rng().integers(1 << 31))
-    print("seed", seed)
-    return np.random.default_rng(seed)
 
 
 def loads(part, line, weight, parts):

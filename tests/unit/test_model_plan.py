@@ -22,13 +22,6 @@ from rdmakit.model.workload import sized_for
 PRESETS = ("roce", "h800-cx7-roce-hash", "h800-cx7-roce-unbonded", "ib")
 
 
-@pytest.fixture
-def seed():
-    seed = int(np.random.default_rng().integers(1 << 31))
-    print("seed", seed)
-    return seed
-
-
 # ---- hashes
 def test_ports_of_a_bond_and_source_ports_are_the_emulators(seed):
     rng = np.random.default_rng(seed)
