@@ -118,7 +118,7 @@ def test_whoever_is_interrupted_waits_for_no_process():
     with pytest.raises(KeyboardInterrupt):
         run_all([Run(preset, w, STEPS[5]) for w in (small, large, large, large)], jobs=2, done=interrupted)
     end = time.monotonic() + 5
-    while left := set(multiprocessing.active_children()) - before:  # the pool's own thread may be burying them meanwhile
+    while left := set(multiprocessing.active_children()) - before:  # the pool itself may be burying them
         assert time.monotonic() < end, left
         time.sleep(0.01)
 
