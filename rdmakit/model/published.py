@@ -37,7 +37,7 @@ class Point:
         """As tables and figures call it.
 
         >>> POINTS[0].name
-        'normal_dispatch_ep32_step0'
+        'normal_dispatch_ep16_step0'
         """
         step = f"_step{self.step}" if self.step != 5 else ""
         return f"{self.kernel}_{self.op}_ep{self.ranks}{step}"

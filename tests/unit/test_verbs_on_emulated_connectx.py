@@ -212,7 +212,8 @@ def counter_of(environment, device, name):
 def test_two_processes_play_ping_pong(program):
     said, (sent, received) = two_processes(program, "-e", "-n", "200", "-s", "4096", "-g", "1")
     assert "200 iters in" in said
-    assert 200 * 4096 <= sent == received < 1.5 * 200 * 4096  # with acknowledgements, and a few more to begin with
+    assert 200 * 4096 <= received <= sent < 1.5 * 200 * 4096  # with acknowledgements, and a few more to begin with
+    assert sent - received < 4096  # an answer to who has just ended comes in nowhere; every message has
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ void Hca::send_away(QueuePair& qp, Transfer& transfer) {
     request.header_octets = qp.header_octets;
     request.connection = qp.connection;
     request.ib_port = qp.peer.port;
+    request.home_port = qp.info.attr.port_num;
     request.out_of_order = qp.info.create.out_of_order;
     std::vector<u8> data(is_read_or_atomic(wqe.opcode) ? 0 : wqe.bytes);
     gather_pieces(transfer.local, data.data(), data.size());
@@ -108,31 +109,32 @@ RemoteAnswer Hca::serve(const RemoteRequest& request, std::vector<u8>& data, Hca
     if (outcome.kind == Outcome::lost || outcome.kind == Outcome::early) return answer;
     if (outcome.kind == Outcome::done && outcome.memory != nullptr)
         data.assign(outcome.memory, outcome.memory + request.wqe.bytes);
-    ports_->count_xmit(out, response_packets(request.wqe, request.mtu_shift, overhead, outcome.kind == Outcome::done));
+    answer.packets = response_packets(request.wqe, request.mtu_shift, overhead, outcome.kind == Outcome::done);
+    ports_->count_xmit(out, answer.packets);
     answer.outcome = outcome;
     answer.outcome.memory = nullptr;
     answer.sent_from = out;
-    answer.header_octets = overhead;
+    answer.home_port = request.home_port;
     return answer;
 }
 
 void Hca::answered(const RemoteAnswer& answer, std::vector<u8>& data) {
+    Outcome outcome = answer.outcome;
+    if (outcome.kind != Outcome::lost) {  // it comes in by a port, whoever still waits for it
+        const u32 back = ports_->receiving_port(answer.sent_from, answer.home_port);
+        if (back == 0) {
+            ++counters_.responses_lost;
+            outcome.kind = Outcome::lost;
+        } else {
+            ports_->count_rcv(back, answer.packets);
+        }
+    }
     QueuePair* const found = find_qp(answer.qpn);
     if (found == nullptr || found->away.empty() || found->away.front().ticket != answer.ticket) return;
     QueuePair& qp = *found;
     Transfer transfer;
     transfer.wqe = qp.away.front().wqe;
     const DecodedWqe& wqe = transfer.wqe;
-    Outcome outcome = answer.outcome;
-    if (outcome.kind != Outcome::lost) {
-        const u32 back = ports_->receiving_port(answer.sent_from, qp.info.attr.port_num);
-        if (back == 0) {
-            ++counters_.responses_lost;
-            outcome.kind = Outcome::lost;
-        } else {
-            ports_->count_rcv(back, response_packets(wqe, qp.mtu_shift, answer.header_octets, outcome.kind == Outcome::done));
-        }
-    }
     if (outcome.kind != Outcome::done && outcome.kind != Outcome::refused) {
         send_again(qp, outcome.kind == Outcome::not_ready);
         return;

@@ -34,6 +34,8 @@ class Machine final : public Environment {
     void leave();
     // Counters that others read are as they stand now.
     void publish();
+    // Takes what other processes have sent here; whether there was anything.
+    bool move_wire();
 
     Hca* find(const std::string& name);
     // Null where the table has none.
@@ -103,7 +105,6 @@ class Machine final : public Environment {
         u64 since_ns;  // the last answer, or the first request
     };
     u32 index_of(const Hca& hca) const;
-    bool move_wire();
     void take(u32 from, const u8* message, std::size_t bytes);
     void give_up(u64 now_ns);
 

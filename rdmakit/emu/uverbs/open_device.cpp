@@ -30,6 +30,8 @@ OpenDevice::~OpenDevice() {
     for (const auto& [handle, memory] : device_memory_) close(memory.fd);
     for (const auto& [pd, live] : pds_) hca_->dealloc_pd(pd);
     uars_.close();
+    machine.move_wire();  // what has come in by now has come in by a port, though its queue pair is gone
+    machine.publish();
 }
 
 void OpenDevice::event(AsyncEvent event) {
