@@ -109,8 +109,8 @@ class HostReceiver(HostEnd):
             state["credited"] = end
 
     def finish(self, *, timeout: float = 10.0) -> None:
-        """Give back what is left, and wait until it is complete. Close the queue pair when the sender has finished, too:
-        where the network lost an acknowledgement, this end is asked for it again.
+        """Give back what is left, and wait until it is complete. Close the queue pair when the sender has finished,
+        too: where the network lost an acknowledgement, this end is asked for it again.
         """
         self.give_back(timeout=timeout)
         self._wait(lambda: self.qp.completed == self.qp.posted, timeout, "a completion", self.signed_off)
