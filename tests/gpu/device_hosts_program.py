@@ -36,8 +36,19 @@ LOCAL = int(os.environ["RDMAKIT_RANKS_PER_HOST"])
 def same(what: str, tensor: torch.Tensor, array: Any) -> None:
     """Bit for bit."""
     found, wanted = to_numpy(tensor.cpu()), np.ascontiguousarray(array)
-    if found.shape != wanted.shape or found.tobytes() != wanted.tobytes():
-        raise AssertionError(f"{what} {found.shape} differ from NumPy's {wanted.shape}")
+    if found.shape != wanted.shape:
+        raise AssertionError(f"{what} {found.shape} have another shape than NumPy's {wanted.shape}")
+    if found.tobytes() == wanted.tobytes():
+        return
+    ours, theirs = (np.frombuffer(each.tobytes(), np.uint8).reshape(len(each), -1) for each in (found, wanted))
+    wrong = np.flatnonzero((ours != theirs).any(1))
+    row = int(wrong[0])
+    columns = np.flatnonzero(np.ravel(found[row] != wanted[row]))
+    raise AssertionError(
+        f"{what} {found.shape} differ from NumPy's in {len(wrong)} rows, {wrong[:16].tolist()} …; row {row} in "
+        f"{len(columns)} places from {columns[:1].tolist()} on: {np.ravel(found[row])[columns[:4]].tolist()}, and "
+        f"should be {np.ravel(wanted[row])[columns[:4]].tolist()}"
+    )
 
 
 class Rank:
