@@ -9,9 +9,18 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Heap", "HeapLayout"]
+__all__ = ["Heap", "HeapLayout", "sixteens"]
 
 ALIGNMENT = 128  # a cache line of the GPU's L2: no two regions share one
+
+
+def sixteens(nbytes: int) -> int:
+    """Rounded up to 16 bytes, which warps move at a time.
+
+    >>> sixteens(132)
+    144
+    """
+    return -(-nbytes // 16) * 16
 
 
 class HeapLayout:

@@ -1,10 +1,10 @@
 """MoE dispatch and combine among ranks of several hosts, through an HCA made of warps: one rank's engine on any `Link`.
 
-Leans on ep.link, ep.internode_memory, ep.internode_queues, ep.internode_pods, ep.pool, ep.nvl_memory (blocks); the
-device code is cuda/kernels/ep_*.cu. Queue pairs join ranks of the same place on different hosts; some blocks of each
-operation's grid are their HCA, and the mapping of all heaps by all ranks is its wire. So it runs where GPUs map each
-other's memory, and nowhere else yet. Everything is queued on a stream and nothing is synchronised, but for `counts()`;
-operations are collective and come in one order on every rank.
+Leans on ep.heap, ep.link, ep.internode_memory, ep.internode_queues, ep.internode_pods, ep.pool, ep.nvl_memory (blocks);
+the device code is cuda/kernels/ep_*.cu. Queue pairs join ranks of the same place on different hosts; some blocks of
+each operation's grid are their HCA, and the mapping of all heaps by all ranks is its wire. So it runs where GPUs map
+each other's memory, and nowhere else yet. Everything is queued on a stream and nothing is synchronised, but for
+`counts()`; operations are collective and come in one order on every rank.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from rdmakit.ep import abi
+from rdmakit.ep.heap import sixteens
 from rdmakit.ep.internode_memory import MAX_EXPERTS, MAX_TOPK, HostsShape
 from rdmakit.ep.internode_pods import Pods, Route
 from rdmakit.ep.internode_queues import QueuePairs
@@ -145,7 +146,7 @@ class Internode(HeapRank):
         were exchanged.
         """
         self._check_topk(topk, least=0)
-        stride = -(-(row_bytes + scale_bytes) // VECTOR) * VECTOR
+        stride = sixteens(row_bytes + scale_bytes)
         parts = {"recv_x": row_bytes, "recv_scales": scale_bytes, "recv_topk": 4 * topk, "recv_weights": 4 * topk,
                  "recv_source": 4}  # fmt: skip
         self._check_row(row_bytes, rows, parts)
@@ -186,7 +187,7 @@ class Internode(HeapRank):
         self._offered += blocks
         given = np.zeros((), abi.COMBINE_INPUT)
         given[()] = (x, topk_weights, out, out_weights, rows, route.tokens, self._offered, (bias_0, bias_1))
-        part = -(-(2 * hidden + 4 * topk) // VECTOR) * VECTOR
+        part = sixteens(2 * hidden + 4 * topk)
         scratch = self._scratch_of(route.channels * self.link.warps * part)
         self._ride("ep_combine_riding", blocks, self._riders(num_sms), [pod, plan, given[()], scratch], stream)
         return []

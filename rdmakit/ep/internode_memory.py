@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from rdmakit.ep import abi
-from rdmakit.ep.heap import HeapLayout
+from rdmakit.ep.heap import HeapLayout, sixteens
 from rdmakit.ep.link import Link
 from rdmakit.errors import BadArgument
 
@@ -25,10 +25,6 @@ MAX_TOPK = 32
 MAX_SLOTS, MAX_CHUNK = 64, 8  # of a ring, and of one put
 WORD = 128  # words of a ring that different GPUs write: a cache line each
 ALIGNMENT = 128
-
-
-def _sixteens(nbytes: int) -> int:
-    return -(-nbytes // 16) * 16
 
 
 def _lines(nbytes: int) -> int:
@@ -74,17 +70,17 @@ class HostsShape:
     @property
     def meta_stride(self) -> int:
         """Bytes of a slot's metadata, whatever the top-k (token_meta_bytes, ep.cuh)."""
-        return _sixteens(4 * (1 + self.local_ranks + 2 * MAX_TOPK))
+        return sixteens(4 * (1 + self.local_ranks + 2 * MAX_TOPK))
 
     @property
     def notify_bytes(self) -> int:
         """Bytes of a message of counts, whatever the experts (NotifyMessage, ep.cuh)."""
-        return _sixteens(4 * (self.local_ranks * (1 + MAX_EXPERTS // self.ranks) + self.channels))
+        return sixteens(4 * (self.local_ranks * (1 + MAX_EXPERTS // self.ranks) + self.channels))
 
     @property
     def count_bytes(self) -> int:
         """Bytes of a row of counts, whatever the experts (count_row_bytes, ep.cuh)."""
-        return _sixteens(16 + 4 * (MAX_EXPERTS // self.ranks))
+        return sixteens(16 + 4 * (MAX_EXPERTS // self.ranks))
 
     def slots(self, stride: int) -> tuple[int, int]:
         """Slots of a ring whose payloads take `stride` bytes, and slots a put. BadArgument for less than two."""

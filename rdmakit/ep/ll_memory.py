@@ -5,7 +5,7 @@ Leans on ep.heap.
 
 from __future__ import annotations
 
-from rdmakit.ep.heap import HeapLayout
+from rdmakit.ep.heap import HeapLayout, sixteens
 
 __all__ = ["ll_heap_layout"]
 
@@ -17,7 +17,7 @@ def ll_heap_layout(max_tokens: int, hidden: int, experts: int, topk: int, ranks:
     115
     """
     heap, rows, local = HeapLayout(), ranks * max_tokens, experts // ranks
-    header = -(-4 * (1 + topk) // 16) * 16
+    header = sixteens(4 * (1 + topk))
     slot = header + 2 * hidden + 16  # ll_slot_bytes, ll.cuh
     for name, nbytes in {
         "staging": 2 * max_tokens * slot,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from rdmakit.ep import abi
 from rdmakit.ep.layout import check_capacity, check_fp8, check_hidden, check_topk_idx, check_topk_weights
 from rdmakit.ep.mesh import Mesh
-from rdmakit.ep.normal_memory import NormalShape, connect_rails, rank_pod
+from rdmakit.ep.normal_memory import NormalShape, connect_rails, rank_pods
 from rdmakit.ep.wiring import Wiring
 from rdmakit.errors import BadArgument, RdmakitError
 
@@ -114,9 +114,8 @@ class NormalBuffer:
         self.layout = shape.heap_layout()
         self.mesh = Mesh(world, self.layout, timeout_ns=timeout_ns, steer=wiring.steer)
         connect_rails(self.mesh, shape, wiring)
-        self.rank_pods, self.fp8_pods = (
-            [rank_pod(self.mesh, shape, wiring, r, fp8=fp8) for r in range(self.ranks)] for fp8 in (False, True)
-        )
+        pods = [rank_pods(self.mesh, shape, wiring, r) for r in range(self.ranks)]
+        self.rank_pods, self.fp8_pods = ([pair[fp8] for pair in pods] for fp8 in (0, 1))
         self.scratch = [
             world.array((channels * WARPS, shape.scratch_bytes), np.uint8) for _ in range(self.ranks)
         ]

@@ -13,22 +13,18 @@ from numpy.typing import NDArray
 
 from rdmakit.device.handle import LAYOUT_VERSION
 from rdmakit.ep import abi
-from rdmakit.ep.heap import HeapLayout
+from rdmakit.ep.heap import HeapLayout, sixteens
 from rdmakit.ep.layout import check_sizes, check_topology
 from rdmakit.ep.mesh import Mesh
 from rdmakit.ep.wiring import Wiring
 from rdmakit.errors import BadArgument
 
-__all__ = ["NormalShape", "connect_rails", "rank_pod"]
+__all__ = ["NormalShape", "connect_rails", "rank_pods"]
 
 Array = NDArray[Any]
 
 # Words of a ring that different NICs and GPUs write: a cache line each.
 WORD = 128
-
-
-def _sixteens(nbytes: int) -> int:
-    return -(-nbytes // 16) * 16
 
 
 @dataclass(frozen=True)
@@ -96,27 +92,27 @@ class NormalShape:
         >>> NormalShape(2, 2, 7168, 8, 256, 64, 64, 10, 64, 8).row_stride(fp8=True)
         7392
         """
-        return _sixteens(self.hidden + 4 * (self.hidden // 128)) if fp8 else 2 * self.hidden
+        return sixteens(self.hidden + 4 * (self.hidden // 128)) if fp8 else 2 * self.hidden
 
     @property
     def meta_stride(self) -> int:
         """Bytes of a slot's metadata: token_meta_bytes, ep.cuh."""
-        return _sixteens(4 * (1 + self.local_ranks + 2 * self.topk))
+        return sixteens(4 * (1 + self.local_ranks + 2 * self.topk))
 
     @property
     def notify_bytes(self) -> int:
         """Bytes of a notification: NotifyMessage, ep.cuh."""
-        return _sixteens(4 * (self.local_ranks * (1 + self.local_experts) + self.channels))
+        return sixteens(4 * (self.local_ranks * (1 + self.local_experts) + self.channels))
 
     @property
     def count_bytes(self) -> int:
         """Bytes of a source's row of counts: count_row_bytes, ep.cuh."""
-        return _sixteens(16 + 4 * self.local_experts)
+        return sixteens(16 + 4 * self.local_experts)
 
     @property
     def scratch_bytes(self) -> int:
         """Bytes that each warp of combine sums its own host's rows into."""
-        return _sixteens(2 * self.hidden + 4 * self.topk)
+        return sixteens(2 * self.hidden + 4 * self.topk)
 
     def heap_layout(self) -> HeapLayout:
         """The regions of a heap: those of EpHeap by their names there, then rings and words by (host, channel)."""
@@ -178,7 +174,7 @@ def _offset(mesh: Mesh, shape: NormalShape, name: str, host: int, channel: int) 
     return mesh.layout.offset[name] + (host * shape.channels + channel) * each
 
 
-def _rails(mesh: Mesh, shape: NormalShape, wiring: Wiring, rank: int, *, fp8: bool) -> Array:
+def _rails(mesh: Mesh, shape: NormalShape, wiring: Wiring, rank: int) -> Array:
     """ChannelHandle[hosts][channels] of one rank; those of its own host stay zero."""
     side = mesh.sides[rank]
     rails: Array = mesh.world.array((shape.hosts, shape.channels), abi.CHANNEL_HANDLE)
@@ -200,15 +196,16 @@ def _rails(mesh: Mesh, shape: NormalShape, wiring: Wiring, rank: int, *, fp8: bo
                 rail[field] = (far.mr.address + _offset(mesh, shape, name, side.host, channel), far.mr.rkey)
             rail["staging_lkey"] = side.mr.lkey
             rail["slots"], rail["chunk"] = shape.slots, shape.chunk
-            rail["payload_stride"], rail["meta_stride"] = shape.row_stride(fp8=fp8), shape.meta_stride
+            rail["payload_stride"], rail["meta_stride"] = shape.row_stride(fp8=False), shape.meta_stride
     return rails
 
 
-def rank_pod(mesh: Mesh, shape: NormalShape, wiring: Wiring, rank: int, *, fp8: bool = False) -> Array:
-    """EpRank[1] of one rank; the mesh keeps alive what it points at. `fp8`: for rows that are shorter, so that the same
-    rings are divided into shorter slots.
+def rank_pods(mesh: Mesh, shape: NormalShape, wiring: Wiring, rank: int) -> tuple[Array, Array]:
+    """EpRank[1] of one rank, for BF16 rows and for FP8 rows, which divide the same rings into shorter slots. The mesh
+    keeps alive what they point at.
     """
     side = mesh.sides[rank]
+    rails = _rails(mesh, shape, wiring, rank)
     pod: Array = mesh.world.array((1,), abi.EP_RANK)
     values = {
         "layout_version": LAYOUT_VERSION,
@@ -227,7 +224,7 @@ def rank_pod(mesh: Mesh, shape: NormalShape, wiring: Wiring, rank: int, *, fp8: 
         "notify_bytes": shape.notify_bytes,
         "heaps": mesh.heap_table(rank),
         "rail_heaps": mesh.remote_table([h * shape.local_ranks + side.local for h in range(shape.hosts)]),
-        "rails": mesh.keep(_rails(mesh, shape, wiring, rank, fp8=fp8)),
+        "rails": mesh.keep(rails),
         "max_tokens": shape.max_tokens,
         "count_bytes": shape.count_bytes,
     }
@@ -236,4 +233,8 @@ def rank_pod(mesh: Mesh, shape: NormalShape, wiring: Wiring, rank: int, *, fp8: 
     for name in abi.EP_HEAP.names or ():
         pod[0]["at"][name] = mesh.layout.offset[name]
     mesh.watch(pod[0]["watch"], rank)
-    return pod
+    fp8, shorter = mesh.world.array((1,), abi.EP_RANK), mesh.world.array(rails.shape, abi.CHANNEL_HANDLE)
+    fp8[...], shorter[...] = pod, rails
+    shorter["payload_stride"] = shape.row_stride(fp8=True)
+    fp8[0]["rails"] = mesh.keep(shorter)
+    return pod, fp8

@@ -106,7 +106,6 @@ def climb(
     if not seeds:
         raise BadArgument("no seed", value=(), rule="at least one", remedy="seeds=(0,)")
     began = time.monotonic()
-
     first = [Run(preset, work, step).seeded(seeds[0]) for step in steps]
     if try_puts:
         first = tuned(first, jobs=jobs, done=done)

@@ -1,7 +1,7 @@
 """What the kernels are given: which experts each token of each rank wants, and the sizes that published figures were
 measured with.
 
-Leans on ep.routing, ep.recording and puts. One routing a rank, from one seed.
+Leans on ep.routing, ep.recording, ep.heap and puts. One routing a rank, from one seed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rdmakit.ep import recording, routing
+from rdmakit.ep.heap import sixteens
 from rdmakit.ep.layout import check_sizes
 from rdmakit.ep.normal_memory import NormalShape
 from rdmakit.errors import BadArgument
@@ -115,7 +116,7 @@ class Workload:
         """With as many rows a put as suit that step of the ladder, unless they were chosen; a ring holds two puts."""
         if self.chunk is not None:
             return self
-        return replace(self, chunk=max(1, min(rows_of_a_put(self.op, self.ranks, step), self.slots // 2)))
+        return replace(self, chunk=min(rows_of_a_put(self.op, self.ranks, step), max(1, self.slots // 2)))
 
     # ---- sizes
     @property
@@ -135,7 +136,7 @@ class Workload:
             capacity or self.tokens * self.ranks,
             self.channels,
             self.slots,
-            max(1, min(8, self.slots // 2)) if self.chunk is None else self.chunk,
+            1 if self.chunk is None else self.chunk,  # of no matter before a step is known
         )
 
     def traffic(self, choices: list[Any] | None = None, *, exchange: bool = True) -> NDArray[np.int64]:
@@ -143,8 +144,8 @@ class Workload:
         chosen = self.choices() if choices is None else choices
         if self.kernel == "normal":
             return normal_traffic(chosen, self.shape(), combine=self.op == "combine", exchange=exchange)
-        header = -(-4 * (1 + self.topk) // 16) * 16  # ll_header_bytes, ll.cuh
-        message = header + -(-self.row_bytes // 16) * 16 if self.op == "dispatch" else 2 * self.hidden
+        header = sixteens(4 * (1 + self.topk))  # ll_header_bytes, ll.cuh
+        message = header + sixteens(self.row_bytes) if self.op == "dispatch" else 2 * self.hidden
         return low_latency_traffic(
             chosen,
             experts=self.experts,
