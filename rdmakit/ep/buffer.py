@@ -57,6 +57,9 @@ class Buffer(NormalCalls, LowLatencyCalls):
     The last result of a normal call is its event: with `async_finish` a stream has to wait for it before it uses
     results; without, the current stream has waited. `previous_event`: what the call waits for, instead of all that the
     current stream has. `allocate_on_comm_stream`: results are memory of the communication stream.
+
+    Calls enqueue kernels and return. What goes wrong in these ends all that were enqueued after them, whose results are
+    then worth nothing, and is raised by the next call, or by `destroy`.
     """
 
     num_sms: int = 20
@@ -99,14 +102,19 @@ class Buffer(NormalCalls, LowLatencyCalls):
         )  # fmt: skip
 
     def destroy(self) -> None:
-        """Give the memory back. Collective; the GPU is synchronised. BadState when that has been done."""
-        engine = self._engine()
+        """Give the memory back. Collective; the GPU is synchronised. BadState when that has been done. What went
+        wrong in the last calls is raised, unless a call has, and the memory is given back nevertheless.
+        """
+        engine = self._undestroyed()
         self._backend.synchronize()
-        self._rendezvous.barrier()  # no rank gives back what another still reads
-        self._leases.forget()
-        self._to_fill = [None, None]
-        self.runtime = None
-        engine.close()
+        try:
+            engine.check(unless_told=True)
+        finally:
+            self._rendezvous.barrier()  # no rank gives back what another still reads
+            self._leases.forget()
+            self._to_fill = [None, None]
+            self.runtime = None
+            engine.close()
 
     def __del__(self) -> None:
         engine = getattr(self, "runtime", None)

@@ -58,12 +58,18 @@ class BufferBase:
     _leases: Leases
     _hosts: int
 
-    def _engine(self) -> Engine:
+    def _undestroyed(self) -> Engine:
         """The engine; BadState after `destroy`."""
         if self.runtime is None:
             raise BadState("the Buffer is destroyed", rule="no call after destroy()", remedy="make a new Buffer",
                            rank=self.rank)  # fmt: skip
         return cast("Engine", self.runtime)
+
+    def _engine(self) -> Engine:
+        """Likewise, for a call: what earlier ones enqueued may have failed since, and it raises that."""
+        engine = self._undestroyed()
+        engine.check()
+        return engine
 
     def _empty(self, shape: Sequence[int], kind: Dtype) -> Tensor:
         found: Tensor = self._backend.empty(shape, kind, self.device)

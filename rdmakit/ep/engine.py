@@ -100,6 +100,11 @@ class Engine(Protocol):
     def heap_bytes(self) -> int:
         """Its size."""
 
+    def check(self, *, unless_told: bool = False) -> None:
+        """Raise what has gone wrong so far in what was enqueued; it waits for nothing. `unless_told`: not what has been
+        raised before.
+        """
+
     def copy(self, to: int, source: int, nbytes: int, stream: int) -> None:
         """Queue a copy within this GPU."""
 

@@ -64,6 +64,9 @@ class Link(Protocol):
     def wait(self, done: Callable[[], bool], what: str) -> None:
         """Return once `done()` holds; raise when the report says that something failed, or HangError in the end."""
 
+    def check(self, *, unless_told: bool = False) -> None:
+        """Raise what has gone wrong so far; it waits for nothing. `unless_told`: not what it has raised before."""
+
     def close(self) -> None:
         """Give back what it holds; memory whose owner somebody else has lives on."""
 
@@ -104,6 +107,7 @@ class WorldLink:
         self.heap_bytes = own.nbytes
         self.heap_owner = own
         self._kept: list[Any] = [heaps]
+        self._told = False
         self.report = Report(self.host_memory(REPORT.itemsize))
         self.blocks = blocks
         self.shared_bytes = 64 << 10
@@ -161,10 +165,16 @@ class WorldLink:
         """Run the world, after which there is nothing more to come."""
         if not done():
             self.world.run()
-        self.report.raise_for_status()
+        self.check()
         if not done():
             raise HangError(f"{what} did not come", value="the world has run to its end", rule="all ranks take part",
                             remedy="look whether each has made the call")  # fmt: skip
+
+    def check(self, *, unless_told: bool = False) -> None:
+        """What its kernels have reported."""
+        if self.report and not (unless_told and self._told):
+            self._told = True
+            self.report.raise_for_status()
 
     def close(self) -> None:
         """Arrays belong to the world."""

@@ -109,6 +109,10 @@ class HeapRank:
         """Its size."""
         return self.link.heap_bytes
 
+    def check(self, *, unless_told: bool = False) -> None:
+        """Raise what has gone wrong so far in what was enqueued; see `Link.check`."""
+        self.link.check(unless_told=unless_told)
+
     def copy(self, to: int, source: int, nbytes: int, stream: int = 0) -> None:
         """Queue a copy within this GPU."""
         self.link.copy(to, source, nbytes, stream)

@@ -1,7 +1,8 @@
 """A GPU's end of a group that reaches each other's memory: heaps mapped across processes (CUDA IPC) or within one.
 
-Leans on cuda, arena, module, pinned. Whoever makes a group brings the rendezvous: a function that gathers one object of
-every rank (torch.distributed's, mpi4py's). Source: CUDA Runtime API, "Memory Management", cudaIpcGetMemHandle.
+Leans on cuda, arena, module, pinned, transfers. Whoever makes a group brings the rendezvous: a function that gathers
+one object of every rank (torch.distributed's, mpi4py's). Source: CUDA Runtime API, "Memory Management",
+cudaIpcGetMemHandle.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from rdmakit.errors import BadArgument, HangError, NotAvailable
+from rdmakit.errors import BadArgument, HangError, NotAvailable, RdmakitError
 from rdmakit.gpu.arena import Arena
 from rdmakit.gpu.cuda import cupy
 from rdmakit.gpu.module import Kernel, stock_kernel
 from rdmakit.gpu.pinned import pinned_report
+from rdmakit.gpu.transfers import put, zero
 
 __all__ = ["Allocation", "PeerLink", "Told", "links_in_one_process"]
 
@@ -27,7 +29,7 @@ _PATIENCE_S = 30.0  # for kernels whose own waits are bounded by 10 s
 _STATIC_SHARED = 600  # what our kernels declare besides their dynamic shared memory, at most
 # Just under what 18 links of NVLink 4 take both ways at once (benchmarks/probes/link.cu: 361 … 367 GB/s).
 _PACE_GBS = {"90": 350.0}  # by compute capability
-_HOST_TO_DEVICE, _DEVICE_TO_DEVICE = 1, 3  # cudaMemcpyKind
+_DEVICE_TO_DEVICE = 3  # cudaMemcpyKind
 _STACK = 0  # cudaLimitStackSize
 
 
@@ -42,7 +44,7 @@ class Allocation:
         cp = cupy()
         with cp.cuda.Device(device):
             self.address = int(cp.cuda.runtime.malloc(max(nbytes, 1)))
-            cp.cuda.runtime.memset(self.address, 0, max(nbytes, 1))
+        zero(device, self.address, max(nbytes, 1))
         weakref.finalize(self, _free, device, self.address).atexit = False
 
 
@@ -72,6 +74,7 @@ class PeerLink:
         self._checked: set[str] = set()  # whose arguments have been looked at once
         self._owned: list[Allocation] = []
         self._opened: list[int] = []
+        self._told = False
         with cp.cuda.Device(self.device):
             attributes = cp.cuda.Device().attributes
             self.blocks = int(attributes["MultiProcessorCount"])
@@ -81,7 +84,6 @@ class PeerLink:
             heap, self.heap_owner = self.heap_memory(nbytes)
             self.report = pinned_report()
             self._host: list[Any] = []
-            cp.cuda.Device().synchronize()
         # A process' own memory needs no handle.
         self.told = self.tell(heap, None if gather is None else self.heap_owner)
         self.heaps = [heap]
@@ -148,9 +150,7 @@ class PeerLink:
 
     def upload(self, address: int, array: np.ndarray[Any, Any]) -> None:
         """Copy what the host has to this GPU; it is there on return."""
-        with cupy().cuda.Device(self.device):
-            given = np.ascontiguousarray(array)
-            cupy().cuda.runtime.memcpy(address, given.ctypes.data, given.nbytes, _HOST_TO_DEVICE)
+        put(self.device, address, array)
 
     def load(self, *kernels: str) -> None:
         """Compile and load kernels of cuda/kernels, so that none has to be while another waits for a peer's.
@@ -204,14 +204,24 @@ class PeerLink:
             turns += 1
             if turns % 1024:
                 continue
-            self._look()
+            self.check()
             if time.monotonic() > deadline:
                 raise HangError(f"{what} did not come", value=f"{self.patience_s:g} s", rule="all ranks take part",
                                 remedy="look whether a rank has failed or left")  # fmt: skip
 
+    def check(self, *, unless_told: bool = False) -> None:
+        """Raise what has gone wrong so far; `unless_told`: if this has raised it already, don't."""
+        if unless_told and self._told:
+            return
+        try:
+            self._look()
+        except RdmakitError:
+            self._told = True
+            raise
+
     def _look(self) -> None:
-        """Raise what has gone wrong."""
-        self.report.raise_for_status()
+        if self.report:
+            self.report.raise_for_status()
 
     def abort(self) -> None:
         """Make every kernel of this rank's that waits give up: its waits end with the status `aborted`."""

@@ -1,6 +1,6 @@
 """Queues in a GPU's memory: kernels write rings where they lie, NICs are told of them by dma-bufs.
 
-Leans on peer (memory) and driver (dma-bufs). `GpuQueueMemory` is a `QueueMemory` for queues made by command
+Leans on peer (memory), transfers and driver (dma-bufs). `GpuQueueMemory` is a `QueueMemory` for queues made by command
 (rdmakit.verbs.devx_memory). The host reads none of it: what it polls, completions, belongs in its own memory.
 """
 
@@ -15,6 +15,7 @@ import numpy as np
 from rdmakit.gpu.cuda import cupy
 from rdmakit.gpu.driver import GPU_PAGE, dmabuf_of
 from rdmakit.gpu.peer import Allocation
+from rdmakit.gpu.transfers import put
 
 __all__ = ["GpuQueueMemory", "GpuRegion"]
 
@@ -22,7 +23,6 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 _CHUNK = 1 << 21
 _PAGE = 4096  # of the adapter: rings begin on one
-_HOST_TO_DEVICE = 1  # cudaMemcpyKind
 
 
 class _Chunk:
@@ -33,7 +33,6 @@ class _Chunk:
         self.memory = Allocation(device, self.size + GPU_PAGE)
         self.begin = -(-self.memory.address // GPU_PAGE) * GPU_PAGE
         with cupy().cuda.Device(device):
-            cupy().cuda.Device().synchronize()  # zeroed before a NIC looks
             self.descriptor = dmabuf_of(self.begin, self.size)
         weakref.finalize(self, os.close, self.descriptor)
 
@@ -56,10 +55,7 @@ class GpuRegion:
 
     def write(self, offset: int, data: Bytes) -> None:
         """It is there on return."""
-        given = np.ascontiguousarray(data)
-        with cupy().cuda.Device(self._device):
-            to = int(self.bytes.ctypes.data) + offset
-            cupy().cuda.runtime.memcpy(to, given.ctypes.data, given.nbytes, _HOST_TO_DEVICE)
+        put(self._device, int(self.bytes.ctypes.data) + offset, data)
 
 
 class GpuQueueMemory:

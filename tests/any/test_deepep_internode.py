@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch", reason="pip install torch: Buffer takes and
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "gpu"))
 import internode_program as program  # noqa: E402
-from deepep_rig import Rig, to_numpy, to_torch  # noqa: E402
+from deepep_rig import Rig, other_rows, to_numpy, to_torch  # noqa: E402
 from internode_checks import unrounded_sums  # noqa: E402
 from test_deepep_world import Running, WorldRig  # noqa: E402
 
@@ -105,16 +105,17 @@ def test_layout_tells_tokens_of_hosts(rig, case):
 def test_dispatch_and_combine(rig, case, fp8, topk):
     rig.make()
     given = [quantize_fp8(x) for x in case.x] if fp8 else case.x
+    then = other_rows(given)
     biases = [[np.full_like(x, value) for x in case.x] for value in (1, -0.5)]
 
     def call(buffer, rank):
-        x = tuple(map(to_torch, given[rank])) if fp8 else to_torch(given[rank])
+        x, others = (tuple(map(to_torch, each[rank])) if fp8 else to_torch(each[rank]) for each in (given, then))
         if fp8:
             x = x[0], x[1].T.contiguous().T  # as DeepEP's test passes scales
         idx, weights = to_torch(case.idx[rank]), to_torch(case.weights[rank])
         chosen = {"topk_idx": idx, "topk_weights": weights} if topk else {}
         got = buffer.dispatch(x, **layout_of(buffer, idx), **chosen, config=Config(6), expert_alignment=2)
-        again = buffer.dispatch(x, handle=got[4])
+        again = buffer.dispatch(others, handle=got[4])
         y = torch.randn(len(got[4][7]), HIDDEN, generator=torch.Generator().manual_seed(rank)).bfloat16()
         plain = buffer.combine(y, got[4], topk_weights=got[2])
         bias = tuple(to_torch(each[rank]) for each in biases)
@@ -127,10 +128,10 @@ def test_dispatch_and_combine(rig, case, fp8, topk):
     for rank, (got, again, _, (combined, weights, _), (biased, nothing, _)) in enumerate(everyone):
         recv_x, recv_idx, recv_weights, per_expert, handle, _ = got
         want = truths[rank]
-        pairs = zip(recv_x, again[0], want.recv_x, strict=True) if fp8 else [(recv_x, again[0], want.recv_x)]
-        for first, second, array in pairs:
-            same(first, array)
-            same(second, array)
+        others = reference.dispatch(then, case.idx, case.weights, rank, EXPERTS)
+        for found, truth in ((recv_x, want), (again[0], others)):
+            for part, array in zip(found, truth.recv_x, strict=True) if fp8 else [(found, truth.recv_x)]:
+                same(part, array)
         assert again[1:5] == (None, None, None, None) and nothing is None
         assert per_expert == (-(-want.num_recv_tokens_per_expert // 2) * 2).tolist()
         check_handle(handle, want, get_dispatch_layout(case.idx[rank], EXPERTS, rig.ranks, rig.local), rank)

@@ -15,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="pip install torch: Buffer takes and returns its tensors")
 nvlink_rig = pytest.importorskip("nvlink_rig", reason="no engine for NVLink yet")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "unit"))
-from deepep_rig import Cpu, Rig, to_numpy, to_torch  # noqa: E402
+from deepep_rig import Cpu, Rig, other_rows, to_numpy, to_torch  # noqa: E402
 
 from rdmakit.ep import reference  # noqa: E402
 from rdmakit.ep.buffer import Buffer  # noqa: E402
@@ -112,13 +112,14 @@ def test_dispatch_and_combine(monkeypatch, case, fp8, worst):
     rig.make(num_nvl_bytes=1 << 20)
     monkeypatch.setattr(Buffer, "num_sms", 4)
     given = [quantize_fp8(x) for x in case.x] if fp8 else case.x
+    then = other_rows(given)
 
     def call(buffer, rank):
-        x = tuple(map(to_torch, given[rank])) if fp8 else to_torch(given[rank])
+        x, others = (tuple(map(to_torch, each[rank])) if fp8 else to_torch(each[rank]) for each in (given, then))
         idx, weights = to_torch(case.idx[rank]), to_torch(case.weights[rank])
         per_rank, _, per_expert, in_rank, _ = buffer.get_dispatch_layout(idx, EXPERTS)
         got = buffer.dispatch(x, None, per_rank, None, in_rank, per_expert, idx, weights, num_worst_tokens=worst)
-        again = buffer.dispatch(x, handle=got[4])[0]
+        again = buffer.dispatch(others, handle=got[4])[0]
         y = torch.randn(len(got[1]), HIDDEN, generator=torch.Generator().manual_seed(rank)).bfloat16()
         return got, again, y, buffer.combine(y, got[4], topk_weights=got[2])
 
@@ -128,10 +129,10 @@ def test_dispatch_and_combine(monkeypatch, case, fp8, worst):
     for rank, (got, again, _, (combined, weights, _)) in enumerate(everyone):
         recv_x, recv_idx, recv_weights, per_expert, handle, _ = got
         want, rows = truths[rank], len(handles[rank].src_token)
-        fields = zip(recv_x, again, want.recv_x, strict=True) if fp8 else [(recv_x, again, want.recv_x)]
-        for first, second, array in fields:
-            same(first[:rows], array)
-            same(second[:rows], array)
+        others = reference.dispatch(then, case.idx, case.weights, rank, EXPERTS)
+        for found, truth in ((recv_x, want), (again, others)):
+            for part, array in zip(found, truth.recv_x, strict=True) if fp8 else [(found, truth.recv_x)]:
+                same(part[:rows], array)
         same(recv_idx[:rows], want.recv_topk_idx)
         same(recv_weights[:rows], want.recv_topk_weights)
         same(handle[3][:rows], want.handle.src_token)

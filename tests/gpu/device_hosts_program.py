@@ -23,7 +23,7 @@ os.environ.setdefault("RDMAKIT_RANKS_PER_HOST", "1")
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from deepep_rig import to_numpy, to_torch  # noqa: E402
+from deepep_rig import other_rows, to_numpy, to_torch  # noqa: E402
 from moe import make_inputs  # noqa: E402
 
 from rdmakit.connect import meet  # noqa: E402
@@ -66,23 +66,25 @@ class Rank:
         return make_inputs(self.tokens, o.hidden, o.experts, o.topk, seed)
 
     def normal(self, seed: int, fp8: bool) -> None:
-        """Layout, dispatch, the same with its handle, combine with weights."""
+        """Layout, dispatch, one of other rows with its handle, combine with weights."""
         o, rank, buffer = self.options, self.rank, self.buffer
         x, idx, weights = self.inputs(seed)
         given = [reference.quantize_fp8(rows) for rows in x] if fp8 else x
         truths = [reference.dispatch(given, idx, weights, r, o.experts) for r in range(o.ranks)]
         rng = np.random.default_rng(seed)
         y = [rng.standard_normal((len(t.handle.src_token), o.hidden)).astype(x[0].dtype) for t in truths]
-        rows = tuple(map(self.rows, given[rank])) if fp8 else self.rows(given[rank])
+        then = other_rows(given)
+        rows, others = (tuple(map(self.rows, x[rank])) if fp8 else self.rows(x[rank]) for x in (given, then))
         choices, factors = self.rows(idx[rank].astype(np.int64)), self.rows(weights[rank])
         per_rank, per_host, per_expert, in_rank, _ = buffer.get_dispatch_layout(choices, o.experts)
         got = buffer.dispatch(rows, None, per_rank, per_host, in_rank, per_expert, choices, factors)
-        again = buffer.dispatch(rows, handle=got[4])[0]
+        again = buffer.dispatch(others, handle=got[4])[0]
         sums, summed, _ = buffer.combine(self.rows(y[rank]), got[4], topk_weights=got[2])
         want = truths[rank]
-        for found in (got[0], again):
-            for part, truth in zip(found, want.recv_x, strict=True) if fp8 else ((found, want.recv_x),):
-                same("rows", part, truth)
+        second = reference.dispatch(then, idx, weights, rank, o.experts)
+        for what, found, true in (("rows", got[0], want), ("rows of a route used again", again, second)):
+            for part, truth in zip(found, true.recv_x, strict=True) if fp8 else ((found, true.recv_x),):
+                same(what, part, truth)
         same("choices", got[1], want.recv_topk_idx.astype(np.int64))
         same("weights", got[2], want.recv_topk_weights)
         assert got[3] == [int(n) for n in want.num_recv_tokens_per_expert], got[3]

@@ -97,6 +97,12 @@ def widen(rows: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     return (rows.float().view(len(rows), -1, 128) * scales[..., None]).view(len(rows), -1).bfloat16()
 
 
+def other(rows: torch.Tensor) -> torch.Tensor:
+    """Other rows, for a route that is used again: if they did not come, it shows."""
+    raw = rows.view(torch.uint8) if rows.element_size() == 1 else rows
+    return raw.flip(0).view(rows.dtype)
+
+
 def equal(what: str, found: torch.Tensor, wanted: torch.Tensor) -> None:
     """Bit for bit."""
     assert found.dtype == wanted.dtype and found.shape == wanted.shape, (what, found.dtype, found.shape, wanted.shape)
@@ -123,7 +129,7 @@ def check_layout(buffer: Buffer, truth: Truth, rank: int, idx: torch.Tensor) -> 
 def check_round_trip(
     buffer: Buffer, truth: Truth, rank: int, *, fp8: bool, topk: bool, asynchronous: bool, previous: bool
 ) -> None:
-    """dispatch, the same with its handle, combine with biases and weights."""
+    """dispatch, one of other rows with its handle, combine with biases and weights."""
     mine, config = truth.tokens[rank], Config(truth.options.sms)
     idx = mine.idx.cuda()
     layout = check_layout(buffer, truth, rank, idx)
@@ -139,14 +145,15 @@ def check_round_trip(
 
     chosen = {"topk_idx": idx, "topk_weights": mine.weights.cuda()} if topk else {}
     recv_x, recv_idx, recv_weights, counts, handle = call(buffer.dispatch, x=x, **layout, **chosen)
-    again = call(buffer.dispatch, x=x, handle=handle)[0]
+    others = tuple(other(part).cuda() for part in mine.fp8) if fp8 else other(mine.x).cuda()
+    again = call(buffer.dispatch, x=others, handle=handle)[0]
     local_idx, local_weights = truth.choices(rank)
-    for found in (recv_x, again):
+    for found, which in ((recv_x, lambda rows: rows), (again, other)):
         if fp8:
-            equal("rows", found[0], truth.received(rank, lambda t: t.fp8[0]))
-            equal("scales", found[1], truth.received(rank, lambda t: t.fp8[1]))
+            equal("rows", found[0], truth.received(rank, lambda t, which=which: which(t.fp8[0])))
+            equal("scales", found[1], truth.received(rank, lambda t, which=which: which(t.fp8[1])))
         else:
-            equal("rows", found, truth.received(rank, lambda t: t.x))
+            equal("rows", found, truth.received(rank, lambda t, which=which: which(t.x)))
     assert counts == [int((local_idx == expert).sum()) for expert in range(truth.local)], counts
     prefix = torch.stack([goes[:, rank].sum() for goes in truth.goes]).cumsum(0).int()
     equal("recv_gbl_rank_prefix_sum", handle[-4], prefix)

@@ -11,7 +11,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="pip install torch: Buffer takes and returns its tensors")
 from connect_rig import every_rank, results  # noqa: E402
-from deepep_rig import to_numpy, to_torch  # noqa: E402
+from deepep_rig import other_rows, to_numpy, to_torch  # noqa: E402
 from hosts_rig import shared_out  # noqa: E402
 from moe import make_inputs  # noqa: E402
 
@@ -58,18 +58,20 @@ def test_dispatch_and_combine(hosts, seed, fp8, capfd):
     rng = np.random.default_rng(seed)
     y = [rng.standard_normal((len(t.handle.src_token), HIDDEN)).astype(x[0].dtype) for t in truths]
 
+    then = other_rows(given)
+
     def calls(buffer, rank):
-        rows = tuple(map(to_torch, given[rank])) if fp8 else to_torch(given[rank])
+        rows, others = (tuple(map(to_torch, each[rank])) if fp8 else to_torch(each[rank]) for each in (given, then))
         choices, factors = to_torch(idx[rank].astype(np.int64)), to_torch(weights[rank])
         per_rank, per_host, per_expert, in_rank, _ = buffer.get_dispatch_layout(choices, EXPERTS)
         got = buffer.dispatch(rows, None, per_rank, per_host, in_rank, per_expert, choices, factors)
-        again = buffer.dispatch(rows, handle=got[4])[0]
+        again = buffer.dispatch(others, handle=got[4])[0]
         return got, again, buffer.combine(to_torch(y[rank]), got[4], topk_weights=got[2])
 
     for rank, (got, again, (sums, summed, _)) in enumerate(hosts(calls)):
         want = truths[rank]
-        for found in (got[0], again):
-            for part, truth in zip(found, want.recv_x, strict=True) if fp8 else ((found, want.recv_x),):
+        for found, true in ((got[0], want), (again, reference.dispatch(then, idx, weights, rank, EXPERTS))):
+            for part, truth in zip(found, true.recv_x, strict=True) if fp8 else ((found, true.recv_x),):
                 same(part, truth)
         same(got[1], want.recv_topk_idx.astype(np.int64))
         same(got[2], want.recv_topk_weights)

@@ -19,7 +19,7 @@ from rdmakit.device import connected_pair
 from rdmakit.ep import gpu_queues
 from rdmakit.errors import NotAvailable
 from rdmakit.gpu import device_queues as reaching
-from rdmakit.gpu import peer, queue_memory
+from rdmakit.gpu import peer, queue_memory, transfers
 from rdmakit.gpu.queue_memory import GpuQueueMemory
 from rdmakit.layout import CQE_INITIAL_OP_OWN
 from rdmakit.verbs.backend import open_devx
@@ -74,11 +74,11 @@ class Cuda:
                 return memory, address - begin
         raise AssertionError(f"no memory of the GPU at {address:#x}")
 
-    def memset(self, address, value, nbytes):
+    def memsetAsync(self, address, value, nbytes, stream):
         memory, at = self.of(address, nbytes)
         memory.bytes[at : at + nbytes] = value
 
-    def memcpy(self, to, source, nbytes, kind):
+    def memcpyAsync(self, to, source, nbytes, kind, stream):
         memory, at = self.of(to, nbytes)
         ctypes.memmove(memory.bytes.ctypes.data + at, source, nbytes)
 
@@ -100,9 +100,6 @@ class Device:
     def __exit__(self, *_):
         pass
 
-    def synchronize(self):
-        pass
-
 
 @pytest.fixture
 def cuda(monkeypatch):
@@ -111,8 +108,9 @@ def cuda(monkeypatch):
     def made(protection):
         runtime = Cuda(protection)
         found = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, Device=Device))
-        for module in (peer, queue_memory):
+        for module in (peer, queue_memory, transfers):
             monkeypatch.setattr(module, "cupy", lambda: found)
+        monkeypatch.setattr(transfers, "_stream", lambda device: SimpleNamespace(ptr=0, synchronize=lambda: None))
         monkeypatch.setattr(queue_memory, "dmabuf_of", runtime.dmabuf_of)
         runtime.host = Gpu(monkeypatch)
         return runtime

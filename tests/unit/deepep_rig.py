@@ -42,6 +42,11 @@ def to_numpy(tensor):
     return tensor.clone().numpy() if raw is None else tensor.contiguous().view(raw).clone().numpy().view(kind)
 
 
+def other_rows(x):
+    """Other rows of each rank, for a dispatch that reuses a route: if it brings nothing, it shows."""
+    return [tuple(part[::-1].copy() for part in rows) if isinstance(rows, tuple) else rows[::-1].copy() for rows in x]
+
+
 def to_torch(array):
     """A tensor with a copy of an array."""
     array = np.ascontiguousarray(array)
@@ -177,10 +182,16 @@ class NumpyEngine:
         self.heap_address, self.heap_bytes, self.heap_owner = self._heap.ctypes.data, heap_bytes, self._heap
         self.calls, self.returned, self.closed, self.sizes = [], 0, False, None
         self.masked = np.zeros(self.ranks, np.int32)
-        self.sent = None
+        self.sent = self.wrong = None
+        self.told = False
 
     def exchange(self, value):
         return self.meeting.exchange(self.rank, value)
+
+    def check(self, *, unless_told=False):
+        if self.wrong is not None and not (unless_told and self.told):
+            self.told = True
+            raise self.wrong
 
     def copy(self, to, source, nbytes, stream):
         self.calls.append(("copy", stream))

@@ -175,7 +175,7 @@ def normal(here, seed, fp8, times=1):
 
 
 def _normal(here, seed, fp8):
-    from deepep_rig import to_torch
+    from deepep_rig import other_rows, to_torch
 
     from rdmakit.ep import reference
 
@@ -185,15 +185,17 @@ def _normal(here, seed, fp8):
     truths = [reference.dispatch(given, idx, weights, r, experts) for r in range(ranks)]
     rng = np.random.default_rng(seed + 1)
     y = [rng.standard_normal((len(t.handle.src_token), HIDDEN)).astype(x[0].dtype) for t in truths]
-    rows = tuple(map(to_torch, given[rank])) if fp8 else to_torch(given[rank])
+    then = other_rows(given)
+    rows, others = (tuple(map(to_torch, each[rank])) if fp8 else to_torch(each[rank]) for each in (given, then))
     choices, factors = to_torch(idx[rank].astype(np.int64)), to_torch(weights[rank])
     per_rank, per_host, per_expert, in_rank, _ = buffer.get_dispatch_layout(choices, experts)
     got = buffer.dispatch(rows, None, per_rank, per_host, in_rank, per_expert, choices, factors)
-    again = buffer.dispatch(rows, handle=got[4])[0]
+    again = buffer.dispatch(others, handle=got[4])[0]
     sums, summed, _ = buffer.combine(to_torch(y[rank]), got[4], topk_weights=got[2])
     want = truths[rank]
-    for name, found in (("dispatch", got[0]), ("cached dispatch", again)):
-        for part, truth in zip(found, want.recv_x, strict=True) if fp8 else ((found, want.recv_x),):
+    second = reference.dispatch(then, idx, weights, rank, experts)
+    for name, found, true in (("dispatch", got[0], want), ("cached dispatch", again, second)):
+        for part, truth in zip(found, true.recv_x, strict=True) if fp8 else ((found, true.recv_x),):
             _same(part, truth, name)
     _same(got[1], want.recv_topk_idx.astype(np.int64), "choices")
     _same(got[2], want.recv_topk_weights, "weights")

@@ -11,7 +11,7 @@ from deepep_rig import Comm, Meeting, Rig  # noqa: E402
 from rdmakit.ep import engine as engines  # noqa: E402
 from rdmakit.ep.buffer import Buffer  # noqa: E402
 from rdmakit.ep.config import Config  # noqa: E402
-from rdmakit.errors import BadArgument, BadState, NotAvailable  # noqa: E402
+from rdmakit.errors import BadArgument, BadState, HangError, NotAvailable  # noqa: E402
 
 TOKENS, HIDDEN, EXPERTS = 4, 256, 4
 
@@ -142,6 +142,23 @@ def test_construction(rig):
     x = torch.ones(1, 8, dtype=torch.bfloat16)
     refused(BadState, "num_nvl_bytes > 0", buffer.dispatch, x=x, num_tokens_per_rank=layout[0],
             is_token_in_rank=layout[3], num_tokens_per_expert=layout[2])  # fmt: skip
+
+
+@pytest.mark.parametrize("called", [True, False], ids=["by the next call", "by destroy"])
+def test_what_kernels_report_is_raised(rig, called):
+    """Of what was enqueued and has returned: once, and the memory is given back."""
+    (buffer,) = rig.make(num_nvl_bytes=1024, explicitly_destroy=True)
+    engine = buffer.runtime
+    engine.wrong = HangError("a kernel waited for a slot from the sender", rule="it waited 60 s", remedy="-")
+    if called:
+        idx = torch.zeros(4, 1, dtype=torch.int64)
+        for _ in range(2):
+            refused(HangError, "a slot from the sender", buffer.get_dispatch_layout, topk_idx=idx, num_experts=EXPERTS)
+        buffer.destroy()
+    else:
+        refused(HangError, "a slot from the sender", buffer.destroy)
+    assert engine.closed and buffer.runtime is None
+    refused(BadState, "the Buffer is destroyed", buffer.destroy)
 
 
 def test_destruction(rig):
