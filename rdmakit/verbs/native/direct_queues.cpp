@@ -94,31 +94,61 @@ bool is_plain(u64 tail) {
     return what == static_cast<u32>(CqeOpcode::requester) << 4 && sent_as(opcode_of(tail)) < kWcRead;
 }
 
-// Rows of as many CQEs, `most` at most, as are like the first; how many. Batches mostly are one run, in which nothing but
-// wr_ids is new. A row is three stores: one for each field costs more than the lines of the CQEs.
-u32 take_run(DirectQp& qp, const u8* entry, u32 stride, u32 most, Wc* row) {
+// Rows of CQEs that are plain and alike, in which nothing but wr_ids is new. A row is three stores: one for each field
+// costs more than the lines of the CQEs.
+class PlainRows {
+  public:
+    PlainRows(const DirectQp& qp, u64 tail)
+        : wr_ids_(qp.wr_ids.data()), mask_(qp.rings.sq_blocks - 1), opcode_(u64{sent_as(opcode_of(tail))} << 32),
+          middle_{0, u64{qpn_of(tail)} << 32}, end_{u64{sent_flags(opcode_of(tail))} << 32, 0} {}
+    // Of the WQE at that index, whose low bits a CQE has.
+    void put(u32 index, Wc* row) const {
+        const Pair begin = {wr_ids_[index & mask_], opcode_};  // a new one: what was stored in parts is slow to load as a whole
+        u8* const to = reinterpret_cast<u8*>(row);
+        std::memcpy(to, &begin, sizeof begin);
+        std::memcpy(to + sizeof begin, &middle_, sizeof middle_);
+        std::memcpy(to + 2 * sizeof begin, &end_, sizeof end_);
+    }
+
+  private:
     using Pair = u64 __attribute__((vector_size(16)));
     static_assert(sizeof(Wc) == 3 * sizeof(Pair) && offsetof(Wc, opcode) == 12 && offsetof(Wc, qp_num) == 28 &&
                   offsetof(Wc, wc_flags) == 36, "where the parts have them");
+    const u64* const wr_ids_;
+    const u32 mask_;
+    const u64 opcode_;
+    const Pair middle_, end_;
+};
+
+// Rows of as many CQEs, `most` at most, as are like the first; how many.
+u32 take_run(DirectQp& qp, const u8* entry, u32 stride, u32 most, Wc* row) {
     u64 tail = tail_of(entry);
     const u64 alike = tail & kAlike;
-    const u64* const wr_ids = qp.wr_ids.data();
-    const u32 mask = qp.rings.sq_blocks - 1;
-    const u64 opcode = u64{sent_as(opcode_of(tail))} << 32;
-    const Pair middle = {0, u64{qpn_of(tail)} << 32}, end = {u64{sent_flags(opcode_of(tail))} << 32, 0};
+    const PlainRows rows(qp, tail);
     u32 count = 0, counter;
     do {
         counter = counter_of(tail);
-        const Pair begin = {wr_ids[counter & mask], opcode};  // a new one: what was stored in parts is slow to load as a whole
-        u8* const to = reinterpret_cast<u8*>(row + count);
-        std::memcpy(to, &begin, sizeof begin);
-        std::memcpy(to + sizeof begin, &middle, sizeof middle);
-        std::memcpy(to + 2 * sizeof begin, &end, sizeof end);
+        rows.put(counter, row + count);
         if (++count == most) break;
         tail = tail_of(entry += stride);
     } while ((tail & kAlike) == alike);
-    qp.done = widen(counter, qp.done) + qp.blocks[counter & mask];
+    qp.done = widen(counter, qp.done) + qp.blocks[counter & (qp.rings.sq_blocks - 1)];
     return count;
+}
+
+// The same by a look at the last of them alone, since a CQE is a line that the device has just written. Where all that is
+// outstanding of a queue pair completes by one CQE a block, `count` CQEs of which the last is of its `count`th block are all
+// its own: they come in the order of its WQEs, and after one that failed none goes well (IBTA vol. 1, 10.3.1). `tail`: of
+// the first, which is plain. False: it is not so, or not all of them are there.
+bool take_known(DirectQp& qp, u64 tail, const u8* last, u64 last_at, u32 log, u32 count, Wc* row) {
+    const u64 found = tail_of(last);
+    constexpr u64 kSame = kAlike & ~(u64{1} << 56);  // but for the owner: it may lie in the next lap
+    if (!cqe_ready(op_own_of(found), last_at, log) || (found & kSame) != (tail & kSame)) return false;
+    if (widen(counter_of(found), qp.done) != qp.done + count - 1) return false;
+    const PlainRows rows(qp, tail);
+    for (u32 i = 0; i < count; ++i) rows.put(static_cast<u32>(qp.done) + i, row + i);
+    qp.done += count;
+    return true;
 }
 
 // A CQE of the send queue. In one that reports an error nothing but the counter is read.
@@ -220,6 +250,12 @@ Posted DirectQp::send(const void* from, size_t count) {
         }
         wr_ids[posted & mask] = rows[i].wr_id;
         blocks[posted & mask] = static_cast<u8>(size);
+        const Opcode opcode = kOpcodes[rows[i].opcode];
+        const bool runs = size == 1 && (signal_all || rows[i].flags & kFlagSignalled);
+        if (!runs || opcode != run_opcode) {
+            run_begin = runs ? posted : posted + size;
+            run_opcode = opcode;
+        }
         posted += size;
     }
     if (answer.count != 0) {
@@ -296,7 +332,12 @@ int DirectCq::poll(Wc* into, int most, u32* stranger) {
         }
         if (is_plain(tail)) {
             const u32 in_lap = mask + 1 - slot, left = static_cast<u32>(end - row);
-            const u32 count = take_run(*qp, entry, stride, in_lap < left ? in_lap : left, row);
+            const u64 outstanding = qp->done >= qp->run_begin ? qp->posted - qp->done : 0;
+            u32 count = outstanding < left ? static_cast<u32>(outstanding) : left;
+            const u8* const other = first + static_cast<size_t>((at + count - 1) & mask) * stride;
+            if (count < 2 || !take_known(*qp, tail, other, at + count - 1, log, count, row)) {
+                count = take_run(*qp, entry, stride, in_lap < left ? in_lap : left, row);
+            }
             at += count;
             row += count;
             continue;

@@ -25,6 +25,10 @@ struct DirectQp {
     u64 receives = 0, received = 0;  // receive WQEs
     std::vector<u64> wr_ids, receive_ids;  // by place in the ring
     std::vector<u8> blocks;
+    // The last work requests in a row that ask for completions, are of this opcode and one basic block long: where they
+    // begin. While that is not past `done`, all that is outstanding completes by one CQE a block.
+    u64 run_begin = 0;
+    Opcode run_opcode = Opcode::nop;
 
     // False when the rings have been used: libmlx5 has posted.
     bool begin(const Mlx5View& found, u32 number, u32 inlined, bool all);
