@@ -107,7 +107,7 @@ class WorldLink:
         self.heap_bytes = own.nbytes
         self.heap_owner = own
         self._kept: list[Any] = [heaps]
-        self._told = False
+        self._raised = False
         self.report = Report(self.host_memory(REPORT.itemsize))
         self.blocks = blocks
         self.shared_bytes = 64 << 10
@@ -172,8 +172,8 @@ class WorldLink:
 
     def check(self, *, unless_told: bool = False) -> None:
         """What its kernels have reported."""
-        if self.report and not (unless_told and self._told):
-            self._told = True
+        if self.report and not (unless_told and self._raised):
+            self._raised = True
             self.report.raise_for_status()
 
     def close(self) -> None:

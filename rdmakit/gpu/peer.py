@@ -74,7 +74,7 @@ class PeerLink:
         self._checked: set[str] = set()  # whose arguments have been looked at once
         self._owned: list[Allocation] = []
         self._opened: list[int] = []
-        self._told = False
+        self._raised = False
         with cp.cuda.Device(self.device):
             attributes = cp.cuda.Device().attributes
             self.blocks = int(attributes["MultiProcessorCount"])
@@ -211,12 +211,12 @@ class PeerLink:
 
     def check(self, *, unless_told: bool = False) -> None:
         """Raise what has gone wrong so far; `unless_told`: if this has raised it already, don't."""
-        if unless_told and self._told:
+        if unless_told and self._raised:
             return
         try:
             self._look()
         except RdmakitError:
-            self._told = True
+            self._raised = True
             raise
 
     def _look(self) -> None:
