@@ -11,6 +11,7 @@ With `--json` a subcommand prints one object only: `ok` (bool), `figures` (name 
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import sys
@@ -63,6 +64,11 @@ def _refused(args: argparse.Namespace, error: RdmakitError) -> int:
     return 2
 
 
+def _drop_output() -> None:
+    """What is still buffered goes nowhere, or the interpreter would try to write it at its end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (default: `sys.argv`); returns the exit status. Typed errors become `error: …`.
 
@@ -80,6 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader, `head` say, has left; keep the interpreter from flushing at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader, `head` say, has left
+        _drop_output()
         return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _drop_output()
+        advice = "rule: room where it goes; remedy: free some, or write elsewhere"
+        print(f"error: the output could not be written (value {error})\n{advice}", file=sys.stderr)
+        return 2

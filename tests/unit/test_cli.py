@@ -23,6 +23,22 @@ def test_module_runs_as_the_command_does():
     assert done.returncode == (0 if json.loads(done.stdout)["ok"] else 1), done.stderr
 
 
+@pytest.mark.parametrize("options", [[], ["--json"]], ids=["text", "json"])
+def test_output_that_cannot_be_written_is_said_and_not_traced(options):
+    full, command = Path("/dev/full"), [sys.executable, "-m", "rdmakit", "info", *options]
+    if not full.is_char_device():
+        pytest.skip("no /dev/full here")
+    with full.open("w") as nowhere:
+        done = subprocess.run(command, stdout=nowhere, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: the output could not be written")
+    assert "remedy: " in done.stderr and "Traceback" not in done.stderr and "ignored" not in done.stderr
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert done.returncode == 1 and not done.stderr, "who reads has left, and wants no more"
+
+
 def test_info_prints_one_json_object(capsys):
     main(["info", "--json"])
     result = json.loads(capsys.readouterr().out)
