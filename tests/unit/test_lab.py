@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from rdmakit.cli import main
-from rdmakit.errors import BadArgument, HangError, NotAvailable
+from rdmakit.errors import BadArgument, DeviceFault, HangError, NotAvailable
 from rdmakit.lab import cache_folder, download_kernel, find_kernel, missing_programs, run
 from rdmakit.lab.initramfs import archive, initramfs
 
@@ -180,6 +180,64 @@ def test_it_is_made_again_when_what_it_holds_is_newer(played_apt):
     later = time.time() + 5
     os.utime(init, (later, later))
     assert b"second" in initramfs(kernel, busybox, init).read_bytes()
+
+
+# ---- a machine that is played: what it says of itself is what counts
+@pytest.fixture
+def played_machine(played_apt, monkeypatch):
+    """`played_machine(*lines)`: the n-th start does what the n-th line of shell says, in the control folder."""
+    monkeypatch.setenv("RDMAKIT_LAB_CACHE", str(played_apt / "cache"))
+    monkeypatch.setattr("rdmakit.lab.machine.missing_programs", list)
+    download_kernel(played_apt / "cache")
+
+    def play(*lines):
+        starts = "\n".join(f"{number}) {line} ;;" for number, line in enumerate(lines, 1))
+        script = f"""#!/bin/bash
+for word; do case $word in local,id=control,*) folder=${{word#*path=}} ;; esac; done
+cd "${{folder%%,*}}" && echo start >> {played_apt}/starts
+echo "Kernel panic - not syncing: attempt $(wc -l < {played_apt}/starts)" > console
+case $(wc -l < {played_apt}/starts) in
+{starts}
+esac
+"""
+        for name in ("qemu-system-x86_64", "busybox"):
+            (played_apt / "bin" / name).write_text(script)
+            (played_apt / "bin" / name).chmod(0o755)
+        return lambda: (played_apt / "starts").read_text().count("start")
+
+    return play
+
+
+def test_a_machine_that_dies_while_it_boots_is_started_anew(played_machine, capfd):
+    starts = played_machine("exit 1", "sleep 0.3; touch began; echo 5 > status", "exit 1")
+    outcome = run(["true"], seconds=60)
+    assert starts() == 2 and outcome.status == 5 and 0.2 < outcome.boot_s < outcome.total_s
+    said = capfd.readouterr().err
+    assert "started anew; the console's end: Kernel panic - not syncing: attempt 1" in said and "attempt 2" not in said
+
+
+def test_a_machine_that_never_boots_is_given_up(played_machine, capfd):
+    starts = played_machine()
+    with pytest.raises(DeviceFault, match="qemu has ended without a status") as caught:
+        run(["true"], seconds=60)
+    assert starts() == 3 and "attempt 3" in caught.value.rule
+    assert capfd.readouterr().err.count("started anew") == 2
+
+
+@pytest.mark.parametrize("line", ["touch began", "echo no net > problem"], ids=["in the command", "with a reason"])
+def test_a_machine_that_dies_otherwise_is_not_started_again(played_machine, line):
+    """A command that has begun is not run twice."""
+    starts = played_machine(line)
+    with pytest.raises(DeviceFault, match="the lab's machine died"):
+        run(["true"], seconds=60)
+    assert starts() == 1
+
+
+def test_all_starts_together_have_the_time_that_one_has(played_machine):
+    starts = played_machine("sleep 1", "exec sleep 60")
+    with pytest.raises(HangError, match="its time was up"):
+        run(["true"], seconds=2)
+    assert starts() == 2
 
 
 # ---- the machine
