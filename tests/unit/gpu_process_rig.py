@@ -56,14 +56,8 @@ class Runtime:
     def ipcCloseMemHandle(self, address):
         del self.opened[address]
 
-    def memset(self, address, value, nbytes):
-        ctypes.memset(address, value, nbytes)
-
     def memsetAsync(self, address, value, nbytes, stream):
         ctypes.memset(address, value, nbytes)
-
-    def memcpy(self, to, source, nbytes, kind):
-        ctypes.memmove(to, source, nbytes)
 
     def memcpyAsync(self, to, source, nbytes, kind, stream):
         ctypes.memmove(to, source, nbytes)
@@ -90,6 +84,18 @@ class Device:
 
     def __exit__(self, *_):
         pass
+
+    def synchronize(self):
+        pass
+
+
+class Stream:
+    """`cupy.cuda.Stream`: what is queued has happened."""
+
+    ptr = 1
+
+    def __init__(self, non_blocking=False):
+        assert non_blocking, "it would wait for kernels"
 
     def synchronize(self):
         pass
@@ -123,7 +129,7 @@ def install(here, where, gpus="one", adds=False):
     from rdmakit.ep import device_gpus
     from rdmakit.ep import engine as engines
     from rdmakit.errors import NotAvailable
-    from rdmakit.gpu import device_link, device_queues, host_pages, peer, probe, queue_memory, shared_heaps
+    from rdmakit.gpu import device_link, device_queues, host_pages, peer, probe, queue_memory, shared_heaps, transfers
 
     def no_dmabuf(address, nbytes):
         raise NotAvailable("the driver exports no dma-buf", value=0, rule="-", remedy="-")
@@ -132,8 +138,8 @@ def install(here, where, gpus="one", adds=False):
     pages = host_pages.HostPages(cuda)
     page = NumPyArena(1 << 17).array(1 << 16, np.uint8, 1 << 16)
     here.cuda, here.runtime, here.page = cuda, runtime, page
-    found = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, Device=Device))
-    for module in (peer, device_link, queue_memory):
+    found = SimpleNamespace(cuda=SimpleNamespace(runtime=runtime, Device=Device, Stream=Stream))
+    for module in (peer, device_link, queue_memory, transfers):
         module.cupy = lambda: found
     peer.Arena = device_link.Arena = NumPyArena
     queue_memory.GPU_PAGE = 4096  # that of a file, whose descriptor is the dma-buf
