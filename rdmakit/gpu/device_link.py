@@ -7,7 +7,8 @@ map it by CUDA IPC; else page-locked memory of the host, which kernels reach as 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
@@ -116,8 +117,18 @@ class DeviceLink(PeerLink):
 
     def wait(self, done: Callable[[], bool], what: str) -> None:
         """Poll. What goes wrong, ranks that share memory are told."""
-        try:
+        with self._telling():
             super().wait(done, what)
+
+    def check(self, *, unless_told: bool = False) -> None:
+        """As a PeerLink's. What goes wrong, ranks that share memory are told."""
+        with self._telling():
+            super().check(unless_told=unless_told)
+
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
         except RdmakitError as error:
             if self._sharing is not None:
                 self._sharing.tell(error)

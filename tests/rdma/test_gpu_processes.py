@@ -58,3 +58,14 @@ def test_a_rank_that_fails_is_named_on_its_host(ranks, tmp_path, seed):
     kind, text = said[0]
     assert kind == "RankMissing" and "rank 0 waits for rank 1, which failed" in text and "a flag did not come" in text
     assert said[2] is said[3] is None
+
+
+def test_a_rank_whose_call_raises_is_named_on_its_host(ranks, tmp_path, seed):
+    """What a kernel reported is raised by the next call, before anything waits: others learn it all the same."""
+    ranks.each(gpus.install, "host")
+    ranks.each(rig.make, tmp_path / "meeting", {})
+    said = ranks.each(gpus.call_after_a_failure, 1)
+    assert said[1][0] == "DeviceFault"
+    kind, text = said[0]
+    assert kind == "RankMissing" and "rank 0 waits for rank 1, which failed" in text and "gave up" in text
+    assert said[2] is said[3] is None

@@ -208,3 +208,22 @@ def wait_for_what_does_not_come(here, late):
     except RdmakitError as error:
         return type(error).__name__, str(error)
     raise AssertionError("nothing came, and nobody said so")
+
+
+def call_after_a_failure(here, late):
+    """A kernel of `late` gives up, which its next call raises; ranks of its host wait for a flag. What each is told."""
+    from rdmakit.errors import RdmakitError
+
+    link = here.buffer.runtime.link
+    if late not in link.local:
+        return None
+    try:
+        if here.rank == late:
+            link.abort()
+            here.buffer.get_local_buffer_tensor(here.buffer._backend.kinds.int32)
+        else:
+            link.patience_s = 20.0
+            link.wait(lambda: False, "a flag")
+    except RdmakitError as error:
+        return type(error).__name__, str(error)
+    raise AssertionError("a failure was not raised")
