@@ -35,7 +35,7 @@ from rdmakit.cli import (
     trace,
     validate,
 )
-from rdmakit.errors import RdmakitError
+from rdmakit.errors import NotAvailable, RdmakitError
 
 __all__ = ["main", "parser"]
 
@@ -93,6 +93,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _drop_output()
-        advice = "rule: room where it goes; remedy: free some, or write elsewhere"
-        print(f"error: the output could not be written (value {error})\n{advice}", file=sys.stderr)
-        return 2
+        return _refused(args, NotAvailable("the output could not be written", value=error, rule="room where it goes",
+                                           remedy="free some, or write elsewhere"))  # fmt: skip

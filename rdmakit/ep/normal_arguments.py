@@ -37,7 +37,7 @@ def number_of_sms(buffer: BufferBase, config: Config | None, default: int, least
         raise BadState("the Buffer has no memory for dispatch and combine", value=0, rule="num_nvl_bytes > 0",
                        remedy="Buffer(group, num_nvl_bytes=Config().get_nvl_buffer_size_hint(hidden_bytes, ranks))",
                        )  # fmt: skip
-    num_sms, most = default if config is None else config.num_sms, int(buffer._engine().max_sms)
+    num_sms, most = default if config is None else config.num_sms, int(buffer._undestroyed().max_sms)
     check_even_sms(num_sms)
     if not least <= num_sms <= most:
         raise BadArgument("a call with that many SMs cannot run", value=num_sms, rule=f"{least} … {most}",

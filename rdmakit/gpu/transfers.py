@@ -22,8 +22,8 @@ _HOST_TO_DEVICE = 1  # cudaMemcpyKind
 
 @functools.cache
 def _stream(device: int) -> Any:
-    with cupy().cuda.Device(device):
-        return cupy().cuda.Stream(non_blocking=True)
+    """That of the current device, which is `device`."""
+    return cupy().cuda.Stream(non_blocking=True)
 
 
 def put(device: int, address: int, array: np.ndarray[Any, Any]) -> None:

@@ -5,6 +5,7 @@ written here as a device would, and what has to come of them known from the requ
 import numpy as np
 import pytest
 from test_devx_batches import ends  # noqa: F401
+from test_direct_completions import merged
 
 from rdmakit.layout import CqeOpcode, Opcode, Syndrome
 from rdmakit.layout.cqe import cqe, error_cqe
@@ -99,17 +100,6 @@ def alike(rng, most):
     return opcodes, flags, sizes
 
 
-def in_turns(rng, lists):
-    """The lists in one, each in its order."""
-    made, lists = [], [list(each) for each in lists if each]
-    while lists:
-        one, turn = lists[int(rng.integers(len(lists)))], int(rng.choice([1, 2, 40]))
-        made += one[:turn]
-        del one[:turn]
-        lists = [each for each in lists if each]
-    return made
-
-
 @pytest.fixture
 def made(ends):  # noqa: F811
     near = ends[0]
@@ -134,7 +124,7 @@ def test_rows_are_those_of_the_requests_however_many_are_there(queues, rng, busy
             room = min(40, ENTRIES // busy - 1)
             coming.append(queues.post(which, *alike(rng, room), number))
             number += 1000
-        for what in in_turns(rng, coming):
+        for what in merged(rng, coming):
             queues.complete(*what, junk(rng))
             if rng.random() < 0.05:
                 queues.check(int(rng.integers(0, ENTRIES)))
@@ -147,7 +137,7 @@ def test_rows_are_those_of_the_requests_however_many_are_there(queues, rng, busy
     for which in range(busy):
         requests = alike(rng, 30)
         coming.append(queues.post(which, *requests, number, bad=int(rng.integers(len(requests[0]) + 1))))
-    for what in in_turns(rng, coming):
+    for what in merged(rng, coming):
         queues.complete(*what, junk(rng))
     while queues.written != queues.polled:
         queues.check(int(rng.integers(1, ENTRIES)))

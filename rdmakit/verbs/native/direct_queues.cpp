@@ -331,11 +331,12 @@ int DirectCq::poll(Wc* into, int most, u32* stranger) {
             }
         }
         if (is_plain(tail)) {
-            const u32 in_lap = mask + 1 - slot, left = static_cast<u32>(end - row);
+            const u32 left = static_cast<u32>(end - row);
             const u64 outstanding = qp->done >= qp->run_begin ? qp->posted - qp->done : 0;
             u32 count = outstanding < left ? static_cast<u32>(outstanding) : left;
             const u8* const other = first + static_cast<size_t>((at + count - 1) & mask) * stride;
             if (count < 2 || !take_known(*qp, tail, other, at + count - 1, log, count, row)) {
+                const u32 in_lap = mask + 1 - slot;
                 count = take_run(*qp, entry, stride, in_lap < left ? in_lap : left, row);
             }
             at += count;
