@@ -13,7 +13,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from deepep_rig import BF16, Cpu, Meeting, NumpyEngine, torch, view
+from deepep_rig import Cpu, Meeting, torch
+from numpy_engine import BF16, NumpyEngine, view
 
 from rdmakit.cli import bench_scale_rank
 from rdmakit.cli.bench_rank import BenchRank

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="pip install torch: Buffer takes and returns its tensors")
-from deepep_rig import FP8, Rig, to_numpy, to_torch  # noqa: E402
+from deepep_rig import Rig, to_numpy, to_torch  # noqa: E402
+from numpy_engine import FP8  # noqa: E402
 
 from rdmakit.ep.buffer import Buffer  # noqa: E402
 from rdmakit.ep.engine import RECEIVE, SEND  # noqa: E402
